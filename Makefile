@@ -1,0 +1,50 @@
+# make demo    create the environment (once) and run the whole workflow; make test: create it and run the tests
+# PYTHON=python3.12 make demo chooses the interpreter that the environment is made with.
+PYTHON ?= python3
+VENV := .venv
+LOCK := $(shell sha256sum requirements.lock | cut -c1-12)
+READY := $(VENV)/.installed-$(LOCK)
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test check report adopt venv
+.DELETE_ON_ERROR:
+
+demo: venv
+	@echo "== Running the workflow: snakemake --profile local (what is up to date stays as it is)"
+	snakemake --profile local
+	@echo && cat results/tables/*.md
+	@echo "== Tables: results/tables/  figures: results/figures/  images: $$(echo results/models/*/samples.png)"
+
+test: venv
+	@echo "== Running the tests"
+	python -m pytest -q tests
+
+check: venv
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile workflow
+	lint-imports
+
+report: venv
+	snakemake --report report.html
+
+# After `dvc checkout` of another revision: the files in the workspace are up to date.
+adopt: venv
+	python workflow/scripts/adopt.py
+
+venv: $(READY)
+
+# The environment is made anew when the lock changes.
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "The locked environment needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) -V): make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make environments; on Debian: apt install python3-venv" >&2; exit 1; }
+	@echo "== Installing what requirements.lock names into $(VENV) (some minutes, 2 to 6 GB)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@

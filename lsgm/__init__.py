@@ -1,0 +1,24 @@
+"""LSGM: score-based generative modelling in latent space (Vahdat, Kreis, Kautz, NeurIPS 2021).
+
+>>> import lsgm
+>>> model = lsgm.load("checkpoints/lsgm/mnist_demo")
+>>> x = model.sample(64, seed=0)  # [64, 1, 28, 28] in [0, 1]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lsgm.model import LSGM
+
+__all__ = ["load"]
+
+
+def load(folder: str | Path, device: str = "cpu") -> LSGM:
+    """Read the model that `lsgm pretrain` or `lsgm train` wrote to ``folder``; see :func:`lsgm.checkpoint.load`."""
+    from lsgm import checkpoint  # late: the workflow imports lsgm.config and must not wait for torch
+
+    return checkpoint.load(folder, device)

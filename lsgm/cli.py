@@ -1,0 +1,169 @@
+"""The command line: one sub-command per stage of the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lsgm.config import EvaluateStage, PrepareStage, PretrainStage, SampleStage, TrainStage, load_stage
+from lsgm.errors import LSGMError
+from lsgm.files import atomic, write_json
+from lsgm.progress import log, set_up_logging
+
+if TYPE_CHECKING:
+    import torch
+
+# torch takes seconds to import: each command imports what it needs, and `lsgm --help` is there at once.
+
+
+def prepare(args: argparse.Namespace) -> None:
+    from lsgm.data import store
+
+    store.prepare(load_stage(PrepareStage, args.config), args.out)
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    from lsgm.training.pretrain import pretrain as run
+
+    run(load_stage(PretrainStage, args.config), args.data, args.out, device(args.device), args.tensorboard)
+
+
+def train(args: argparse.Namespace) -> None:
+    from lsgm.training.train import train as run
+
+    run(load_stage(TrainStage, args.config), args.data, args.vae, args.out, device(args.device), args.tensorboard)
+
+
+def sample(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from lsgm import checkpoint
+    from lsgm.evaluation.figures import save_grid
+
+    stage = load_stage(SampleStage, args.config)
+    config = stage.sample
+    model = checkpoint.load(args.model, device(args.device))
+    images, info = model.sample(
+        config.count, return_info=True, seed=config.seed, tol=config.tol, time_eps=config.time_eps, batch=config.batch
+    )
+    array = images.mul(255).round().byte().cpu().numpy()
+    with atomic(args.out / "samples.npy") as part, open(part, "wb") as file:
+        np.save(file, array)
+    save_grid(array[:256], args.out / "grid.png")
+    write_json(
+        args.out / "sampling.json", {**asdict(info), "device": checkpoint.device_name(model.device), "code": stage.code}
+    )
+    log.info(f"{args.out}: {info.images} images, NFE {info.nfe:.0f}, {info.seconds:.1f} s")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    import shutil
+
+    from lsgm.data.store import ImageStore
+    from lsgm.evaluation import evaluate as evaluation
+    from lsgm.evaluation.figures import save_panels
+
+    stage = load_stage(EvaluateStage, args.config)
+    metrics = evaluation.evaluate(
+        stage, args.data, args.model, args.samples, args.vae, args.vae_samples, device(args.device)
+    )
+    panels = {
+        "MNIST, test set": ImageStore(args.data).images("test")[:64],
+        "VAE, prior N(0, I)": evaluation.read_samples(args.vae_samples)[:64],
+        "LSGM": evaluation.read_samples(args.samples)[:64],
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_panels(panels, args.out / "samples.png")
+    shutil.copyfile(args.vae / "history.csv", args.out / "history_vae.csv")
+    shutil.copyfile(args.model / "history.csv", args.out / "history_lsgm.csv")
+    write_json(args.out / "metrics.json", metrics)
+
+
+def tabulate(args: argparse.Namespace) -> None:
+    from lsgm.evaluation.tables import tabulate as run
+
+    run(args.results, args.out)
+
+
+def device(name: str) -> torch.device:
+    """The device that ``name`` stands for; `auto` is the GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LSGMError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+    return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator of the C library keep what is freed: feature maps come and go in every step, and asking the
+    system for fresh pages each time costs a training step on the CPU a quarter of its time."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_threshold, unlimited = -1, -3, 2**31 - 1
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, unlimited)
+    except OSError:  # another C library: nothing to tune
+        pass
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="lsgm", description="Score-based generative modelling in latent space.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str, *paths: tuple[str, str]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        for option, what in paths:
+            sub.add_argument(option, type=Path, required=True, help=what)
+        sub.add_argument("--log", type=Path, help="also write what is said to this file")
+        sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+        sub.set_defaults(run=run)
+        return sub
+
+    config = ("--config", "frozen configuration of the job (JSON; the workflow writes it from params.yaml)")
+    data = ("--data", "folder that `lsgm prepare` wrote")
+    vae = ("--vae", "folder that `lsgm pretrain` wrote")
+    command(
+        "prepare", prepare, "Get a dataset and write it as an array store.", config, ("--out", "folder of the store")
+    )
+    first = command("pretrain", pretrain, "Train the VAE with the prior N(0, I).", config, data, ("--out", "folder"))
+    second = command("train", train, "Train VAE and score prior end to end.", config, data, vae, ("--out", "folder"))
+    for sub in (first, second):
+        sub.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
+    model = ("--model", "folder of a model")
+    command("sample", sample, "Draw images from a model.", config, model, ("--out", "folder"))
+    command(
+        "evaluate",
+        evaluate,
+        "NELBO and Fréchet distance of an LSGM and of its VAE.",
+        *(config, data, model, ("--samples", "folder that `lsgm sample` wrote for the model"), vae),
+        *(("--vae-samples", "the same for the VAE"), ("--out", "folder of the results")),
+    )
+    tables = command("tabulate", tabulate, "Tables and figures of evaluated models.", ("--out", "folder"))
+    tables.add_argument("--results", type=Path, nargs="+", required=True, help="folders that `lsgm evaluate` wrote")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 on an error that the user can mend (2: wrong arguments)."""
+    args = parser().parse_args(argv)
+    try:
+        set_up_logging(args.log)
+        keep_freed_memory()
+        args.run(args)
+    except (LSGMError, OSError) as error:
+        log.error(f"lsgm {args.command}: error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        log.error(f"lsgm {args.command}: interrupted; nothing was written")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

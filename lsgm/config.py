@@ -1,0 +1,354 @@
+"""Every parameter of the project, typed, with its check and its error message.
+
+``params.yaml`` is read into :class:`Params`. A job never reads ``params.yaml``: it reads a *frozen*
+configuration, a small JSON file that holds exactly the sections one stage depends on (see
+:meth:`Params.freeze`), so that an edit made while a job waits in a queue cannot change what it does.
+
+This module imports neither torch nor the rest of the library: the workflow reads it at parse time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lsgm.errors import LSGMError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+
+Stage = Literal["prepare", "pretrain", "train", "sample", "evaluate"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+DatasetName = Literal["mnist"]
+
+
+S = TypeVar("S", bound="Section")
+
+
+class ConfigError(LSGMError):
+    """A configuration that cannot be used; the message names the key, the value and what was expected."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values cannot be changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetConfig(Section):
+    """Where a dataset comes from."""
+
+    path: str | None = Field(
+        None,
+        description="folder or archive (zip, tar) with the original files; null: download them",
+    )
+
+
+class ImageConfig(Section):
+    """The images that a model works on; follows from the dataset."""
+
+    channels: Count
+    size: Count = Field(description="height and width of an image, as it is generated and evaluated")
+    padded_size: Count = Field(description="height and width as the network sees it, the border filled with zeros")
+    binary: bool = Field(description="pixels are drawn from Bernoulli(intensity) each time an image is seen")
+
+
+class BlocksConfig(Section):
+    """A chain of down- or up-sampling blocks."""
+
+    blocks: Count = Field(description="number of blocks, each halves (doubles) the resolution")
+    cells: Count = Field(description="residual cells in a block")
+
+
+class VAEConfig(Section):
+    """The NVAE (arXiv 2007.03898)."""
+
+    arch: Literal["res_bnswish", "res_mbconv"] = Field(description="cells of the decoder")
+    channels: Count = Field(description="channels after the stem, times channel_mult[0]")
+    channel_mult: list[Count] = Field(
+        description="channels of the stem and after each pre-process block, in multiples of `channels`"
+    )
+    groups_per_scale: Count = Field(description="latent groups")
+    latents_per_group: Count = Field(description="latent channels of a group")
+    cells_per_cond: Count = Field(description="cells of a group, in the encoder and in the decoder")
+    preprocess: BlocksConfig
+    postprocess: BlocksConfig
+    use_se: bool = Field(True, description="squeeze-and-excitation at the end of every cell")
+    likelihood: Literal["bernoulli"] = "bernoulli"
+    log_sigma_clamp: Positive = Field(5.0, description="soft clamp of the posterior's log sigma")
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> VAEConfig:
+        if len(self.channel_mult) != self.preprocess.blocks + 1:
+            raise ValueError(
+                f"channel_mult needs one entry for the stem and one per pre-process block: "
+                f"{self.preprocess.blocks + 1}, not {len(self.channel_mult)}"
+            )
+        if self.preprocess.blocks != self.postprocess.blocks:
+            raise ValueError("preprocess.blocks and postprocess.blocks must be equal: the output has the input's size")
+        return self
+
+
+class ScheduleConfig(Section):
+    """Length of a training stage and its learning-rate schedule."""
+
+    epochs: Positive = Field(description="passes over the training set; fractions are allowed")
+    batch: Count = Field(description="images per step")
+    warmup_epochs: NonNegative = Field(5.0, description="linear warm-up of the learning rates")
+    lr_schedule: Literal["epoch", "iteration"] = Field(
+        "epoch", description="when the cosine moves: once an epoch, as published, or at every step"
+    )
+    seed: int = 1
+
+
+class PretrainConfig(ScheduleConfig):
+    """First stage: the VAE with the prior N(0, I)."""
+
+    lr: Positive = 1e-2
+    lr_min: NonNegative = 1e-4
+    adam_eps: Positive = 1e-3
+    weight_decay: NonNegative = 3e-4
+    kl_const_portion: Fraction = Field(1e-4, description="share of the iterations at kl_const_coeff")
+    kl_const_coeff: Fraction = 1e-4
+    kl_anneal_portion: Fraction = Field(description="share of the iterations over which beta rises")
+    kl_max_coeff: Positive = Field(description="beta at the end")
+    spectral_reg: NonNegative = Field(description="weight of the spectral regularisation")
+
+
+class PriorConfig(Section):
+    """The NCSN++ score network and the mixed score (arXiv 2011.13456; LSGM, section 3.2)."""
+
+    channels: Count = Field(description="width of the network")
+    scales: Annotated[int, Field(ge=1, le=5)] = Field(description="resolutions")
+    cells_per_scale: Count = Field(description="residual blocks at each resolution")
+    fir: bool = Field(False, description="resample with the FIR kernel [1,3,3,1] (false: nearest and average)")
+    dropout: Fraction = 0.2
+    embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 128
+    embedding_scale: Positive = 1000.0
+    attention_resolution: Count = Field(16, description="attention where the feature map has this size")
+    mixing_logit_init: float = Field(description="logit of the score network's share alpha at the start")
+
+
+class SDEConfig(Section):
+    """The forward diffusion."""
+
+    name: Literal["vpsde"] = "vpsde"
+    beta_start: NonNegative = 0.1
+    beta_end: Positive = 20.0
+    sigma2_0: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="variance at t = 0")
+    time_eps: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="training draws t from [time_eps, 1]")
+
+    @model_validator(mode="after")
+    def _starts_above_zero(self) -> SDEConfig:
+        if self.time_eps == 0 and self.sigma2_0 == 0:
+            raise ValueError("the weights diverge at t = 0: time_eps or sigma2_0 must be above 0")
+        return self
+
+
+class KLAnnealConfig(Section):
+    """Linear annealing of the KL coefficient over the beginning of the second stage."""
+
+    start: Fraction = 0.7
+    end: Positive = 1.0
+    portion: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="share of the iterations it takes")
+
+
+class TrainConfig(ScheduleConfig):
+    """Second stage: VAE and score prior, end to end (algorithm 1: one loss trains both)."""
+
+    p_weighting: Literal["ll"] = Field("ll", description="weighting of the prior's loss over t")
+    p_sampling: Literal["importance", "uniform"] = Field("importance", description="how t is drawn")
+    lr_vae: Positive = 1e-4
+    lr_min_vae: NonNegative = 1e-5
+    lr_prior: Positive = 1e-4
+    lr_min_prior: NonNegative = 1e-4
+    adam_eps_vae: Positive = 1e-3
+    adam_eps_prior: Positive = 1e-4
+    weight_decay: NonNegative = 3e-4
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.9999, description="decay of the average of the prior's weights")
+    kl_anneal: KLAnnealConfig | None = None
+    spectral_reg_vae: NonNegative = 1e-2
+    spectral_reg_prior: NonNegative = 0.0
+
+
+class SampleConfig(Section):
+    """Sampling by the probability-flow ODE."""
+
+    count: Count = Field(description="number of images")
+    tol: Positive = Field(1e-5, description="absolute and relative tolerance of RK45")
+    time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE ends")
+    batch: Count = 128
+    seed: int = 1
+
+
+class EvaluateConfig(Section):
+    """NELBO on test images and Fréchet distance of the samples."""
+
+    images: Count = Field(description="number of test images for the NELBO, the first of the set")
+    tol: Positive = Field(1e-5, description="absolute and relative tolerance of RK45")
+    time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE starts")
+    batch: Count = 128
+    extractor: Literal["mnist_classifier"] = Field(description="features of the Fréchet distance")
+    seed: int = 1
+
+
+class ModelConfig(Section):
+    """One model: everything from the dataset's name to the evaluation."""
+
+    dataset: DatasetName
+    vae: VAEConfig
+    pretrain: PretrainConfig
+    prior: PriorConfig
+    sde: SDEConfig
+    train: TrainConfig
+    sample: SampleConfig
+    evaluate: EvaluateConfig
+
+
+class StageConfig(Section):
+    """What one job reads. ``code`` is the fingerprint of the code that the workflow ran it with."""
+
+    stage: Stage
+    code: str | None = None
+
+
+class PrepareStage(StageConfig):
+    stage: Literal["prepare"] = "prepare"
+    dataset: DatasetName
+    source: DatasetConfig
+
+
+class PretrainStage(StageConfig):
+    stage: Literal["pretrain"] = "pretrain"
+    model: Name
+    vae: VAEConfig
+    pretrain: PretrainConfig
+
+
+class TrainStage(StageConfig):
+    stage: Literal["train"] = "train"
+    model: Name
+    prior: PriorConfig
+    sde: SDEConfig
+    train: TrainConfig
+
+
+class SampleStage(StageConfig):
+    stage: Literal["sample"] = "sample"
+    model: Name
+    sample: SampleConfig
+
+
+class EvaluateStage(StageConfig):
+    stage: Literal["evaluate"] = "evaluate"
+    model: Name
+    evaluate: EvaluateConfig
+
+
+class Params(Section):
+    """``params.yaml``: the one place for every parameter."""
+
+    run: Annotated[list[Name], Field(min_length=1)] = Field(description="the models that a plain `snakemake` makes")
+    datasets: dict[DatasetName, DatasetConfig]
+    models: dict[Name, ModelConfig]
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Params:
+        for name in self.run:
+            if name not in self.models:
+                raise ValueError(f"run: there is no model {name!r}; the models are {', '.join(self.models)}")
+        for name, model in self.models.items():
+            if model.dataset not in self.datasets:
+                raise ValueError(f"models.{name}.dataset: {model.dataset!r} is missing under datasets")
+        return self
+
+    def freeze(self, stage: Stage, name: str, code: str | None = None) -> StageConfig:
+        """The sections that ``stage`` of the model (for ``prepare``: the dataset) ``name`` depends on, and no more."""
+        if stage == "prepare":
+            dataset: Any = name
+            return PrepareStage(code=code, dataset=dataset, source=self.datasets[dataset])
+        model = self.models[name]
+        if stage == "pretrain":
+            return PretrainStage(code=code, model=name, vae=model.vae, pretrain=model.pretrain)
+        if stage == "train":
+            return TrainStage(code=code, model=name, prior=model.prior, sde=model.sde, train=model.train)
+        if stage == "sample":
+            return SampleStage(code=code, model=name, sample=model.sample)
+        return EvaluateStage(code=code, model=name, evaluate=model.evaluate)
+
+
+def load_params(path: str | Path) -> Params:
+    """Read and check ``params.yaml``; raises :class:`ConfigError` with the path of each wrong key."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    return parse(Params, raw, path)
+
+
+def load_stage(kind: type[S], path: str | Path) -> S:
+    """Read a frozen configuration; raises :class:`ConfigError`."""
+    try:
+        raw = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: is not valid JSON: {error}") from None
+    return parse(kind, raw, path)
+
+
+def parse(kind: type[S], raw: Any, where: str | Path) -> S:
+    """Check ``raw`` (as read from the file ``where``) against ``kind``; raises :class:`ConfigError`."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(kind, item, where) for item in error.errors())) from None
+
+
+def _explain(kind: type[Section], error: Any, where: str | Path) -> str:
+    """One line for one mistake: file, path of the key, what was expected, what stands there."""
+    loc = [str(part) for part in error["loc"] if part != "[key]"]
+    key = ".".join(loc) or "the whole file"
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(kind, loc[:-1])
+        close = difflib.get_close_matches(loc[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(known)}"
+        return f"{where}: {key}: unknown key (its value is {error['input']!r}); {hint}"
+    if error["type"] == "missing":
+        return f"{where}: {key}: missing, a value is required here"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "value_error":
+        return f"{where}: {key}: {message}"
+    return f"{where}: {key}: expected {message}, found {error['input']!r}"
+
+
+def _keys_at(kind: Any, path: list[str]) -> list[str]:
+    """The keys that the configuration has at ``path``."""
+    for part in path:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation
+        elif get_args(kind):  # dict[str, Section]: every key leads to the same section
+            kind = get_args(kind)[-1]
+        sections = [k for k in get_args(kind) if isinstance(k, type) and issubclass(k, BaseModel)]
+        if type(None) in get_args(kind) and sections:
+            kind = sections[0]
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def json_schema() -> str:
+    """The JSON schema of ``params.yaml`` (kept in ``workflow/schemas``; `python -m lsgm.config` prints it)."""
+    return json.dumps(Params.model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

@@ -1,0 +1,59 @@
+"""The IDX format: `0 0 type rank`, the dimensions as big-endian 32-bit integers, then the values in C order."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsgm.errors import LSGMError
+
+UINT8 = 0x08
+MAX_RANK = 4
+
+
+def unpack(data: bytes, name: str, limit: int | None = None) -> bytes:
+    """The IDX bytes of a file that holds them raw or gzipped; ``data`` is the file, ``name`` what errors call it.
+
+    At most ``limit + 1`` bytes are unpacked, so that a hostile file cannot fill the memory.
+    Raises :class:`LSGMError` if the gzip stream is damaged or cut short.
+    """
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            return file.read(-1 if limit is None else limit + 1)
+    except EOFError:
+        raise LSGMError(f"{name}: is cut short (the gzip stream has no end); get the file again") from None
+    except (OSError, zlib.error) as error:
+        raise LSGMError(f"{name}: is a damaged gzip file ({error}); get the file again") from None
+
+
+def parse(content: bytes, name: str) -> NDArray[np.uint8]:
+    """Array of the unpacked IDX bytes ``content``, read-only, in the shape that its header gives.
+
+    Raises :class:`LSGMError` with ``name`` if ``content`` is no IDX file of bytes, or not exactly as long as its
+    header says.
+    """
+    if len(content) < 4 or content[:2] != b"\0\0" or not 1 <= content[3] <= MAX_RANK:
+        raise LSGMError(f"{name}: is no IDX file (it starts with {content[:8]!r}); expected the original MNIST format")
+    if content[2] != UINT8:
+        raise LSGMError(f"{name}: holds IDX type 0x{content[2]:02x}, expected 0x{UINT8:02x} (unsigned bytes)")
+    rank = content[3]
+    start = 4 + 4 * rank
+    if len(content) < start:
+        raise LSGMError(f"{name}: is cut short inside its header ({len(content)} bytes); get the file again")
+    shape = struct.unpack(f">{rank}I", content[4:start])
+    expected = start + math.prod(shape)
+    if len(content) < expected:
+        raise LSGMError(
+            f"{name}: is cut short: {len(content)} bytes where its header {shape} needs {expected}; get the file again"
+        )
+    if len(content) > expected:
+        raise LSGMError(f"{name}: holds more than the {expected} bytes that its header {shape} needs; get it again")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

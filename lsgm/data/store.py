@@ -1,0 +1,155 @@
+"""The array store: a dataset as plain .npy files of bytes beside a manifest.
+
+{split}_images.npy   uint8 [N, C, H, W]
+{split}_labels.npy   uint8 [N]
+manifest.json        written last: a folder with a manifest is whole
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsgm.config import PrepareStage
+from lsgm.data import registry
+from lsgm.data.registry import Dataset
+from lsgm.data.sources import acquire
+from lsgm.errors import LSGMError
+from lsgm.files import sha256, write_json
+
+logger = logging.getLogger("lsgm")
+
+MANIFEST = "manifest.json"
+VERSION = 1
+
+
+def prepare(stage: PrepareStage, out: str | Path) -> dict[str, Any]:
+    """Get the dataset that ``stage`` names and write its store to the folder ``out``; returns the manifest."""
+    return build(registry.dataset(stage.dataset), out, path=stage.source.path)
+
+
+def build(dataset: Dataset, out: str | Path, path: str | Path | None = None) -> dict[str, Any]:
+    """Get ``dataset`` (from ``path`` only, if given) and write its store to the folder ``out``.
+
+    A store that is already in ``out`` stays as it is until the new one is complete beside it, and is then replaced
+    file by file, with the manifest gone in between. The same content gives the same bytes. Returns the manifest;
+    raises :class:`LSGMError`.
+    """
+    out = Path(out)
+    acquired = acquire(dataset, path)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        manifest: dict[str, Any] = {
+            "version": VERSION,
+            "dataset": dataset.name,
+            "image_shape": list(dataset.image_shape),
+            "splits": {},
+            "files": {},
+            "source": {
+                "kind": acquired.kind,
+                "origin": acquired.origin,
+                "sha256": {file.name: file.sha256 for file in dataset.files},
+            },
+            "licence": dataset.licence,
+        }
+        for file in dataset.files:
+            array = acquired.arrays[file.name]
+            if file.kind == "images":
+                array = array.reshape(-1, *dataset.image_shape)
+            name = f"{file.split}_{file.kind}.npy"
+            np.save(part / name, array)
+            manifest["splits"].setdefault(file.split, len(array))
+            manifest["files"][name] = {
+                "shape": list(array.shape),
+                "dtype": str(array.dtype),
+                "bytes": (part / name).stat().st_size,
+                "sha256": sha256(part / name),
+            }
+        out.mkdir(exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
+        for name in manifest["files"]:
+            os.replace(part / name, out / name)
+        write_json(out / MANIFEST, manifest)
+    except OSError as error:
+        raise LSGMError(f"{error.filename or out}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    counts = ", ".join(f"{count} {split}" for split, count in manifest["splits"].items())
+    logger.info("%s: %s images in %s (source: %s %s)", dataset.name, counts, out, acquired.kind, acquired.origin)
+    return manifest
+
+
+class ImageStore:
+    """A dataset on disk, opened for reading; nothing is loaded until it is used.
+
+    Opening checks that every file has the size and shape of the manifest; :meth:`verify` also reads and hashes
+    them. Both raise :class:`LSGMError` that names the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+            self.name: str = self.manifest["dataset"]
+            self.image_shape: tuple[int, int, int] = tuple(self.manifest["image_shape"])
+            self.splits: dict[str, int] = dict(self.manifest["splits"])  # images in each
+            version = self.manifest["version"]
+            if version != VERSION:
+                raise self._fault(MANIFEST, f"has version {version}, this program reads version {VERSION}")
+            self._arrays = {name: self._open(name, facts) for name, facts in self.manifest["files"].items()}
+        except OSError as error:
+            raise self._fault(MANIFEST, f"cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._fault(MANIFEST, f"is damaged ({type(error).__name__}: {error})") from None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The registry's entry: binarisation, padding, dimensions."""
+        return registry.dataset(self.name)
+
+    def images(self, split: str) -> NDArray[np.uint8]:
+        """Images of ``split`` ("train" or "test"): uint8 [N, C, H, W] in 0..255, mapped read-only from the disk."""
+        return self._array(split, "images")
+
+    def labels(self, split: str) -> NDArray[np.uint8]:
+        """Labels of ``split``: uint8 [N], mapped read-only from the disk."""
+        return self._array(split, "labels")
+
+    def verify(self) -> None:
+        """Hash every file against the manifest; raises :class:`LSGMError` for the first that differs."""
+        for name, facts in self.manifest["files"].items():
+            if (digest := sha256(self.path / name)) != facts["sha256"]:
+                raise self._fault(name, f"has changed: sha256 {digest}, expected {facts['sha256']}")
+
+    def _array(self, split: str, kind: str) -> NDArray[np.uint8]:
+        if split not in self.splits:
+            raise LSGMError(f"{self.path}: has no split {split!r}; the splits are {', '.join(self.splits)}")
+        return self._arrays[f"{split}_{kind}.npy"]
+
+    def _open(self, name: str, facts: dict[str, Any]) -> NDArray[np.uint8]:
+        try:
+            size = (self.path / name).stat().st_size
+            if size != facts["bytes"]:
+                raise self._fault(name, f"has {size} bytes, expected {facts['bytes']}")
+            array: NDArray[np.uint8] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            raise self._fault(name, f"cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            raise self._fault(name, f"is no .npy file ({error})") from None
+        if list(array.shape) != facts["shape"] or str(array.dtype) != facts["dtype"]:
+            raise self._fault(
+                name, f"holds {array.dtype} {list(array.shape)}, expected {facts['dtype']} {facts['shape']}"
+            )
+        return array
+
+    def _fault(self, name: str, what: str) -> LSGMError:
+        return LSGMError(f"{self.path / name}: {what}; make the data again with `lsgm prepare`")

@@ -1,0 +1,1 @@
+"""What a trained model is worth: NELBO, Fréchet distance, tables and figures."""

@@ -1,0 +1,203 @@
+"""Pictures: grids and panels of images, the split of the NELBO, training curves. All PNG, the same bytes every time.
+
+matplotlib and Pillow are imported by the functions that draw with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsgm.files import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W], C = 1 or 3, in 0..255
+
+SEPARATOR = 56  # a grey that parts black images without drawing the eye
+# Okabe and Ito's palette: told apart by colour-blind readers too.
+BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#9AD0F2"
+STYLE = {
+    "font.family": "DejaVu Sans",  # matplotlib brings it along: the same letters on every machine
+    "font.size": 11,
+    "axes.labelsize": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+}
+
+
+def grid(images: Images, columns: int) -> NDArray[np.uint8]:
+    """``images`` in rows of ``columns``, one pixel of grey between them: uint8 [H, W], or [H, W, 3] for colour.
+
+    The cells that an incomplete last row leaves over are black.
+    """
+    array = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
+    if array.ndim != 4 or array.shape[1] not in (1, 3) or array.dtype != np.uint8 or not len(array):
+        raise ValueError(f"expected uint8 [N, 1 or 3, H, W] with N > 0, found {array.dtype} {list(array.shape)}")
+    n, channels, height, width = array.shape
+    rows = math.ceil(n / columns)
+    cells = np.full((rows * columns, channels, height + 1, width + 1), SEPARATOR, np.uint8)
+    cells[:, :, :-1, :-1] = 0
+    cells[:n, :, :-1, :-1] = array
+    cells = cells.reshape(rows, columns, channels, height + 1, width + 1).transpose(0, 3, 1, 4, 2)
+    picture = cells.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+    return picture[..., 0] if channels == 1 else picture
+
+
+def save_grid(images: Images, path: str | Path, columns: int = 16, scale: int = 2) -> None:
+    """Write :func:`grid` as a PNG, every pixel ``scale`` x ``scale``."""
+    from PIL import Image
+
+    picture = _enlarged(grid(images, columns), scale)
+    with atomic(path) as part:
+        Image.fromarray(picture).save(part, format="PNG", optimize=True)
+
+
+def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int = 10, scale: int = 2) -> None:
+    """Write grids of images side by side, each under its title (which may have several lines), as a PNG."""
+    pictures = {title: _enlarged(grid(images, columns), scale) for title, images in panels.items()}
+    margin, gap, line = 16, 28, 36  # pixels
+    head = line * max(title.count("\n") + 1 for title in panels) + 12
+    width = sum(p.shape[1] for p in pictures.values()) + gap * (len(pictures) - 1) + 2 * margin
+    height = max(p.shape[0] for p in pictures.values()) + head + 2 * margin
+    dpi = 100
+    with _figure(path, (width / dpi, height / dpi), dpi=dpi) as figure:
+        left = margin
+        for title, picture in pictures.items():
+            h, w = picture.shape[:2]
+            # Axes of the picture's own size, so that no pixel is resampled.
+            axes = figure.add_axes(
+                (left / width, 1 - (margin + head + h) / height, w / width, h / height), frameon=False
+            )
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            x, y = (left + w / 2) / width, 1 - (margin + head / 2 - 4) / height
+            figure.text(x, y, title, ha="center", va="center", fontsize=20, linespacing=1.25)
+            left += w + gap
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of the NELBO figure, all in nats/image."""
+
+    label: str
+    reconstruction: float
+    kl: float
+    nelbo: float
+    stderr: float
+
+
+def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> None:
+    """Write the NELBO of each model (the key) and prior (its bars), split into reconstruction and KL, as a PNG."""
+    height = 1.25 + sum(0.55 + 0.5 * len(bars) for bars in groups.values())
+    with _figure(path, (9, height), layout="constrained") as figure:
+        plots = figure.subplots(
+            len(groups), squeeze=False, sharex=True, height_ratios=[0.55 + 0.5 * len(bars) for bars in groups.values()]
+        )[:, 0]
+        for axes, (model, bars) in zip(plots, groups.items(), strict=True):
+            _draw_bars(axes, bars)
+            axes.set_title(model)
+        ends = [bar.nelbo + bar.stderr for bars in groups.values() for bar in bars]
+        plots[0].set_xlim(0, 1.19 * max([end for end in ends if math.isfinite(end)], default=1))
+        plots[-1].set_xlabel("NELBO on test images (nats/image, lower is better; error bar: one standard error)")
+        handles, labels = plots[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=2)
+
+
+def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
+    rows = np.arange(len(bars))
+    parts = np.array([[bar.reconstruction, bar.kl] for bar in bars], dtype=float)
+    known = np.isfinite(parts).all(1) & np.isfinite([bar.nelbo for bar in bars])
+    drawn = np.where(known[:, None], parts, 0)
+    axes.barh(rows, drawn[:, 0], color=BLUE, height=0.66, label="reconstruction")
+    axes.barh(rows, drawn[:, 1], left=drawn[:, 0], color=SKY, height=0.66, label="KL to the prior")
+    for row, bar in enumerate(bars):
+        if not known[row]:
+            axes.text(0, row, "  not finite", va="center", color="#333333")
+            continue
+        spread = bar.stderr if math.isfinite(bar.stderr) else 0.0
+        axes.errorbar(bar.nelbo, row, xerr=spread, color="black", capsize=3, linewidth=1.2)
+        for middle, value, colour in (
+            (bar.reconstruction / 2, bar.reconstruction, "white"),
+            (bar.reconstruction + bar.kl / 2, bar.kl, "black"),
+        ):
+            axes.text(middle, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=10)
+        axes.annotate(
+            f"{bar.nelbo:.1f} ± {bar.stderr:.1f}",
+            (bar.nelbo + spread, row),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            weight="bold",
+        )
+    axes.set_yticks(rows, [bar.label for bar in bars])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None:
+    """Write the NELBO of the training batches over both stages, one after the other, as a PNG.
+
+    ``vae`` and ``lsgm`` are histories with the columns ``epoch`` (passes over the training images, with a fraction)
+    and ``nelbo`` (nats/image).
+    """
+    change = float(vae["epoch"].iloc[-1])
+    with _figure(path, (9, 4.2), layout="constrained") as figure:
+        axes = figure.subplots()
+        tops, bottoms = [], []
+        for frame, start, colour, label in (
+            (vae, 0.0, BLUE, "first stage: VAE, N(0, I) prior"),
+            (lsgm, change, VERMILLION, "second stage: LSGM"),
+        ):
+            x, y = start + frame["epoch"], frame["nelbo"]
+            smooth = y.rolling(max(1, len(y) // 20), center=True, min_periods=1).median()
+            axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
+            axes.plot(x, smooth, color=colour, linewidth=2.2, label=label)
+            tops.append(smooth.iloc[len(y) // 8 :].max())  # the first steps' plunge would flatten all that follows
+            bottoms.append(y.min())
+        top, bottom = np.nanmax(tops), np.nanmin(bottoms)
+        if np.isfinite(top) and np.isfinite(bottom) and top > bottom:
+            axes.set_ylim(bottom - 0.08 * (top - bottom), top + 0.15 * (top - bottom))
+        axes.axvline(change, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_xlim(0, change + float(lsgm["epoch"].iloc[-1]))
+        axes.set_xlabel("epochs (passes over the training images)")
+        axes.set_ylabel("NELBO of training batches\n(nats/image)")
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        axes.legend(loc="upper right")
+
+
+@contextmanager
+def _figure(path: str | Path, inches: tuple[float, float], dpi: int | None = None, **kwargs: Any) -> Iterator[Figure]:
+    """A figure that is written to ``path`` at the end of the block."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=inches, **kwargs)  # without pyplot: no display, no global state
+        yield figure
+        with atomic(path) as part:
+            # No metadata: it would hold matplotlib's version.
+            figure.savefig(part, format="png", dpi=dpi or STYLE["savefig.dpi"], metadata={"Software": None})
+
+
+def _enlarged(picture: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    return picture.repeat(scale, axis=0).repeat(scale, axis=1)

