@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from lsgm.config import (
     ImageConfig,
@@ -54,7 +55,7 @@ def save(model: LSGM, folder: str | Path, stages: Sequence[StageConfig], summary
     (folder / "config.json").unlink(missing_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic(folder / "model.safetensors") as part:
-        save_file(tensors, part)
+        part.write_bytes(to_bytes(tensors))  # not save_file, whose files only their owner can read
     parameters = sum(p.numel() for p in model.parameters())
     training = {
         **summary,

@@ -192,7 +192,7 @@ class SampleConfig(Section):
 class EvaluateConfig(Section):
     """NELBO on test images and Fréchet distance of the samples."""
 
-    images: Count = Field(description="number of test images for the NELBO, the first of the set")
+    images: Count = Field(description="number of test images for the NELBO, a random subset of the set")
     tol: Positive = Field(1e-5, description="absolute and relative tolerance of RK45")
     time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE starts")
     batch: Count = 128

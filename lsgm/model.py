@@ -75,7 +75,8 @@ class LSGM(nn.Module):
                 )
             network = NCSNpp(prior, self.latent_shape)
             self.prior = ScorePrior(build_sde(sde), network, self.latent_shape, prior.mixing_logit_init)
-        self.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest, everywhere
+        # the layout in which convolutions are fastest, everywhere
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

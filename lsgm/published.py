@@ -73,9 +73,10 @@ def _ncsnpp(network: NCSNpp) -> Pairs:
     yield "embedding.linear_1", "all_modules.0"
     yield "embedding.linear_2", "all_modules.1"
     yield "conv_in", "all_modules.2"
-    blocks = [(f"down.{i}.{j}", module) for i, stage in enumerate(network.down) for j, module in enumerate(stage)]  # type: ignore[arg-type]
-    blocks += [(f"middle.{i}", module) for i, module in enumerate(network.middle)]
-    blocks += [(f"up.{i}.{j}", module) for i, stage in enumerate(network.up) for j, module in enumerate(stage)]  # type: ignore[arg-type]
+    stages: dict[str, nn.Module] = {f"down.{i}": stage for i, stage in enumerate(network.down)}
+    stages["middle"] = network.middle
+    stages |= {f"up.{i}": stage for i, stage in enumerate(network.up)}
+    blocks = [(f"{name}.{i}", module) for name, stage in stages.items() for i, module in stage.named_children()]
     for place, (name, module) in enumerate(blocks, 3):
         if isinstance(module, ResidualBlock):
             parts = ["norm_1:GroupNorm_0", "conv_1:Conv_0", "time:Dense_0", "norm_2:GroupNorm_1", "conv_2:Conv_1"]

@@ -128,7 +128,7 @@ def _open(url: str, timeout: float) -> Any:
         try:
             request = urllib.request.Request(url, headers={"User-Agent": "lsgm"})
             answer.put(urllib.request.urlopen(request, timeout=timeout))
-        except Exception as error:  # noqa: BLE001 (whatever it is, the caller's thread judges it)
+        except Exception as error:
             answer.put(error)
 
     threading.Thread(target=work, daemon=True).start()

@@ -126,7 +126,10 @@ def round_and_standardise(model: MNISTClassifier, images: Tensor) -> None:
 
 def accuracy(model: MNISTClassifier, images: Tensor, labels: Tensor) -> float:
     """Share of ``images`` uint8 [N, 1, 28, 28] that get their label."""
-    right = [(model(x.float() / 255).argmax(1) == y).sum() for x, y in zip(images.split(1000), labels.split(1000), strict=True)]
+    right = [
+        (model(x.float() / 255).argmax(1) == y).sum()
+        for x, y in zip(images.split(1000), labels.split(1000), strict=True)
+    ]
     return float(torch.stack(right).sum()) / len(images)
 
 

@@ -10,6 +10,7 @@ torch-fidelity is imported by the first call that needs it: the rest of the libr
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -91,10 +92,7 @@ def half_against_half(
     halves = [np.split(rng.choice(len(reference), 2 * n, replace=False), 2) for _ in range(repeats)]
     return float(
         np.mean(
-            [
-                _distance(*(statistics(reference[np.sort(half)], extractor, device) for half in pair))
-                for pair in halves
-            ]
+            [_distance(*(statistics(reference[np.sort(half)], extractor, device) for half in pair)) for pair in halves]
         )
     )
 
@@ -206,10 +204,8 @@ def _define_missing_operators() -> None:
     package = importlib.util.find_spec("torchvision")
     for folder in (package.submodule_search_locations or []) if package else []:
         for binary in Path(folder).glob("_C*.*"):
-            try:
+            with contextlib.suppress(OSError):  # linked with a CUDA that is not there
                 torch.ops.load_library(str(binary))  # what torchvision does first; a second time is harmless
-            except OSError:
-                pass
     if not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):

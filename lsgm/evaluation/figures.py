@@ -27,7 +27,7 @@ Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W], C = 1 or 3, in 0..255
 SEPARATOR = 56  # a grey that parts black images without drawing the eye
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#9AD0F2"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along: the same letters on every machine
     "font.size": 11,
     "axes.labelsize": 11,
@@ -71,8 +71,12 @@ def save_grid(images: Images, path: str | Path, columns: int = 16, scale: int = 
         Image.fromarray(picture).save(part, format="PNG", optimize=True)
 
 
-def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int = 10, scale: int = 2) -> None:
-    """Write grids of images side by side, each under its title (which may have several lines), as a PNG."""
+def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int | None = None, scale: int = 2) -> None:
+    """Write grids of images (square ones, if ``columns`` is not given) side by side as a PNG.
+
+    The keys are the titles; a title may have several lines.
+    """
+    columns = columns or math.ceil(math.sqrt(max(len(images) for images in panels.values())))
     pictures = {title: _enlarged(grid(images, columns), scale) for title, images in panels.items()}
     margin, gap, line = 16, 28, 36  # pixels
     head = line * max(title.count("\n") + 1 for title in panels) + 12
@@ -87,10 +91,11 @@ def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int = 1
             axes = figure.add_axes(
                 (left / width, 1 - (margin + head + h) / height, w / width, h / height), frameon=False
             )
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+            colour = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)  # a colour map would round
+            axes.imshow(colour, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-            x, y = (left + w / 2) / width, 1 - (margin + head / 2 - 4) / height
-            figure.text(x, y, title, ha="center", va="center", fontsize=20, linespacing=1.25)
+            x, y = (left + w / 2) / width, 1 - (margin + head - 20) / height
+            figure.text(x, y, title, ha="center", va="baseline", fontsize=20, linespacing=1.25)
             left += w + gap
 
 
@@ -169,12 +174,12 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
             (lsgm, change, VERMILLION, "second stage: LSGM"),
         ):
             x, y = start + frame["epoch"], frame["nelbo"]
-            smooth = y.rolling(max(1, len(y) // 20), center=True, min_periods=1).median()
+            smooth = y.rolling(max(1, len(y) // 12), center=True, min_periods=1).mean()
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
             axes.plot(x, smooth, color=colour, linewidth=2.2, label=label)
             tops.append(smooth.iloc[len(y) // 8 :].max())  # the first steps' plunge would flatten all that follows
             bottoms.append(y.min())
-        top, bottom = np.nanmax(tops), np.nanmin(bottoms)
+        top, bottom = pd.Series(tops).max(), pd.Series(bottoms).min()
         if np.isfinite(top) and np.isfinite(bottom) and top > bottom:
             axes.set_ylim(bottom - 0.08 * (top - bottom), top + 0.15 * (top - bottom))
         axes.axvline(change, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
@@ -188,10 +193,10 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
 @contextmanager
 def _figure(path: str | Path, inches: tuple[float, float], dpi: int | None = None, **kwargs: Any) -> Iterator[Figure]:
     """A figure that is written to ``path`` at the end of the block."""
-    from matplotlib import rc_context
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
+    with style.context(["default", STYLE]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=inches, **kwargs)  # without pyplot: no display, no global state
         yield figure
         with atomic(path) as part:

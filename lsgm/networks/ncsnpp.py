@@ -137,6 +137,15 @@ class Attention(nn.Module):
         return (x + self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])) * RSQRT2
 
 
+class Stage(nn.ModuleList):
+    """Blocks that are applied in turn."""
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        for module in self:
+            h = module(h, embedding)
+        return h
+
+
 class NCSNpp(nn.Module):
     """The score network eps'_theta(z_t, t).
 
@@ -164,25 +173,24 @@ class NCSNpp(nn.Module):
         self.embedding = TimeEmbedding(config.embedding_dim, config.embedding_scale)
         self.conv_in = conv(latent_channels, widths[0])
 
-        # Each entry of a path is a list of modules applied in turn; its result is kept as a skip (down) or
-        # its input is joined with one (up).
+        # The result of each stage of the way down is a skip; each stage of the way up starts by joining one.
         self.down = nn.ModuleList()
         skips = [width := widths[0]]
         for level, wide in enumerate(widths):
             for _ in range(config.cells_per_scale):
-                self.down.append(nn.ModuleList([block(width, wide), *attend(size, wide)]))
+                self.down.append(Stage([block(width, wide), *attend(size, wide)]))
                 skips.append(width := wide)
             if level < len(widths) - 1:
-                self.down.append(nn.ModuleList([block(width, width, resample=-1)]))
+                self.down.append(Stage([block(width, width, resample=-1)]))
                 skips.append(width)
                 size //= 2
 
-        self.middle = nn.ModuleList([block(width, width), Attention(width), block(width, width)])
+        self.middle = Stage([block(width, width), Attention(width), block(width, width)])
 
         self.up = nn.ModuleList()
         for level, wide in reversed(list(enumerate(widths))):
             for last in [False] * config.cells_per_scale + [True]:
-                stage = nn.ModuleList([block(width + skips.pop(), wide)])
+                stage = Stage([block(width + skips.pop(), wide)])
                 width = wide
                 if last:
                     stage.extend(attend(size, wide))
@@ -200,13 +208,9 @@ class NCSNpp(nn.Module):
         h = self.conv_in(z_t)
         skips = [h]
         for stage in self.down:
-            for module in stage:
-                h = module(h, embedding)
+            h = stage(h, embedding)
             skips.append(h)
-        for module in self.middle:
-            h = module(h, embedding)
+        h = self.middle(h, embedding)
         for stage in self.up:
-            h = torch.cat([h, skips.pop()], dim=1)
-            for module in stage:
-                h = module(h, embedding)
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
         return self.conv_out(F.silu(self.norm_out(h)))

@@ -7,6 +7,7 @@ cover all groups, concatenated on the channels.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,7 @@ class NVAE(nn.Module):
         self.stem = WNConv2d(image_channels, widths[0], 3)
         # The last cell of a pre-process block halves the resolution and changes the channels ...
         self.preprocess = nn.Sequential()
-        for c_in, c_out in zip(widths, widths[1:], strict=False):
+        for c_in, c_out in itertools.pairwise(widths):
             self.preprocess.extend(encoder_cell(c_in, c_in) for _ in range(config.preprocess.cells - 1))
             self.preprocess.append(encoder_cell(c_in, c_out, resample=-1))
 

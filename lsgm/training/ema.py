@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -11,8 +11,8 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = list(module.parameters())
-        self.average: list[torch.Tensor] = []
+        self._parameters: list[Tensor] = list(module.parameters())
+        self.average: list[Tensor] = []
 
     @torch.no_grad()
     def update(self) -> None:

@@ -79,7 +79,7 @@ class History:
         except ImportError:
             log.info("no TensorBoard events: the package tensorboard is not installed")
             return
-        self._writer = SummaryWriter(str(self.tensorboard))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self.tensorboard))
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Sum on the device; nothing waits for it."""

@@ -27,7 +27,7 @@ class SpectralRegulariser:
     def __init__(self, network: nn.Module, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         convs: dict[tuple[object, ...], list[nn.Conv2d]] = defaultdict(list)
-        norms: dict[int, list[nn.Parameter]] = defaultdict(list)
+        norms: dict[int, list[Tensor]] = defaultdict(list)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 convs[(*module.weight.shape, isinstance(module, WNConv2d))].append(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -95,7 +96,7 @@ def test_real_digits_are_near_and_noise_is_graded(digits: Digits, reference: Sta
     levels = [0.0, 0.05, 0.1, 0.2, 0.4]
     distances = [frechet_distance(noisy(digits[:2000], level), reference, NAME, "cpu") for level in levels]
     assert distances[0] < 0.6
-    assert all(worse > 1.2 * better for better, worse in zip(distances, distances[1:], strict=False)), distances
+    assert all(worse > 1.2 * better for better, worse in itertools.pairwise(distances)), distances
 
 
 def test_wrong_shapes_of_digits_cost_more_than_binarised_ones(digits: Digits, reference: Statistics) -> None:

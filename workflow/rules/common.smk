@@ -1,15 +1,16 @@
 """What all rules share: the checked parameters, the frozen configurations, the adoption of restored files."""
 
 import json
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 from snakemake.exceptions import WorkflowError
 
 # Each job runs the `lsgm` that is installed beside this Snakemake, whether or not its environment is activated.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+shell.prefix(f'export PATH={quote(str(Path(sys.executable).parent))}:"$PATH"; ')
+
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
 from adopt import adopt_restored, adopting
@@ -40,23 +41,6 @@ def frozen(wildcards):
     if wildcards.stage == "tabulate":
         return json.dumps({"stage": "tabulate", "code": code, "models": PARAMS.run}, indent=2)
     return PARAMS.freeze(wildcards.stage, wildcards.name, code).model_dump_json(indent=2)
-
-
-# The text is the rule's parameter, so the file is written again exactly when its content changes. A job reads this
-# file and not params.yaml: an edit made while it waits in a queue cannot change what it does.
-rule freeze:
-    output:
-        "configs/{stage}/{name}.json",
-    log:
-        "logs/configs/{stage}/{name}.log",
-    wildcard_constraints:
-        stage="|".join([*STAGES, "tabulate"]),
-        name=r"\w+",
-    localrule: True
-    params:
-        text=frozen,
-    shell:
-        "printf '%s\\n' {params.text:q} > {output} 2> {log}"
 
 
 def store_of(wildcards):

@@ -14,12 +14,7 @@ rule evaluate_model:
         ),
     output:
         metrics="results/models/{model}/metrics.json",
-        samples=report(
-            "results/models/{model}/samples.png",
-            caption="../report/samples.rst",
-            category="Samples",
-            labels={"model": "{model}"},
-        ),
+        samples="results/models/{model}/samples.png",
         histories=expand("results/models/{{model}}/history_{kind}.csv", kind=["vae", "lsgm"]),
     log:
         "logs/evaluate/{model}.log",

@@ -18,4 +18,4 @@ rule train_lsgm:
         data=folder_of_store,
     shell:
         "exec lsgm train --config {input.config} --data {params.data} --vae checkpoints/vae/{wildcards.model}"
-        " --out checkpoints/lsgm/{wildcards.model} --log {log}"
+        " --out checkpoints/lsgm/{wildcards.model} --tensorboard logs/tensorboard/lsgm/{wildcards.model} --log {log}"

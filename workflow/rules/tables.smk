@@ -1,7 +1,3 @@
-TABLES = ["models"]
-FIGURES = ["training"]
-
-
 rule tabulate:
     input:
         config="configs/tabulate/run.json",
@@ -12,15 +8,19 @@ rule tabulate:
         ),
     output:
         metrics="results/metrics.json",
-        tables=report(
-            expand("results/tables/{name}.{kind}", name=TABLES, kind=["csv", "md"]),
-            caption="../report/tables.rst",
-            category="Tables",
+        history="results/tables/history.csv",
+        markdown="results/tables/comparison.md",
+        table=report("results/tables/comparison.csv", caption="../report/table.rst", category="1. Comparison"),
+        nelbo=report("results/figures/nelbo.png", caption="../report/nelbo.rst", category="1. Comparison"),
+        samples=report(
+            expand("results/figures/{model}_samples.png", model=PARAMS.run),
+            caption="../report/samples.rst",
+            category="2. Samples",
         ),
-        figures=report(
-            expand("results/figures/{name}.png", name=FIGURES),
-            caption="../report/figures.rst",
-            category="Figures",
+        training=report(
+            expand("results/figures/{model}_training.png", model=PARAMS.run),
+            caption="../report/training.rst",
+            category="3. Training",
         ),
     log:
         "logs/tabulate.log",

@@ -16,4 +16,4 @@ rule pretrain_vae:
         data=folder_of_store,
     shell:
         "exec lsgm pretrain --config {input.config} --data {params.data}"
-        " --out checkpoints/vae/{wildcards.model} --log {log}"
+        " --out checkpoints/vae/{wildcards.model} --tensorboard logs/tensorboard/vae/{wildcards.model} --log {log}"

@@ -39,7 +39,7 @@ def fingerprint(stage: str, root: Path) -> str:
     """Fingerprint of ``stage``; ``root`` is the folder of the package ``lsgm``."""
     digest = hashlib.sha256()
     for path in sources(stage, root):
-        code = _code(path, path.stat().st_mtime_ns) if path.suffix == ".py" else path.read_bytes()
+        code = _code(path) if path.suffix == ".py" else path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()}\0{hashlib.sha256(code).hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
 
@@ -84,8 +84,8 @@ def _imports(path: Path, module: str, root: Path) -> Iterator[str]:
 
 
 @functools.cache
-def _code(path: Path, mtime: int) -> bytes:
-    """The file's syntax tree without its docstrings; ``mtime`` makes the cache see an edited file."""
+def _code(path: Path) -> bytes:
+    """The file's syntax tree without its docstrings."""
     tree = ast.parse(path.read_bytes())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):

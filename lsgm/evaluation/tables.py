@@ -1,0 +1,309 @@
+"""The tables, figures and summary of all evaluated models, from the metrics.json of each.
+
+The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import ConfigDict
+
+from lsgm.config import ConfigError, Section, load_stage
+from lsgm.errors import LSGMError
+from lsgm.evaluation.figures import Bar, save_curves, save_nelbo_bars
+from lsgm.files import atomic, write_json
+
+# NELBO that the paper reports for the LSGM, in nats/image (Vahdat et al., arXiv 2106.05931). A dataset that is not
+# here has no such figure.
+PAPER_NELBO = {"omniglot": 87.79}
+
+PRIORS = {
+    "vae": "VAE, N(0, I) prior",
+    "lsgm_with_normal_prior": "LSGM's VAE, N(0, I) prior",
+    "lsgm": "LSGM",
+}
+
+
+class Part(Section):
+    """A part of metrics.json; keys that the tables do not need may be there."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class NELBO(Part):
+    nelbo: float
+    stderr: float
+    reconstruction: float
+    kl: float
+
+
+class Gain(Part):
+    nelbo: float
+    stderr: float
+
+
+class NELBOs(Part):
+    unit: str
+    images: int
+    vae: NELBO
+    lsgm_with_normal_prior: NELBO
+    lsgm: NELBO
+    gain: Gain
+
+
+class Frechet(Part):
+    extractor: str
+    images: int
+    vae: float
+    lsgm: float
+    floor: float
+
+
+class Sampling(Part):
+    images: int
+    nfe: float
+    seconds: float
+
+
+class Samplings(Part):
+    vae: Sampling
+    lsgm: Sampling
+
+
+class Training(Part):
+    seconds: float
+
+
+class Trainings(Part):
+    vae: Training
+    lsgm: Training
+
+
+class Metrics(Part):
+    """What `lsgm evaluate` writes to metrics.json, as far as the tables need it."""
+
+    model: str
+    dataset: str
+    device: str
+    date: str
+    nelbo: NELBOs
+    frechet: Frechet
+    sampling: Samplings
+    training: Trainings
+
+
+def tabulate(results: Sequence[Path], out: Path) -> None:
+    """Write tables/, figures/ and metrics.json to ``out`` from the folders ``results`` that `lsgm evaluate` wrote.
+
+    Raises:
+        LSGMError: a file is missing or broken, or two folders hold the same model.
+    """
+    folders: dict[str, Path] = {}
+    models: list[Metrics] = []
+    for folder in map(Path, results):
+        metrics = read_metrics(folder / "metrics.json")
+        if metrics.model in folders:
+            raise LSGMError(f"{folders[metrics.model]} and {folder} both hold results of the model {metrics.model}")
+        folders[metrics.model] = folder
+        models.append(metrics)
+    histories = {
+        (model, stage): read_history(folder / f"history_{stage}.csv")
+        for model, folder in folders.items()
+        for stage in ("vae", "lsgm")
+    }
+
+    for model, folder in folders.items():
+        _copy(folder / "samples.png", out / "figures" / f"{model}_samples.png")
+    table = comparison(models)
+    _write(out / "tables" / "comparison.csv", csv(table))
+    _write(out / "tables" / "comparison.md", markdown(table, models))
+    long = pd.concat(
+        [frame.assign(model=model, stage=stage) for (model, stage), frame in histories.items()], ignore_index=True
+    )
+    first = ["model", "stage", "step"]
+    long = long[[*first, *(name for name in long.columns if name not in first)]]
+    _write(out / "tables" / "history.csv", long.to_csv(index=False, lineterminator="\n"))
+    write_json(out / "metrics.json", {metrics.model: summary(metrics) for metrics in models})
+
+    save_nelbo_bars({metrics.model: _bars(metrics) for metrics in models}, out / "figures" / "nelbo.png")
+    for model in folders:
+        save_curves(histories[model, "vae"], histories[model, "lsgm"], out / "figures" / f"{model}_training.png")
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read and check the metrics.json of one model; raises :class:`LSGMError` that names the file and the key."""
+    try:
+        return load_stage(Metrics, path)
+    except (ConfigError, UnicodeDecodeError) as error:
+        message = str(error) if isinstance(error, ConfigError) else f"{path}: is not a text file"
+        raise LSGMError(f"{message}; write the file again with `lsgm evaluate`") from None
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """Read the history of one training stage; raises :class:`LSGMError` that names the file."""
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise LSGMError(f"{path}: cannot be read ({error}); write it again with `lsgm evaluate`") from None
+    missing = [name for name in ("step", "epoch", "nelbo") if name not in frame.columns]
+    if missing or frame.empty:
+        what = f"has no column {', '.join(missing)}" if missing else "has no rows"
+        raise LSGMError(f"{path}: {what}; a training history has the columns step, epoch, nelbo and others")
+    return frame
+
+
+def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
+    """One row for each model and prior, plain numbers; what was not measured for a prior is NaN.
+
+    ``training_s`` is what it takes from nothing: the LSGM's includes the VAE that it starts from.
+    """
+    rows: list[dict[str, Any]] = []
+    for metrics in models:
+        for key, prior in PRIORS.items():
+            nelbo: NELBO = getattr(metrics.nelbo, key)
+            row = {
+                "model": metrics.model,
+                "dataset": metrics.dataset,
+                "prior": prior,
+                "nelbo": nelbo.nelbo,
+                "nelbo_stderr": nelbo.stderr,
+                "nelbo_paper": PAPER_NELBO.get(metrics.dataset) if key == "lsgm" else None,
+                "reconstruction": nelbo.reconstruction,
+                "kl": nelbo.kl,
+            }
+            if key != "lsgm_with_normal_prior":  # its prior is not the one that it was trained for: no samples
+                sampling: Sampling = getattr(metrics.sampling, key)
+                row |= {
+                    _frechet_name(metrics): getattr(metrics.frechet, key),
+                    "nfe": sampling.nfe,
+                    "sampling_s_per_1000": 1000 * sampling.seconds / sampling.images if sampling.images else None,
+                }
+            training = metrics.training.vae.seconds + (0 if key == "vae" else metrics.training.lsgm.seconds)
+            rows.append(row | {"training_s": training})
+    extractors = list(dict.fromkeys(map(_frechet_name, models)))
+    measured = ["nelbo", "nelbo_stderr", "nelbo_paper", "reconstruction", "kl"]
+    columns = ["model", "dataset", "prior", *measured, *extractors, "nfe", "sampling_s_per_1000", "training_s"]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame[columns[3:]] = frame[columns[3:]].astype(float)
+    return frame.round(4)
+
+
+def csv(table: pd.DataFrame) -> str:
+    """:func:`comparison` as CSV: an empty field was not measured, `nan` was measured and is not a number."""
+    measured = ["nelbo", "nelbo_stderr", "reconstruction", "kl"]
+    table = table.assign(**{name: table[name].astype(object).fillna("nan") for name in measured})
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
+    """:func:`comparison` for readers: the best of each dataset in bold, and below it what the numbers rest on."""
+    unit = " / ".join(dict.fromkeys(metrics.nelbo.unit for metrics in models))
+    extractors = [name for name in table.columns if name.startswith("frechet_")]
+    counts = " / ".join(dict.fromkeys(str(metrics.frechet.images) for metrics in models))
+    shown: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "reconstruction": ("reconstruction", _number(2)),
+        "kl": ("KL", _number(2)),
+        **{
+            name: (f"Fréchet distance ({name.removeprefix('frechet_')}, N = {counts}) ↓", _number(2))
+            for name in extractors
+        },
+        "nfe": ("NFE", _number(0)),
+        "sampling_s_per_1000": ("sampling (s / 1000 images)", _number(2)),
+        "training_s": ("training (s)", _number(0)),
+    }
+    nelbo = [
+        f"{value:.2f} ± {stderr:.2f}" if math.isfinite(value) else f"{value:.2f}"
+        for value, stderr in zip(table["nelbo"], table["nelbo_stderr"], strict=True)
+    ]
+    text = pd.DataFrame(
+        {
+            "model": table["model"],
+            "prior": table["prior"],
+            f"NELBO ({unit}) ↓": _bold(nelbo, table, "nelbo"),
+            "NELBO in the paper": [f"≤ {value:.2f}" if math.isfinite(value) else "" for value in table["nelbo_paper"]],
+        }
+    )
+    for name, (header, show) in shown.items():
+        cells = [show(value) for value in table[name]]
+        if name in ("reconstruction", "kl"):
+            cells = [cell or "nan" for cell in cells]  # measured, and not a number
+        text[header] = _bold(cells, table, name) if name in extractors else cells
+
+    lines = ["| " + " | ".join(text.columns) + " |", "|---|---|" + "---:|" * (len(text.columns) - 2)]
+    lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
+    lines += ["", *(line for metrics in models for line in (_caption(metrics), ""))]
+    lines += [
+        "± is one standard error over the test images. Bold: the best of each dataset. Training counts from nothing: "
+        "the LSGM's includes that of the VAE it starts from. The LSGM's own VAE under N(0, I) is not sampled: its "
+        "latents are not trained for that prior."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def summary(metrics: Metrics) -> dict[str, Any]:
+    """The figures that `dvc metrics show` prints for a model."""
+
+    def of(key: str) -> dict[str, Any]:
+        nelbo: NELBO = getattr(metrics.nelbo, key)
+        found: dict[str, float] = {"nelbo": nelbo.nelbo, "reconstruction": nelbo.reconstruction, "kl": nelbo.kl}
+        if key != "lsgm_with_normal_prior":
+            found[_frechet_name(metrics)] = getattr(metrics.frechet, key)
+            found["nfe"] = getattr(metrics.sampling, key).nfe
+        return {name: _rounded(value) for name, value in found.items()}
+
+    gain = {"nelbo": _rounded(metrics.nelbo.gain.nelbo), "stderr": _rounded(metrics.nelbo.gain.stderr)}
+    return {**{key: of(key) for key in PRIORS}, "gain": gain}
+
+
+def _caption(metrics: Metrics) -> str:
+    frechet, gain = metrics.frechet, metrics.nelbo.gain
+    return (
+        f"**{metrics.model}** ({metrics.dataset}): NELBO of {metrics.nelbo.images} test images; the LSGM's gain over "
+        f"the VAE is {gain.nelbo:.2f} ± {gain.stderr:.2f} {metrics.nelbo.unit} (paired). Fréchet distance of "
+        f"N = {frechet.images} samples to the training images in {frechet.extractor} features; its floor, two disjoint "
+        f"sets of {frechet.images} real images against each other, is {frechet.floor:.2f}. Measured on "
+        f"{metrics.device}, {metrics.date}."
+    )
+
+
+def _bars(metrics: Metrics) -> list[Bar]:
+    parts: dict[str, NELBO] = {label: getattr(metrics.nelbo, key) for key, label in PRIORS.items()}
+    return [Bar(label, part.reconstruction, part.kl, part.nelbo, part.stderr) for label, part in parts.items()]
+
+
+def _frechet_name(metrics: Metrics) -> str:
+    return f"frechet_{metrics.frechet.extractor}"
+
+
+def _number(digits: int) -> Callable[[float], str]:
+    return lambda value: "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _bold(cells: Sequence[str], table: pd.DataFrame, name: str) -> list[str]:
+    """``cells`` with the lowest of each dataset, by the numbers in the column ``name``, in bold."""
+    best = table[name] == table.groupby("dataset")[name].transform("min")
+    return [f"**{cell}**" if chosen else cell for cell, chosen in zip(cells, best, strict=True)]
+
+
+def _rounded(value: float) -> float | str:
+    """Four significant digits; JSON has no NaN, a word stands for it."""
+    return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, path: Path) -> None:
+    try:
+        with atomic(path) as part:
+            shutil.copyfile(source, part)
+    except FileNotFoundError:
+        raise LSGMError(f"{source}: is missing; write it again with `lsgm evaluate`") from None

@@ -1,0 +1,218 @@
+"""Tables from made-up metrics: the numbers, the bold, the messages, the same bytes twice."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lsgm.errors import LSGMError
+from lsgm.evaluation.figures import save_panels
+from lsgm.evaluation.tables import PRIORS, tabulate
+
+METRICS: dict[str, Any] = {
+    "model": "mnist_demo",
+    "dataset": "mnist",
+    "device": "cpu",
+    "date": "2026-11-22",
+    "nelbo": {
+        "unit": "nats/image",
+        "images": 500,
+        "lsgm": {
+            "nelbo": 95.123456,
+            "stderr": 1.25,
+            "reconstruction": 70.0,
+            "kl": 25.123456,
+            "nfe": 80.5,
+            "seconds": 30.0,
+        },
+        "vae": {"nelbo": 99.5, "stderr": 1.5, "reconstruction": 72.5, "kl": 27.0, "nfe": 0, "seconds": 1.0},
+        "lsgm_with_normal_prior": {
+            "nelbo": 103.0,
+            "stderr": 1.75,
+            "reconstruction": 70.0,
+            "kl": 33.0,
+            "nfe": 0,
+            "seconds": 1.0,
+        },
+        "gain": {"nelbo": 4.376544, "stderr": 0.25},
+    },
+    "frechet": {"extractor": "mnist_classifier", "images": 2000, "lsgm": 2.5, "vae": 7.25, "floor": 0.25},
+    "sampling": {
+        "lsgm": {"images": 2000, "solver": "rk45", "tol": 1e-4, "nfe": 40.0, "seconds": 20.0},
+        "vae": {"images": 2000, "solver": None, "tol": None, "nfe": 0, "seconds": 1.0},
+    },
+    "training": {"vae": {"seconds": 100.0, "steps": 20}, "lsgm": {"seconds": 150.5, "steps": 20}},
+    "code": {"pretrain": "ab12", "evaluate": None},
+}
+
+
+def folder(path: Path, change: Callable[[dict[str, Any]], Any] = lambda metrics: None) -> Path:
+    """A folder as `lsgm evaluate` writes it, its metrics changed by ``change``."""
+    path.mkdir(parents=True)
+    metrics = copy.deepcopy(METRICS)
+    metrics["model"] = path.name
+    change(metrics)
+    (path / "metrics.json").write_text(json.dumps(metrics))
+    save_panels({"real": np.zeros((4, 1, 28, 28), np.uint8)}, path / "samples.png")
+    for stage, extra in (("vae", "spectral"), ("lsgm", "alpha_mean")):
+        frame = pd.DataFrame({"step": [10, 20], "epoch": [0.5, 1.0], "loss": [120.0, 110.0], "nelbo": [121.0, 111.0]})
+        frame.assign(**{extra: 0.5}).to_csv(path / f"history_{stage}.csv", index=False)
+    return path
+
+
+def test_csv_holds_the_numbers(tmp_path: Path) -> None:
+    tabulate([folder(tmp_path / "models" / "mnist_demo")], tmp_path)
+    table = pd.read_csv(tmp_path / "tables" / "comparison.csv").set_index("prior")
+    assert list(table.index) == list(PRIORS.values())
+    vae, normal, lsgm = (table.loc[prior] for prior in PRIORS.values())
+    assert lsgm["nelbo"] == 95.1235
+    assert vae["nelbo_stderr"] == 1.5
+    assert [row["reconstruction"] + row["kl"] for row in (vae, normal)] == [99.5, 103.0]
+    assert [row["frechet_mnist_classifier"] for row in (vae, lsgm)] == [7.25, 2.5]
+    assert lsgm["nfe"] == 40
+    assert lsgm["sampling_s_per_1000"] == 10.0
+    assert [row["training_s"] for row in (vae, normal, lsgm)] == [100.0, 250.5, 250.5]
+    assert np.isnan([normal["frechet_mnist_classifier"], normal["nfe"], lsgm["nelbo_paper"]]).all()
+
+
+def test_markdown_shows_the_best_in_bold_and_what_the_numbers_rest_on(tmp_path: Path) -> None:
+    tabulate([folder(tmp_path / "models" / "mnist_demo")], tmp_path)
+    text = (tmp_path / "tables" / "comparison.md").read_text()
+    header, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert "Fréchet distance (mnist_classifier, N = 2000)" in header
+    assert {line.count("|") for line in (header, rule, *rows)} == {11}
+    assert rows == [
+        "| mnist_demo | VAE, N(0, I) prior | 99.50 ± 1.50 |  | 72.50 | 27.00 | 7.25 | 0 | 0.50 | 100 |",
+        "| mnist_demo | LSGM's VAE, N(0, I) prior | 103.00 ± 1.75 |  | 70.00 | 33.00 |  |  |  | 250 |",
+        "| mnist_demo | LSGM | **95.12 ± 1.25** |  | 70.00 | 25.12 | **2.50** | 40 | 10.00 | 250 |",
+    ]
+    for fact in ("500 test images", "N = 2000 samples", "is 0.25", "4.38 ± 0.25", "cpu, 2026-11-22"):
+        assert fact in text
+
+
+def test_two_models_share_the_bold_and_the_history(tmp_path: Path) -> None:
+    def better(metrics: dict[str, Any]) -> None:
+        metrics["nelbo"]["lsgm"]["nelbo"] = 80.0
+
+    tabulate([folder(tmp_path / "in" / "small"), folder(tmp_path / "in" / "big", better)], tmp_path)
+    text = (tmp_path / "tables" / "comparison.md").read_text()
+    assert "**80.00 ± 1.25**" in text
+    assert "**95.12" not in text
+    history = pd.read_csv(tmp_path / "tables" / "history.csv")
+    assert list(history.columns[:3]) == ["model", "stage", "step"]
+    assert history.groupby(["model", "stage"]).size().to_dict() == {
+        (model, stage): 2 for model in ("big", "small") for stage in ("lsgm", "vae")
+    }
+    assert history.query("stage == 'vae'")["spectral"].eq(0.5).all()
+    assert history.query("stage == 'vae'")["alpha_mean"].isna().all()
+
+
+def test_summary_is_narrow(tmp_path: Path) -> None:
+    tabulate([folder(tmp_path / "models" / "mnist_demo")], tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]
+    assert found["lsgm"] == {
+        "nelbo": 95.12,
+        "reconstruction": 70.0,
+        "kl": 25.12,
+        "frechet_mnist_classifier": 2.5,
+        "nfe": 40.0,
+    }
+    assert found["gain"] == {"nelbo": 4.377, "stderr": 0.25}
+
+
+def test_each_extractor_has_its_own_column(tmp_path: Path) -> None:
+    other = folder(tmp_path / "in" / "other", lambda metrics: metrics["frechet"].update(extractor="other_net"))
+    tabulate([folder(tmp_path / "in" / "mnist_demo"), other], tmp_path)
+    table = pd.read_csv(tmp_path / "tables" / "comparison.csv").query("prior == 'LSGM'").set_index("model")
+    assert table.loc["mnist_demo", "frechet_mnist_classifier"] == 2.5
+    assert table.loc["other", "frechet_other_net"] == 2.5
+    assert table[["frechet_mnist_classifier", "frechet_other_net"]].isna().sum().sum() == 2
+
+
+def test_paper_column_where_the_paper_has_a_figure(tmp_path: Path) -> None:
+    tabulate([folder(tmp_path / "in" / "omni", lambda metrics: metrics.update(dataset="omniglot"))], tmp_path)
+    text = (tmp_path / "tables" / "comparison.md").read_text()
+    assert "| LSGM | **95.12 ± 1.25** | ≤ 87.79 |" in text
+    assert text.count("87.79") == 1
+
+
+def test_nan_is_shown_as_such(tmp_path: Path) -> None:
+    def diverged(metrics: dict[str, Any]) -> None:
+        metrics["nelbo"]["lsgm"] |= {"nelbo": float("nan"), "stderr": float("nan"), "kl": float("nan")}
+        metrics["nelbo"]["gain"] = {"nelbo": float("nan"), "stderr": float("nan")}
+
+    tabulate([folder(tmp_path / "in" / "mnist_demo", diverged)], tmp_path)
+    text = (tmp_path / "tables" / "comparison.md").read_text()
+    assert "| LSGM | nan |  | 70.00 | nan |" in text
+    assert "**99.50 ± 1.50**" in text
+    assert "mnist,LSGM,nan,nan,,70.0,nan," in (tmp_path / "tables" / "comparison.csv").read_text()
+    assert json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]["lsgm"]["nelbo"] == "nan"
+
+
+def test_same_bytes_every_time(tmp_path: Path) -> None:
+    given = [folder(tmp_path / "in" / "small"), folder(tmp_path / "in" / "big")]
+    found = []
+    for name in ("one", "two"):
+        tabulate(given, tmp_path / name)
+        tabulate(given, tmp_path / name)  # over what is there
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        found.append({str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files})
+    assert found[0] == found[1]
+    assert sorted(found[0]) == [
+        "figures/big_samples.png",
+        "figures/big_training.png",
+        "figures/nelbo.png",
+        "figures/small_samples.png",
+        "figures/small_training.png",
+        "metrics.json",
+        "tables/comparison.csv",
+        "tables/comparison.md",
+        "tables/history.csv",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: (path / "metrics.json").unlink(), r"metrics\.json: cannot be read .*lsgm evaluate"),
+        (lambda path: (path / "metrics.json").write_text('{"model": '), r"metrics\.json: is not valid JSON"),
+        (lambda path: (path / "metrics.json").write_bytes(b"\x89PNG\xff"), r"metrics\.json: is not a text file"),
+        (lambda path: (path / "metrics.json").write_text("[1]"), r"metrics\.json: the whole file: expected"),
+        (lambda path: (path / "history_vae.csv").unlink(), r"history_vae\.csv: cannot be read"),
+        (lambda path: (path / "history_lsgm.csv").write_text(""), r"history_lsgm\.csv: cannot be read"),
+        (lambda path: (path / "history_lsgm.csv").write_text("step,epoch\n1,2\n"), r"lsgm\.csv: has no column nelbo"),
+        (lambda path: (path / "history_lsgm.csv").write_text("step,epoch,nelbo\n"), r"lsgm\.csv: has no rows"),
+        (lambda path: (path / "samples.png").unlink(), r"samples\.png: is missing"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, spoil: Callable[[Path], Any], says: str) -> None:
+    path = folder(tmp_path / "in" / "mnist_demo")
+    spoil(path)
+    with pytest.raises(LSGMError, match=says):
+        tabulate([path], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m["nelbo"]["lsgm"].pop("kl"), r"nelbo\.lsgm\.kl: missing"),
+        (lambda m: m.pop("frechet"), r"metrics\.json: frechet: missing"),
+        (lambda m: m["frechet"].update(floor="low"), r"frechet\.floor: expected a valid number.*'low'"),
+    ],
+)
+def test_wrong_keys_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
+    with pytest.raises(LSGMError, match=says):
+        tabulate([folder(tmp_path / "in" / "mnist_demo", change)], tmp_path)
+
+
+def test_one_model_in_two_folders_is_refused(tmp_path: Path) -> None:
+    twice = [folder(tmp_path / name, lambda metrics: metrics.update(model="same")) for name in ("a", "b")]
+    with pytest.raises(LSGMError, match="both hold results of the model same"):
+        tabulate(twice, tmp_path)

@@ -1,0 +1,135 @@
+"""The ODE solver against scipy, sampling and likelihood against Gaussian closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import nn
+
+from lsgm.prior import ScorePrior
+from lsgm.sampling.ode import log_prob, rk45, sample
+from lsgm.sde import VPSDE
+
+SHAPE = (2, 2, 2)
+DIMENSIONS = math.prod(SHAPE)
+EPS = 1e-5
+
+
+class GaussianNoise(nn.Module):
+    """The exact noise prediction where z0 ~ N(mean, covariance): -sigma_t * score of N(m mean, m^2 cov + sigma^2 I)."""
+
+    def __init__(self, sde, mean, covariance):
+        super().__init__()
+        self.sde, self.mean, self.covariance = sde, mean, covariance
+
+    def forward(self, z_t, t):
+        m, v = self.sde.mean_coefficient(t[0]), self.sde.variance(t[0])
+        total = m**2 * self.covariance + v * torch.eye(DIMENSIONS, dtype=z_t.dtype)
+        delta = z_t.flatten(1) - m * self.mean
+        return (v.sqrt() * torch.linalg.solve(total, delta.T).T).view_as(z_t)
+
+
+@pytest.fixture
+def gaussian():
+    """A prior whose score is exact for a correlated Gaussian, its mean and its covariance."""
+    generator = torch.Generator().manual_seed(3)
+    factor = torch.randn(DIMENSIONS, DIMENSIONS, generator=generator, dtype=torch.float64) / 3
+    covariance = factor @ factor.T + 0.1 * torch.eye(DIMENSIONS, dtype=torch.float64)
+    # small: N(0, I) at t = 1 stands for N(m_1 mean, ...) with m_1 = 6.6e-3, an error that belongs to the model
+    mean = 0.1 * torch.randn(DIMENSIONS, generator=generator, dtype=torch.float64)
+    sde = VPSDE(0.1, 20.0)
+    prior = ScorePrior(sde, GaussianNoise(sde, mean, covariance), SHAPE, mixing_logit=60.0).double()
+    return prior, mean, covariance
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-6])
+@pytest.mark.parametrize("t1", [3.0, -2.0])
+def test_rk45_takes_the_steps_of_scipy(tol, t1):
+    """Same evaluations, same result, and exactly at the end point."""
+
+    def numpy_f(t, y):
+        return np.sin(3 * t) * y[::-1] - 0.3 * y + np.cos(t)
+
+    start = np.linspace(-1, 2, 6)
+    scipy = solve_ivp(numpy_f, (0.0, t1), start, method="RK45", rtol=tol, atol=tol)
+    times = []
+
+    def f(t, y):
+        times.append(t)
+        return torch.from_numpy(numpy_f(t, y.numpy().ravel())).view_as(y)
+
+    ours = rk45(f, torch.from_numpy(start).view(2, 3), 0.0, t1, tol)
+    assert ours.nfe == scipy.nfev == len(times)
+    np.testing.assert_allclose(ours.y.ravel(), scipy.y[:, -1], rtol=1e-10)
+    assert times[-1] == t1 and max(map(abs, times)) <= abs(t1)
+
+
+def test_rk45_converges_to_the_exact_solution():
+    y = rk45(lambda t, y: -2 * t * y, torch.ones(3, dtype=torch.float64), 0.0, 1.5, 1e-9).y
+    np.testing.assert_allclose(y, math.exp(-(1.5**2)), rtol=1e-7)
+
+
+def test_rk45_reports_a_state_that_is_not_finite():
+    with pytest.raises(ArithmeticError, match="t = "):
+        rk45(lambda t, y: y * math.nan, torch.ones(3), 0.0, 1.0, 1e-5)
+
+
+def test_sampler_reproduces_a_gaussian(gaussian):
+    """The ODE is linear here: 2,000 equal and opposite starts give mean and covariance by their exact propagation."""
+    prior, mean, covariance = gaussian
+    basis = torch.eye(DIMENSIONS, dtype=torch.float64)
+    starts = torch.cat([torch.zeros(1, DIMENSIONS, dtype=torch.float64), basis]).view(-1, *SHAPE)
+    ends = sample(prior, starts, tol=1e-8, time_eps=EPS).y.flatten(1)
+    propagated_mean, columns = ends[0], (ends[1:] - ends[0]).T  # z0 = propagated_mean + columns @ z1
+    np.testing.assert_allclose(propagated_mean, mean, atol=5e-3)
+    np.testing.assert_allclose(columns @ columns.T, covariance, atol=1e-3)
+
+
+def test_sampler_statistics(gaussian):
+    """20,000 samples: mean and covariance within four standard errors and the base's own error."""
+    prior, mean, covariance = gaussian
+    n = 20_000
+    noise = torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = sample(prior, noise, tol=1e-5, time_eps=EPS).y.flatten(1)
+    np.testing.assert_allclose(z.mean(0), mean, atol=4 * covariance.diagonal().max().sqrt().item() / n**0.5 + 5e-3)
+    np.testing.assert_allclose(z.T.cov(), covariance, atol=4 * 1.5 * covariance.diagonal().max().item() / n**0.5)
+
+
+def test_likelihood_of_a_gaussian_is_exact(gaussian):
+    """log p(z0) against the closed form: 1e-3 nats per dimension.
+
+    The probe is averaged out: the sum over a basis of probes is the exact trace.
+    """
+    prior, mean, covariance = gaussian
+    truth = torch.distributions.MultivariateNormal(mean, covariance)
+    z0 = truth.sample((4,))
+    probes = torch.eye(DIMENSIONS, dtype=torch.float64).repeat_interleave(4, dim=0) * DIMENSIONS**0.5
+    values, nfe = log_prob(prior, z0.repeat(DIMENSIONS, 1).view(-1, *SHAPE), probes.view(-1, *SHAPE), 1e-7, EPS)
+    estimate = values.view(DIMENSIONS, 4).mean(0)  # each probe e_i sqrt(D) has the trace's mean over i
+    error = (estimate - truth.log_prob(z0)).abs().max().item() / DIMENSIONS
+    assert error < 1e-3
+    assert nfe > 0
+
+
+def test_hutchinson_probe_is_unbiased(gaussian):
+    """One Gaussian probe per sample: the mean over 4,000 probes within four standard errors of the exact value."""
+    prior, mean, covariance = gaussian
+    truth = torch.distributions.MultivariateNormal(mean, covariance)
+    z0 = truth.sample((1,)).expand(4000, -1).reshape(-1, *SHAPE)
+    probe = torch.randn(z0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values, _ = log_prob(prior, z0, probe, 1e-4, EPS)
+    standard_error = values.std().item() / 4000**0.5
+    assert abs(values.mean().item() - truth.log_prob(z0[0].flatten()).item()) < 4 * standard_error + 1e-3 * DIMENSIONS
+
+
+def test_normal_prior_is_a_fixed_point():
+    """alpha -> 0: the ODE does not move N(0, I), and its likelihood is the normal density."""
+    prior = ScorePrior(VPSDE(0.1, 20.0), nn.Identity(), SHAPE, mixing_logit=-60.0).double()
+    prior.network.forward = lambda z, t: torch.zeros_like(z)
+    z = torch.randn(16, *SHAPE, dtype=torch.float64)
+    solution = sample(prior, z, tol=1e-6, time_eps=EPS)
+    np.testing.assert_allclose(solution.y, z, atol=1e-9)
+    values, _ = log_prob(prior, z, torch.randn_like(z), 1e-6, EPS)
+    np.testing.assert_allclose(values, torch.distributions.Normal(0, 1).log_prob(z).sum(dim=(1, 2, 3)), atol=1e-8)

@@ -1,0 +1,163 @@
+"""The command line as a user sees it: real processes, real MNIST, a tiny model."""
+
+import csv
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lsgm.config import Params, parse
+
+TINY = """
+run: [tiny]
+datasets: {mnist: {path: null}}
+models:
+  tiny:
+    dataset: mnist
+    vae: {arch: res_bnswish, channels: 4, channel_mult: [1, 2, 2, 2], groups_per_scale: 2, latents_per_group: 2,
+          cells_per_cond: 1, preprocess: {blocks: 3, cells: 1}, postprocess: {blocks: 3, cells: 1}}
+    pretrain: {epochs: 0.01, batch: 32, warmup_epochs: 0, kl_anneal_portion: 1, kl_max_coeff: 0.7, spectral_reg: 0.01}
+    prior: {channels: 8, scales: 1, cells_per_scale: 1, dropout: 0, embedding_dim: 16, mixing_logit_init: -3}
+    sde: {time_eps: 0.01}
+    train: {epochs: 0.01, batch: 32, warmup_epochs: 0, ema: 0.9, spectral_reg_prior: 0.001}
+    sample: {count: 64, tol: 0.01, batch: 32}
+    evaluate: {images: 16, tol: 0.01, batch: 16, extractor: mnist_classifier}
+"""
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "lsgm.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, mnist_store):
+    """Every stage run once; what each said on stderr."""
+    folder = tmp_path_factory.mktemp("cli")
+    params = parse(Params, yaml.safe_load(TINY), "tiny")
+    said = {}
+    for stage in ("pretrain", "train", "sample", "evaluate"):
+        (folder / f"{stage}.json").write_text(params.freeze(stage, "tiny", code="c0de").model_dump_json())
+
+    def stage(name, *arguments, config=None):
+        result = run(config or name, "--config", folder / f"{config or name}.json", *arguments)
+        assert result.returncode == 0, result.stderr
+        said[name] = result.stderr
+
+    data = ("--data", mnist_store.path)
+    log = ("--log", folder / "logs" / "pretrain.log")
+    stage("pretrain", *data, "--out", folder / "vae", "--tensorboard", folder / "events", *log)
+    stage("train", *data, "--vae", folder / "vae", "--out", folder / "lsgm")
+    for kind in ("vae", "lsgm"):
+        stage(f"sample {kind}", "--model", folder / kind, "--out", folder / f"samples_{kind}", config="sample")
+    stage(
+        "evaluate", *data, "--model", folder / "lsgm", "--samples", folder / "samples_lsgm",
+        "--vae", folder / "vae", "--vae-samples", folder / "samples_vae", "--out", folder / "results",
+    )  # fmt: skip
+    result = run("tabulate", "--results", folder / "results", "--out", folder / "tables")
+    assert result.returncode == 0, result.stderr
+    return folder, said
+
+
+def test_training_speaks_in_plain_lines_without_a_terminal(made):
+    folder, said = made
+    assert "\r" not in said["pretrain"] and "VAE: 19/19" in said["pretrain"] and "img/s" in said["pretrain"]
+    assert "left, NELBO" in said["train"]
+    assert (folder / "logs" / "pretrain.log").read_text() == said["pretrain"]
+    assert list((folder / "events").glob("events.*"))
+
+
+def test_training_writes_model_and_history(made):
+    folder, _ = made
+    for kind, columns in [
+        ("vae", {"kl_coeff", "spectral", "lr_vae"}),
+        ("lsgm", {"cross_entropy", "alpha_mean", "lr_prior"}),
+    ]:
+        assert {p.name for p in (folder / kind).iterdir()} == {"model.safetensors", "config.json", "history.csv"}
+        rows = list(csv.DictReader((folder / kind / "history.csv").read_text().splitlines()))
+        assert len(rows) == 19 and columns | {"step", "loss", "nelbo", "images_per_second"} <= rows[0].keys()
+    config = json.loads((folder / "lsgm" / "config.json").read_text())
+    assert [stage["code"] for stage in config["stages"]] == ["c0de", "c0de"]
+
+
+def test_samples_and_grid(made):
+    folder, _ = made
+    samples = np.load(folder / "samples_lsgm" / "samples.npy")
+    assert samples.shape == (64, 1, 28, 28) and samples.dtype == np.uint8 and samples.std() > 0
+    facts = json.loads((folder / "samples_lsgm" / "sampling.json").read_text())
+    assert facts["nfe"] >= 8 and facts["seconds"] > 0 and facts["images"] == 64
+    assert json.loads((folder / "samples_vae" / "sampling.json").read_text())["nfe"] == 0
+    assert (folder / "samples_lsgm" / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_hold_together(made):
+    folder, _ = made
+    metrics = json.loads((folder / "results" / "metrics.json").read_text())
+    nelbo = metrics["nelbo"]
+    for row in ("lsgm", "vae", "lsgm_with_normal_prior"):
+        assert nelbo[row]["nelbo"] == pytest.approx(nelbo[row]["reconstruction"] + nelbo[row]["kl"], rel=1e-6)
+    assert nelbo["gain"]["nelbo"] == pytest.approx(nelbo["vae"]["nelbo"] - nelbo["lsgm"]["nelbo"], rel=1e-6)
+    # the same encoder, decoder and draws: only the prior differs
+    assert nelbo["lsgm"]["reconstruction"] == pytest.approx(nelbo["lsgm_with_normal_prior"]["reconstruction"], rel=1e-6)
+    assert (
+        metrics["frechet"]["extractor"] == "mnist_classifier"
+        and metrics["frechet"]["lsgm"] > metrics["frechet"]["floor"]
+    )
+    assert metrics["training"]["lsgm"]["seconds"] > 0 and metrics["code"]["train"] == "c0de"
+    assert (folder / "tables" / "tables" / "comparison.md").exists()
+
+
+def test_training_is_reproducible(made, mnist_store, tmp_path):
+    folder, _ = made
+    result = run(
+        "pretrain", "--config", folder / "pretrain.json", "--data", mnist_store.path, "--out", tmp_path / "vae"
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "vae/model.safetensors").read_bytes() == (folder / "vae/model.safetensors").read_bytes()
+
+
+def test_a_bar_with_rate_and_time_left_on_a_terminal(made, mnist_store, tmp_path):
+    folder, _ = made
+    arguments = ["--config", folder / "pretrain.json", "--data", mnist_store.path, "--out", tmp_path / "vae"]
+    command = [sys.executable, "-m", "lsgm.cli", "pretrain", *map(str, arguments), "--log", str(tmp_path / "log")]
+    terminal, end = pty.openpty()
+    with subprocess.Popen(command, stderr=end) as process:
+        os.close(end)
+        shown = b""
+        try:
+            while chunk := os.read(terminal, 4096):
+                shown += chunk
+        except OSError:  # how Linux says that the other end of a pseudo-terminal is closed
+            pass
+    os.close(terminal)
+    assert process.returncode == 0
+    assert b"img/s" in shown and b"\r" in shown and b"VAE:" in shown
+    assert "VAE: 19/19" in (tmp_path / "log").read_text() and "\r" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config", "none.json", "--data", "d", "--vae", "v", "--out", "o"], "none.json: cannot be read"),
+        (["sample", "--config", "{sample}", "--model", "none", "--out", "o"], "none/config.json: not found"),
+        (["pretrain", "--config", "{train}", "--data", "d", "--out", "o"], "stage: expected 'pretrain', found 'train'"),
+        (["pretrain", "--config", "{pretrain}", "--data", "none", "--out", "o"], "none"),
+        (["tabulate", "--results", "none", "--out", "o"], "none"),
+    ],
+)
+def test_errors_are_one_message_without_traceback(made, tmp_path, arguments, message):
+    folder, _ = made
+    paths = {stage: str(folder / f"{stage}.json") for stage in ("pretrain", "train", "sample")}
+    result = subprocess.run(
+        [sys.executable, "-m", "lsgm.cli", *(a.format(**paths) for a in arguments)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert message in result.stderr and "error" in result.stderr and "Traceback" not in result.stderr
+    assert not (Path(tmp_path) / "o").exists()

@@ -1,0 +1,85 @@
+"""A wrong configuration is refused with the key's path, its value and what was expected."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lsgm.config import ConfigError, Params, PretrainStage, load_params, load_stage, parse
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+RAW = yaml.safe_load(PARAMS.read_text())
+
+
+def changed(path, value):
+    raw = copy.deepcopy(RAW)
+    *parents, last = path.split(".")
+    section = raw
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("models.mnist_demo.train.lr_pior", 1e-3, "models.mnist_demo.train.lr_pior: unknown key .* 'lr_prior'"),
+        ("models.mnist_demo.train.epochs", "many", "models.mnist_demo.train.epochs: expected .*number.* found 'many'"),
+        ("models.mnist_demo.train.ema", 1.5, "models.mnist_demo.train.ema: expected .*less than 1.* found 1.5"),
+        ("models.mnist_demo.train.kl_anneal.strt", 1, "kl_anneal.strt: unknown key .* 'start'"),
+        ("models.mnist_demo.vae.arch", "resnet", "vae.arch: expected .*'res_bnswish'.* found 'resnet'"),
+        ("models.mnist_demo.vae.channel_mult", [1], "models.mnist_demo.vae: channel_mult needs one entry"),
+        ("models.mnist_demo.sde.time_eps", 0, "models.mnist_demo.sde: the weights diverge at t = 0"),
+        ("models.mnist_demo.evaluate.images", 0, "evaluate.images: expected .*greater than or equal to 1, found 0"),
+        ("run", ["mnist_demoo"], "run: there is no model 'mnist_demoo'; the models are mnist_demo"),
+        ("datasets.mnistt", {}, "datasets.mnistt: expected 'mnist'"),
+        ("modles", {}, "modles: unknown key .* did you mean 'models'"),
+    ],
+)
+def test_a_mistake_is_explained(path, value, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse(Params, changed(path, value), "params.yaml")
+    assert str(caught.value).startswith("params.yaml: ") and "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named():
+    raw = copy.deepcopy(RAW)
+    del raw["models"]["mnist_demo"]["train"]["batch"]
+    with pytest.raises(ConfigError, match="models.mnist_demo.train.batch: missing"):
+        parse(Params, raw, "params.yaml")
+
+
+def test_all_mistakes_are_named_at_once():
+    raw = changed("models.mnist_demo.train.epochs", -1)
+    raw["models"]["mnist_demo"]["sample"]["tol"] = 0
+    with pytest.raises(ConfigError) as caught:
+        parse(Params, raw, "params.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read \(No such file"):
+        load_params(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"bad.yaml: is not valid YAML"):
+        load_params(tmp_path / "bad.yaml")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"bad.json: is not valid JSON"):
+        load_stage(PretrainStage, tmp_path / "bad.json")
+
+
+def test_a_frozen_configuration_holds_its_stage_and_no_more(tmp_path):
+    params = load_params(PARAMS)
+    stage = params.freeze("pretrain", "mnist_demo", code="abc")
+    (tmp_path / "stage.json").write_text(stage.model_dump_json())
+    assert load_stage(PretrainStage, tmp_path / "stage.json") == stage
+    for path, value in [("train.lr_prior", 9.0), ("prior.dropout", 0.5), ("sample.tol", 1.0), ("evaluate.images", 7)]:
+        other = parse(Params, changed(f"models.mnist_demo.{path}", value), "p")
+        assert other.freeze("pretrain", "mnist_demo", code="abc") == stage
+    other = parse(Params, changed("models.mnist_demo.pretrain.lr", 9.0), "p")
+    assert other.freeze("pretrain", "mnist_demo", code="abc") != stage
+    with pytest.raises(ConfigError, match="stage: expected 'pretrain', found 'train'"):
+        (tmp_path / "train.json").write_text(params.freeze("train", "mnist_demo").model_dump_json())
+        load_stage(PretrainStage, tmp_path / "train.json")

@@ -1,0 +1,170 @@
+"""The whole workflow on real MNIST, with a model of a few seconds, through real Snakemake and real DVC."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Project
+
+EVERYTHING = {
+    "freeze": 6,
+    "prepare": 1,
+    "pretrain_vae": 1,
+    "train_lsgm": 1,
+    "sample": 2,
+    "evaluate_model": 1,
+    "tabulate": 1,
+}
+AFTER_SAMPLING = {"freeze": 1, "sample": 2, "evaluate_model": 1, "tabulate": 1}
+
+
+def test_one_dvc_repro_makes_everything(finished: Project) -> None:
+    for path in (
+        "data/mnist/manifest.json",
+        "checkpoints/vae/tiny/model.safetensors",
+        "checkpoints/lsgm/tiny/model.safetensors",
+        "samples/lsgm/tiny/grid.png",
+        "results/models/tiny/metrics.json",
+        "results/tables/comparison.md",
+        "results/figures/tiny_samples.png",
+    ):
+        assert (finished.path / path).stat().st_size > 0, path
+    in_git = finished.run("git", "ls-files").splitlines()
+    assert "results/metrics.json" in in_git
+    assert "dvc.lock" in in_git
+    assert not [path for path in in_git if path.startswith(("data/", "checkpoints/", "samples/", "configs/", "logs/"))]
+    assert "tiny" in finished.run("dvc", "metrics", "show")
+
+
+def test_a_second_run_does_nothing(finished: Project) -> None:
+    assert finished.dry_run() == {}
+    assert finished.run("dvc", "repro").count("didn't change, skipping") == 5
+    assert "up to date" in finished.run("dvc", "status")
+
+
+def test_a_model_that_is_not_run_is_a_target(finished: Project) -> None:
+    assert finished.dry_run("unused") == {
+        "freeze": 4,
+        "pretrain_vae": 1,
+        "train_lsgm": 1,
+        "sample": 2,
+        "evaluate_model": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("models.tiny.pretrain.lr", 5e-3, EVERYTHING | {"freeze": 1, "prepare": 0}),
+        ("models.tiny.train.lr_prior", 5e-4, AFTER_SAMPLING | {"train_lsgm": 1, "sample": 1}),
+        ("models.tiny.sample.tol", 2e-2, AFTER_SAMPLING),
+        ("models.tiny.evaluate.images", 21, {"freeze": 1, "evaluate_model": 1, "tabulate": 1}),
+        ("models.unused.train.lr_prior", 5e-4, {}),
+        (
+            "run",
+            ["tiny", "unused"],
+            {"freeze": 5, "pretrain_vae": 1, "train_lsgm": 1, "sample": 2, "evaluate_model": 1, "tabulate": 1},
+        ),
+    ],
+)
+def test_a_changed_parameter_reruns_what_depends_on_it(
+    finished: Project, key: str, value: object, expected: dict[str, int]
+) -> None:
+    with finished.parameter(key, value):
+        assert finished.dry_run() == {name: count for name, count in expected.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("lsgm/model.py", '"""', '"""Edited. ', {}),
+        ("lsgm/cli.py", "import sys", "import sys\n\nUNUSED = 1", {}),
+        ("lsgm/sampling/ode.py", "import math", "import math\n\nUNUSED = 1", AFTER_SAMPLING | {"freeze": 2}),
+        ("lsgm/evaluation/tables.py", "import math", "import math\n\nUNUSED = 1", {"freeze": 1, "tabulate": 1}),
+    ],
+)
+def test_a_changed_line_of_code_reruns_what_uses_it(
+    finished: Project, file: str, old: str, new: str, expected: dict[str, int]
+) -> None:
+    with finished.edited(file, old, new):
+        assert finished.dry_run() == expected
+
+
+def test_dvc_skips_the_phases_after_an_edited_docstring(finished: Project) -> None:
+    with finished.edited("lsgm/sde.py", '"""', '"""Edited. '):
+        said = finished.run("dvc", "repro")
+    assert said.count("didn't change, skipping") == 4
+    assert "Running stage 'configure'" in said
+    assert "rule " not in said
+    finished.run("git", "checkout", "--", "dvc.lock")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("models.tiny.train.lr_pior", 1e-3, "models.tiny.train.lr_pior: unknown key"),
+        ("models.tiny.sample.count", "many", "models.tiny.sample.count: expected a valid integer"),
+        ("run", ["tyni"], "there is no model 'tyni'"),
+    ],
+)
+def test_a_bad_parameter_is_refused(finished: Project, key: str, value: object, message: str) -> None:
+    with finished.parameter(key, value):
+        said = finished.run("snakemake", "--dry-run", fails=True)
+    assert f"params.yaml: {message}" in said or message in said
+    assert "Traceback" not in said
+
+
+def test_a_failed_job_says_why(finished: Project) -> None:
+    with finished.parameter("datasets.mnist.path", "/nowhere"):
+        said = finished.run("snakemake", "--profile", "local", "data/mnist/manifest.json", fails=True)
+    assert "datasets.mnist.path = /nowhere" in said
+    assert "Traceback" not in said
+    finished.run("dvc", "checkout", "--force", "--quiet")
+    finished.run("python", "workflow/scripts/adopt.py")
+
+
+def test_report(finished: Project) -> None:
+    finished.run("snakemake", "--report", "report.html")
+    assert "tiny_samples.png" in (finished.path / "report.html").read_text()
+    assert finished.run("git", "status", "--porcelain") == ""
+
+
+def test_lint(finished: Project) -> None:
+    lints = json.loads(finished.run("snakemake", "--lint", "json", fails=True))
+    titles = {lint["title"] for part in ("rules", "snakefiles") for entry in lints[part] for lint in entry["lints"]}
+    assert titles == {"Specify a conda environment or container for each rule."}  # requirements.lock is for all of them
+
+
+def test_a_clone_has_nothing_to_do_after_a_pull(clone: Project) -> None:
+    assert clone.dry_run() == {}
+    assert "up to date" in clone.run("dvc", "status")
+    assert clone.run("git", "status", "--porcelain") == ""
+
+
+def test_an_experiment_in_a_clone_runs_what_it_changes(clone: Project) -> None:
+    """Nothing was run in the clone before: what it adopts is what was pulled, not what params.yaml says by now."""
+    said = clone.run("dvc", "exp", "run", "--set-param", "models.tiny.sample.tol=0.5")
+    ran = re.findall(r"^localrule (\w+):", said, flags=re.M)
+    assert sorted(set(ran)) == ["configs", "evaluate", "evaluate_model", "freeze", "sample", "tabulate"]
+    assert ran.count("sample") == 2
+    changed = json.loads(clone.run("dvc", "metrics", "diff", "--json"))["results/metrics.json"]
+    assert changed["tiny.lsgm.nfe"]["diff"] < 0
+    assert "tiny.lsgm.nelbo" not in changed  # the likelihood has a tolerance of its own
+    assert clone.dry_run() == {}
+
+
+def test_changed_files_are_not_adopted(clone: Project) -> None:
+    with (clone.path / "checkpoints/vae/tiny/model.safetensors").open("ab") as file:
+        file.write(b"x")
+    output = clone.run("snakemake", "--dry-run")
+    assert "dvc.lock does not describe checkpoints/vae/" in output
+    assert clone.dry_run() == {name: count for name, count in EVERYTHING.items() if name != "freeze"}
+    assert "Not adopted" in clone.run("python", "workflow/scripts/adopt.py", fails=True)
+    clone.run("dvc", "checkout", "--force", "--quiet")
+    clone.run("python", "workflow/scripts/adopt.py")
+    assert clone.dry_run() == {}
