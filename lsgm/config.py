@@ -166,6 +166,7 @@ class TrainConfig(ScheduleConfig):
 
     p_weighting: Literal["ll"] = Field("ll", description="weighting of the prior's loss over t")
     p_sampling: Literal["importance", "uniform"] = Field("importance", description="how t is drawn")
+    draws: Count = Field(1, description="draws of (t, noise) per image and step for the cross entropy")
     lr_vae: Positive = 1e-4
     lr_min_vae: NonNegative = 1e-5
     lr_prior: Positive = 1e-4

@@ -50,7 +50,8 @@ def train(
         prior.parameters(), lr=config.lr_prior, eps=config.adam_eps_prior, weight_decay=config.weight_decay, fused=fused
     )
     ema = EMA(prior, config.ema)
-    objective = LSGMObjective(TimeSampler(prior.sde, config.p_weighting, config.p_sampling, stage.sde.time_eps))
+    time_sampler = TimeSampler(prior.sde, config.p_weighting, config.p_sampling, stage.sde.time_eps)
+    objective = LSGMObjective(time_sampler, config.draws)
     regularisers = [
         (weight, SpectralRegulariser(network))
         for weight, network in ((config.spectral_reg_vae, model.vae), (config.spectral_reg_prior, prior))

@@ -135,9 +135,8 @@ def test_report(finished: Project) -> None:
 
 
 def test_lint(finished: Project) -> None:
-    lints = json.loads(finished.run("snakemake", "--lint", "json", fails=True))
-    titles = {lint["title"] for part in ("rules", "snakefiles") for entry in lints[part] for lint in entry["lints"]}
-    assert titles == {"Specify a conda environment or container for each rule."}  # requirements.lock is for all of them
+    titles = set(re.findall(r"^ +\* (.*)$", finished.run("snakemake", "--lint", fails=True), flags=re.M))
+    assert titles == {"Specify a conda environment or container for each rule.:"}  # all rules share requirements.lock
 
 
 def test_a_clone_has_nothing_to_do_after_a_pull(clone: Project) -> None:

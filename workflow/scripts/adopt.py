@@ -49,7 +49,7 @@ WAY_OUT = "To keep them, put the recorded state back (`git stash`, `dvc checkout
 def adopt(target: str) -> None:
     """Write Snakemake's records for the existing files that ``target`` needs."""
     # --forceall: without it the jobs stay without a record, and a later change of a parameter goes unseen.
-    command = [BIN / "snakemake", "--touch", "--forceall", "--cores", "1", target]
+    command = [str(BIN / "snakemake"), "--touch", "--forceall", "--cores", "1", target]
     done = subprocess.run(command, env={**os.environ, ADOPTING: "1"}, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"`snakemake --touch` could not record the restored files:\n{done.stdout}{done.stderr}")
