@@ -230,6 +230,7 @@ class PrepareStage(StageConfig):
 class PretrainStage(StageConfig):
     stage: Literal["pretrain"] = "pretrain"
     model: Name
+    dataset: DatasetName
     vae: VAEConfig
     pretrain: PretrainConfig
 
@@ -237,6 +238,7 @@ class PretrainStage(StageConfig):
 class TrainStage(StageConfig):
     stage: Literal["train"] = "train"
     model: Name
+    dataset: DatasetName
     prior: PriorConfig
     sde: SDEConfig
     train: TrainConfig
@@ -251,6 +253,7 @@ class SampleStage(StageConfig):
 class EvaluateStage(StageConfig):
     stage: Literal["evaluate"] = "evaluate"
     model: Name
+    dataset: DatasetName
     evaluate: EvaluateConfig
 
 
@@ -278,12 +281,14 @@ class Params(Section):
             return PrepareStage(code=code, dataset=dataset, source=self.datasets[dataset])
         model = self.models[name]
         if stage == "pretrain":
-            return PretrainStage(code=code, model=name, vae=model.vae, pretrain=model.pretrain)
+            return PretrainStage(code=code, model=name, dataset=model.dataset, vae=model.vae, pretrain=model.pretrain)
         if stage == "train":
-            return TrainStage(code=code, model=name, prior=model.prior, sde=model.sde, train=model.train)
+            return TrainStage(
+                code=code, model=name, dataset=model.dataset, prior=model.prior, sde=model.sde, train=model.train
+            )
         if stage == "sample":
             return SampleStage(code=code, model=name, sample=model.sample)
-        return EvaluateStage(code=code, model=name, evaluate=model.evaluate)
+        return EvaluateStage(code=code, model=name, dataset=model.dataset, evaluate=model.evaluate)
 
 
 def load_params(path: str | Path) -> Params:

@@ -1,11 +1,14 @@
 """The command line as a user sees it: real processes, real MNIST, a tiny model."""
 
 import csv
+import fcntl
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +34,12 @@ models:
 """
 
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # what is fastest for networks this small
+
+
 def run(*arguments):
     command = [sys.executable, "-m", "lsgm.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ONE_THREAD)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +133,8 @@ def test_a_bar_with_rate_and_time_left_on_a_terminal(made, mnist_store, tmp_path
     arguments = ["--config", folder / "pretrain.json", "--data", mnist_store.path, "--out", tmp_path / "vae"]
     command = [sys.executable, "-m", "lsgm.cli", "pretrain", *map(str, arguments), "--log", str(tmp_path / "log")]
     terminal, end = pty.openpty()
-    with subprocess.Popen(command, stderr=end) as process:
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # a new one has no columns
+    with subprocess.Popen(command, stderr=end, env=ONE_THREAD) as process:
         os.close(end)
         shown = b""
         try:
@@ -156,7 +163,7 @@ def test_errors_are_one_message_without_traceback(made, tmp_path, arguments, mes
     paths = {stage: str(folder / f"{stage}.json") for stage in ("pretrain", "train", "sample")}
     result = subprocess.run(
         [sys.executable, "-m", "lsgm.cli", *(a.format(**paths) for a in arguments)],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
+        capture_output=True, text=True, check=False, cwd=tmp_path, env=ONE_THREAD,
     )  # fmt: skip
     assert result.returncode != 0
     assert message in result.stderr and "error" in result.stderr and "Traceback" not in result.stderr

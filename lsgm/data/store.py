@@ -92,10 +92,11 @@ class ImageStore:
     """A dataset on disk, opened for reading; nothing is loaded until it is used.
 
     Opening checks that every file has the size and shape of the manifest; :meth:`verify` also reads and hashes
-    them. Both raise :class:`LSGMError` that names the file.
+    them. Both raise :class:`LSGMError` that names the file, opening also where the store does not hold the dataset
+    ``expected``.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, expected: str | None = None) -> None:
         self.path = Path(path)
         try:
             self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
@@ -106,6 +107,8 @@ class ImageStore:
             if version != VERSION:
                 raise self._fault(MANIFEST, f"has version {version}, this program reads version {VERSION}")
             self._arrays = {name: self._open(name, facts) for name, facts in self.manifest["files"].items()}
+            if expected not in (None, self.name):
+                raise LSGMError(f"{self.path}: holds the dataset {self.name}, expected {expected}")
         except OSError as error:
             raise self._fault(MANIFEST, f"cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

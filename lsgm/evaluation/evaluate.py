@@ -30,7 +30,7 @@ def evaluate(
     that of the paired difference.
     """
     config = stage.evaluate
-    store = ImageStore(data)
+    store = ImageStore(data, stage.dataset)
     test = store.images("test")
     if config.images > len(test):
         raise LSGMError(

@@ -123,6 +123,7 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
     table = comparison(models)
     _write(out / "tables" / "comparison.csv", csv(table))
     _write(out / "tables" / "comparison.md", markdown(table, models))
+    _write(out / "tables" / "comparison.html", html(table))
     long = pd.concat(
         [frame.assign(model=model, stage=stage) for (model, stage), frame in histories.items()], ignore_index=True
     )
@@ -199,6 +200,13 @@ def csv(table: pd.DataFrame) -> str:
     measured = ["nelbo", "nelbo_stderr", "reconstruction", "kl"]
     table = table.assign(**{name: table[name].astype(object).fillna("nan") for name in measured})
     return table.to_csv(index=False, lineterminator="\n")
+
+
+def html(table: pd.DataFrame) -> str:
+    """:func:`comparison` as a page of its own, for the workflow's HTML report."""
+    style = "<style>body {font: 14px sans-serif} td, th {padding: 4px 10px; text-align: right}</style>\n"
+    body = table.to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
+    return f'<meta charset="utf-8">\n{style}{body}\n'
 
 
 def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:

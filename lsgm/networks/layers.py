@@ -112,8 +112,13 @@ class DownSkip(nn.Module):
         self.convs = nn.ModuleList(WNConv2d(c_in, width, 1, 2, padding=0) for width in widths)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.silu(x)
-        return torch.cat([conv(y[:, :, i:, j:]) for conv, (i, j) in zip(self.convs, self.SHIFTS, strict=True)], dim=1)
+        # As one 2x2 convolution whose weights are zero but at each quarter's own place: a quarter of the time.
+        weights, biases = [], []
+        for conv, (i, j) in zip(self.convs, self.SHIFTS, strict=True):
+            assert isinstance(conv, WNConv2d) and conv.bias is not None
+            weights.append(F.pad(conv.effective_weight(), (j, 1 - j, i, 1 - i)))
+            biases.append(conv.bias)
+        return F.conv2d(F.silu(x), torch.cat(weights), torch.cat(biases), stride=2)
 
 
 class UpSkip(nn.Module):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsgm.errors import LSGMError
 from lsgm.prior import ScorePrior
 
 # Dormand-Prince 5(4): nodes, stages, and the difference of the two embedded solutions.
@@ -51,7 +52,7 @@ def rk45(
         f: the right-hand side; gets t as a float and y in y's shape.
         y: state at t0, any shape.
     Raises:
-        ArithmeticError: the state is no longer finite, or more than ``max_nfe`` evaluations were made.
+        LSGMError: the state is no longer finite, or more than ``max_nfe`` evaluations were made.
     """
     direction = 1.0 if t1 > t0 else -1.0
     k = y.new_empty((7, y.numel()))
@@ -88,8 +89,9 @@ def rk45(
             scale = torch.maximum(y.abs(), y_new.abs()).reshape(-1).mul_(tol).add_(tol)
             error = norm(torch.mv(k.t(), coefficients[7]).mul_(step).div_(scale))
             if not math.isfinite(error) or nfe > max_nfe:
-                raise ArithmeticError(
-                    f"the ODE solver failed at t = {t:.3g} after {nfe} evaluations (error {error:.3g})"
+                raise LSGMError(
+                    f"the ODE solver failed at t = {t:.3g} after {nfe} evaluations (error {error:.3g}); a larger tol "
+                    "or time_eps may help, if the training did not diverge"
                 )
             if error < 1:
                 factor = 10.0 if error == 0 else min(10.0, 0.9 * error**-0.2)

@@ -23,7 +23,7 @@ def pretrain(
     """Train the VAE of ``stage`` on the store ``data``; write model, configuration and history to ``out``."""
     config = stage.pretrain
     torch.manual_seed(config.seed)
-    store = ImageStore(data)
+    store = ImageStore(data, stage.dataset)
     image = checkpoint.image_config(store.dataset)
     model = LSGM(image, stage.vae).to(device).train()
     batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary)

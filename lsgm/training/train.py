@@ -27,7 +27,7 @@ def train(
     """Train VAE and prior from the VAE in ``vae``; write model (EMA prior, raw VAE), configuration and history."""
     config = stage.train
     torch.manual_seed(config.seed)
-    store = ImageStore(data)
+    store = ImageStore(data, stage.dataset)
     pretrained = checkpoint.load(vae)
     image = checkpoint.image_config(store.dataset)
     if pretrained.image != image:

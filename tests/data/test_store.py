@@ -158,6 +158,12 @@ def test_a_store_of_another_version_is_refused(out: Path) -> None:
         ImageStore(out)
 
 
+def test_a_store_of_another_dataset_is_refused(out: Path) -> None:
+    assert ImageStore(out, "small").name == "small"
+    with pytest.raises(LSGMError, match="small: holds the dataset small, expected mnist"):
+        ImageStore(out, "mnist")
+
+
 def test_images_of_three_channels_keep_their_shape(small: Dataset, source: Path, tmp_path: Path) -> None:
     wide = dataclasses.replace(small, image_shape=(4, 14, 14))  # any shape of as many values
     build(wide, tmp_path / "wide", path=source)

@@ -173,6 +173,7 @@ def test_same_bytes_every_time(tmp_path: Path) -> None:
         "figures/small_training.png",
         "metrics.json",
         "tables/comparison.csv",
+        "tables/comparison.html",
         "tables/comparison.md",
         "tables/history.csv",
     ]

@@ -10,7 +10,8 @@ rule tabulate:
         metrics="results/metrics.json",
         history="results/tables/history.csv",
         markdown="results/tables/comparison.md",
-        table=report("results/tables/comparison.csv", caption="../report/table.rst", category="1. Comparison"),
+        csv="results/tables/comparison.csv",
+        table=report("results/tables/comparison.html", caption="../report/table.rst", category="1. Comparison"),
         nelbo=report("results/figures/nelbo.png", caption="../report/nelbo.rst", category="1. Comparison"),
         samples=report(
             expand("results/figures/{model}_samples.png", model=PARAMS.run),
