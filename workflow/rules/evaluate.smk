@@ -20,7 +20,7 @@ rule evaluate_model:
         "logs/evaluate/{model}.log",
     threads: 8
     resources:
-        mem_mb=16000,
+        mem_mb=8000,
         runtime=12 * 60,
     params:
         data=folder_of_store,

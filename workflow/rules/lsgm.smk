@@ -12,7 +12,7 @@ rule train_lsgm:
         "logs/train/{model}.log",
     threads: 8
     resources:
-        mem_mb=16000,
+        mem_mb=8000,
         runtime=24 * 60,
     params:
         data=folder_of_store,

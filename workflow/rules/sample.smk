@@ -11,7 +11,7 @@ rule sample:
         "logs/sample/{kind}/{model}.log",
     threads: 8
     resources:
-        mem_mb=16000,
+        mem_mb=8000,
         runtime=4 * 60,
     shell:
         "exec lsgm sample --config {input.config} --model checkpoints/{wildcards.kind}/{wildcards.model}"

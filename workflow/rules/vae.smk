@@ -10,7 +10,7 @@ rule pretrain_vae:
         "logs/pretrain/{model}.log",
     threads: 8
     resources:
-        mem_mb=16000,
+        mem_mb=8000,
         runtime=24 * 60,
     params:
         data=folder_of_store,
