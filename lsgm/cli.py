@@ -101,8 +101,8 @@ def device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator of the C library keep what is freed: feature maps come and go in every step, and asking the
-    system for fresh pages each time costs a training step on the CPU a quarter of its time."""
+    """Let the allocator of the C library keep what is freed: feature maps come and go in every step, and fresh pages
+    have to be asked of the system and filled with zeros each time."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_threshold, unlimited = -1, -3, 2**31 - 1

@@ -102,12 +102,12 @@ def test_mbconv_may_repeat_pixels_after_the_expansion():
     torch.testing.assert_close(ours, branch(F.interpolate(x, scale_factor=2, mode="nearest")))
 
 
-@pytest.mark.parametrize("kind", ["bnswish", "mbconv"])
-@pytest.mark.parametrize("resample", [-1, 0, 1])
+@pytest.mark.parametrize(
+    ("kind", "resample"),
+    [("bnswish", -1), ("bnswish", 0), ("bnswish", 1), ("mbconv", 0), ("mbconv", 1)],
+)
 def test_cell_is_a_gated_residual(kind, resample):
     c_out = 8 if resample == 0 else 12
-    if kind == "mbconv" and resample < 0:
-        pytest.skip("the decoder never halves the resolution")
     branch = BNSwishBranch(8, c_out, resample) if kind == "bnswish" else MBConvBranch(8, c_out, resample, 3)
     cell = double(Cell(branch, 8, c_out, resample, use_se=True)).eval()
     x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
