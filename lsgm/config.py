@@ -25,6 +25,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
+GEOMETRIC_SIGMA2_MAX = 0.999
+
 Stage = Literal["prepare", "pretrain", "train", "sample", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 DatasetName = Literal["mnist"]
@@ -138,18 +140,34 @@ class PriorConfig(Section):
 
 
 class SDEConfig(Section):
-    """The forward diffusion."""
+    """The forward diffusion; keys that the named one has no use for are ignored, so that one switch changes it."""
 
-    name: Literal["vpsde"] = "vpsde"
-    beta_start: NonNegative = 0.1
-    beta_end: Positive = 20.0
-    sigma2_0: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="variance at t = 0")
+    name: Literal["vpsde", "geometric_vpsde", "sub_vpsde", "vesde"] = "vpsde"
+    beta_start: NonNegative = Field(0.1, description="vpsde, sub_vpsde: beta at t = 0")
+    beta_end: Positive = Field(20.0, description="vpsde, sub_vpsde: beta at t = 1")
+    sigma2_min: Positive = Field(3e-5, description="geometric_vpsde, vesde: where the geometric progression starts")
+    sigma2_max: Positive | None = Field(
+        None,
+        description="geometric_vpsde: variance at t = 1 (null: 0.999); vesde: variance at t = 1 (null: the largest "
+        "squared distance of two encodings, found when training starts)",
+    )
+    sigma2_0: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="variance at t = 0; null: 0, or sigma2_min for geometric_vpsde; vesde: always sigma2_min"
+    )
     time_eps: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="training draws t from [time_eps, 1]")
 
     @model_validator(mode="after")
-    def _starts_above_zero(self) -> SDEConfig:
-        if self.time_eps == 0 and self.sigma2_0 == 0:
+    def _can_be_used(self) -> SDEConfig:
+        geometric = self.name in ("geometric_vpsde", "vesde")
+        starts_at = self.sigma2_0 if self.sigma2_0 is not None and self.name != "vesde" else float(geometric)
+        if self.time_eps == 0 and starts_at == 0:
             raise ValueError("the weights diverge at t = 0: time_eps or sigma2_0 must be above 0")
+        if geometric and self.sigma2_max is not None and self.sigma2_max <= self.sigma2_min:
+            raise ValueError(f"sigma2_max must be above sigma2_min = {self.sigma2_min}, not {self.sigma2_max}")
+        if self.name == "geometric_vpsde" and self.sigma2_max is not None and self.sigma2_max >= 1:
+            raise ValueError(f"sigma2_max of the geometric VPSDE must be below 1, not {self.sigma2_max}")
+        if self.name in ("vpsde", "sub_vpsde") and self.beta_end < self.beta_start:
+            raise ValueError(f"beta_end must not be below beta_start = {self.beta_start}, not {self.beta_end}")
         return self
 
 

@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lsgm.config import SDEConfig
+from lsgm.config import GEOMETRIC_SIGMA2_MAX, SDEConfig
+from lsgm.errors import LSGMError
 
 
 class SDE(ABC):
@@ -38,18 +39,40 @@ class SDE(ABC):
     def time_at_variance(self, variance: Tensor) -> Tensor:
         """The t at which sigma_t^2 = ``variance``."""
 
+    def normal_variance(self, t: Tensor) -> Tensor:
+        """Variance of z_t where z0 ~ N(0, I), as the published models have it: sigma2_0 is left out."""
+        return torch.ones_like(t)
+
+    @abstractmethod
+    def signal_share(self, t: Tensor) -> Tensor:
+        """m_t^2 / (m_t^2 + sigma_t^2), which is E (noise - normal_noise)^2 per dimension where z0 ~ N(0, I).
+
+        In the form that the published proposals use: 1 - sigma_t^2, and with sigma2_0 left out for the VESDE.
+        """
+
+    @property
+    def proposal(self) -> SDE:
+        """The diffusion that times are drawn for in importance sampling."""
+        return self
+
     @property
     def base_variance(self) -> float:
         """Variance of the base distribution p(z_1) = N(0, base_variance I)."""
         return 1.0
 
+    def base_log_prob(self, z1: Tensor) -> Tensor:
+        """log p(z_1) in nats, [B], for [B, ...]."""
+        z = z1.flatten(1)
+        return -0.5 * (
+            z.square().sum(dim=1) / self.base_variance + z.shape[1] * math.log(math.tau * self.base_variance)
+        )
+
     def normal_noise(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """The noise prediction that is optimal where q(z0) = N(0, I): sigma_t z_t / (m_t^2 + sigma_t^2).
+        """The noise prediction that is optimal where q(z0) = N(0, I): sigma_t z_t / var(z_t).
 
         ``t`` must broadcast against ``z_t`` [B, C, H, W].
         """
-        variance = self.variance(t)
-        return z_t * (variance.sqrt() / (self.mean_coefficient(t).square() + variance))
+        return z_t * (self.variance(t).sqrt() / self.normal_variance(t))
 
     def diffuse(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """z_t = m_t z0 + sigma_t noise, for times ``t`` that broadcast against ``z0``."""
@@ -88,18 +111,124 @@ class VPSDE(SDE):
         integral = self.beta_integral(t)
         return self.sigma2_0 * torch.exp(-integral) - torch.expm1(-integral)
 
-    def normal_noise(self, z_t: Tensor, t: Tensor) -> Tensor:
-        # m_t^2 + sigma_t^2 is 1 for s = 0; the published models leave it out for s > 0 too.
-        return z_t * self.variance(t).sqrt()
+    def signal_share(self, t: Tensor) -> Tensor:
+        return (1 - self.sigma2_0) * torch.exp(-self.beta_integral(t))  # 1 - sigma_t^2
 
     def time_at_variance(self, variance: Tensor) -> Tensor:
-        # B = log((1 - s) / (1 - v)); then the positive root of (b1 - b0) t^2 / 2 + b0 t - B, in the stable form
-        integral = math.log1p(-self.sigma2_0) - torch.log1p(-variance)
+        return self._time_at_integral(math.log1p(-self.sigma2_0) - torch.log1p(-variance))
+
+    def _time_at_integral(self, integral: Tensor) -> Tensor:
+        """The t at which B(t) = ``integral``: the root of (b1 - b0) t^2 / 2 + b0 t - B, in its stable form."""
         slope = self.beta_end - self.beta_start
-        root = torch.sqrt(self.beta_start**2 + 2 * slope * integral)
-        return 2 * integral / (self.beta_start + root)
+        return 2 * integral / (self.beta_start + torch.sqrt(self.beta_start**2 + 2 * slope * integral))
+
+
+class SubVPSDE(VPSDE):
+    """Sub-VP SDE (arXiv 2011.13456, eq. 29): the VPSDE's drift with g^2 = beta (1 - e^-2B), a smaller variance."""
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        return -self.beta(t) * torch.expm1(-2 * self.beta_integral(t))
+
+    def variance(self, t: Tensor) -> Tensor:
+        integral = self.beta_integral(t)
+        return torch.expm1(-integral).square() + self.sigma2_0 * torch.exp(-integral)
+
+    def normal_variance(self, t: Tensor) -> Tensor:
+        integral = self.beta_integral(t)
+        return torch.expm1(-integral).square() + torch.exp(-integral)
+
+    def signal_share(self, t: Tensor) -> Tensor:
+        decay = torch.exp(-self.beta_integral(t))
+        return decay * (2 - decay - self.sigma2_0)  # 1 - sigma_t^2, which the weighting `rescale` divides by
+
+    @property
+    def proposal(self) -> SDE:
+        return VPSDE(self.beta_start, self.beta_end, self.sigma2_0)
+
+    def time_at_variance(self, variance: Tensor) -> Tensor:
+        # w = 1 - e^-B is the (larger) root of w^2 - s w = v - s
+        w = 0.5 * (self.sigma2_0 + torch.sqrt(self.sigma2_0**2 + 4 * (variance - self.sigma2_0)))
+        return self._time_at_integral(-torch.log1p(-w))
+
+
+class _Geometric(SDE):
+    """sigma_t^2 = sigma2_min r^t - sigma2_min + sigma2_0 with r = sigma2_max / sigma2_min."""
+
+    def __init__(self, sigma2_min: float, sigma2_max: float, sigma2_0: float) -> None:
+        self.sigma2_min = sigma2_min
+        self.sigma2_max = sigma2_max
+        self.sigma2_0 = sigma2_0
+        self.log_ratio = math.log(sigma2_max / sigma2_min)
+
+    def variance(self, t: Tensor) -> Tensor:
+        return self.sigma2_min * torch.expm1(self.log_ratio * t) + self.sigma2_0
+
+    def variance_rate(self, t: Tensor) -> Tensor:
+        """d sigma_t^2 / dt."""
+        return self.sigma2_min * self.log_ratio * torch.exp(self.log_ratio * t)
+
+    def time_at_variance(self, variance: Tensor) -> Tensor:
+        return torch.log1p((variance - self.sigma2_0) / self.sigma2_min) / self.log_ratio
+
+
+class GeometricVPSDE(_Geometric):
+    """Geometric VPSDE: variance preserving, with a geometric progression of sigma_t^2 (LSGM, appendix B.3).
+
+    For sigma2_0 = sigma2_min d log sigma_t^2 / dt is constant: uniform t is optimal for the weighting `ll`.
+    """
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -0.5 * self.diffusion_squared(t)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        return self.variance_rate(t) / self.signal_share(t)
+
+    def mean_coefficient(self, t: Tensor) -> Tensor:
+        return torch.sqrt(self.signal_share(t) / (1 - self.sigma2_0))
+
+    def signal_share(self, t: Tensor) -> Tensor:
+        # 1 - sigma_t^2 as (1 - sigma_1^2) + (sigma_1^2 - sigma_t^2), without cancellation at t = 1
+        end = 1 - (self.sigma2_max - self.sigma2_min + self.sigma2_0)
+        return end - self.sigma2_max * torch.expm1(self.log_ratio * (t - 1))
+
+
+class VESDE(_Geometric):
+    """Variance-exploding SDE: no drift, sigma_t^2 = sigma2_min r^t; base N(0, sigma2_max I).
+
+    ``sigma2_max`` is at least the largest squared distance of two encodings, so that the base hides which it was.
+    """
+
+    def __init__(self, sigma2_min: float, sigma2_max: float) -> None:
+        super().__init__(sigma2_min, sigma2_max, sigma2_0=sigma2_min)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        return self.variance_rate(t)
+
+    def mean_coefficient(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def normal_variance(self, t: Tensor) -> Tensor:
+        return 1 + self.sigma2_min * torch.expm1(self.log_ratio * t)
+
+    def signal_share(self, t: Tensor) -> Tensor:
+        return 1 / self.normal_variance(t)
+
+    @property
+    def base_variance(self) -> float:
+        return self.sigma2_max
 
 
 def build_sde(config: SDEConfig) -> SDE:
-    """The diffusion that the configuration names."""
-    return VPSDE(config.beta_start, config.beta_end, config.sigma2_0)
+    """The diffusion that the configuration names. Raises :class:`LSGMError`."""
+    if config.name in ("vpsde", "sub_vpsde"):
+        kind = VPSDE if config.name == "vpsde" else SubVPSDE
+        return kind(config.beta_start, config.beta_end, config.sigma2_0 or 0.0)
+    if config.name == "geometric_vpsde":
+        sigma2_0 = config.sigma2_min if config.sigma2_0 is None else config.sigma2_0
+        return GeometricVPSDE(config.sigma2_min, config.sigma2_max or GEOMETRIC_SIGMA2_MAX, sigma2_0)
+    if config.sigma2_max is None:
+        raise LSGMError("sde.sigma2_max: the VESDE needs a value; training estimates it from the encodings")
+    return VESDE(config.sigma2_min, config.sigma2_max)
