@@ -125,6 +125,13 @@ class PretrainConfig(ScheduleConfig):
     spectral_reg: NonNegative = Field(description="weight of the spectral regularisation")
 
 
+class DropInactiveConfig(Section):
+    """Which latents the encoder does not use, and so are left to N(0, I)."""
+
+    threshold: NonNegative = Field(0.1, description="channels with a KL to N(0, I) of at most so many nats are dropped")
+    batches: Count = Field(1000, description="training batches that the KL is averaged over, before the second stage")
+
+
 class PriorConfig(Section):
     """The NCSN++ score network and the mixed score (arXiv 2011.13456; LSGM, section 3.2)."""
 
@@ -136,7 +143,15 @@ class PriorConfig(Section):
     embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 128
     embedding_scale: Positive = 1000.0
     attention_resolution: Count = Field(16, description="attention where the feature map has this size")
+    mixed_prediction: bool = Field(True, description="mix with the score of N(0, I); false: the score network alone")
     mixing_logit_init: float = Field(description="logit of the score network's share alpha at the start")
+    drop_inactive: DropInactiveConfig | None = None
+
+    @model_validator(mode="after")
+    def _inactive_latents_have_a_prior(self) -> PriorConfig:
+        if self.drop_inactive is not None and not self.mixed_prediction:
+            raise ValueError("drop_inactive: leaves channels to N(0, I), which needs mixed_prediction: true")
+        return self
 
 
 class SDEConfig(Section):
@@ -180,10 +195,25 @@ class KLAnnealConfig(Section):
 
 
 class TrainConfig(ScheduleConfig):
-    """Second stage: VAE and score prior, end to end (algorithm 1: one loss trains both)."""
+    """Second stage: VAE and score prior, end to end (LSGM, appendix G.6)."""
 
-    p_weighting: Literal["ll"] = Field("ll", description="weighting of the prior's loss over t")
-    p_sampling: Literal["importance", "uniform"] = Field("importance", description="how t is drawn")
+    p_weighting: Literal["ll", "un", "re", "rescale"] = Field(
+        "ll", description="weighting of the prior's loss over t; the VAE's is always ll, that of the likelihood"
+    )
+    p_sampling: Literal["importance", "uniform"] = Field("importance", description="how t is drawn for the prior")
+    q_samples: Literal["shared", "own", "reweighted"] = Field(
+        "shared",
+        description="the t of the VAE's loss. shared: one loss trains both (algorithm 1, p_weighting ll only); own: "
+        "drawn for w_ll (algorithm 2); reweighted: those of the prior, weighted for the likelihood (algorithm 3)",
+    )
+    q_sampling: Literal["importance", "uniform"] = Field("importance", description="how q_samples: own draws its t")
+    q_pass: Literal["in_turn", "joint"] = Field(
+        "in_turn",
+        description="q_samples: own takes the VAE's and the prior's samples through the score network in turn (least "
+        "memory) or in one pass of twice the batch",
+    )
+    q_uses_ema: bool = Field(False, description="the VAE's pass sees the average of the prior's weights (own, in_turn)")
+    train_vae: bool = Field(True, description="false: the VAE stays as it was pretrained (two-stage ablation)")
     draws: Count = Field(1, description="draws of (t, noise) per image and step for the cross entropy")
     lr_vae: Positive = 1e-4
     lr_min_vae: NonNegative = 1e-5
@@ -194,8 +224,26 @@ class TrainConfig(ScheduleConfig):
     weight_decay: NonNegative = 3e-4
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.9999, description="decay of the average of the prior's weights")
     kl_anneal: KLAnnealConfig | None = None
+    kl_balance: bool = Field(False, description="balance the groups' KLs while annealed, as in the first stage")
     spectral_reg_vae: NonNegative = 1e-2
     spectral_reg_prior: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _an_algorithm_fits(self) -> TrainConfig:
+        if self.q_samples == "shared" and self.p_weighting != "ll" and self.train_vae:
+            raise ValueError(
+                f"q_samples: 'shared' (algorithm 1) trains the VAE with the prior's weighting, which must then be "
+                f"'ll', not {self.p_weighting!r}; with p_weighting: {self.p_weighting} use q_samples: reweighted "
+                "(algorithm 3, faster) or own (algorithm 2, less memory)"
+            )
+        if self.q_uses_ema and (self.q_samples, self.q_pass) != ("own", "in_turn"):
+            raise ValueError(
+                "q_uses_ema: only a pass of the VAE's own can see other weights than the prior's: use q_samples: own "
+                "with q_pass: in_turn (algorithm 2)"
+            )
+        if self.kl_balance and (self.q_samples != "shared" or not self.train_vae):
+            raise ValueError("kl_balance: implemented for q_samples: shared (algorithm 1) only")
+        return self
 
 
 class SampleConfig(Section):

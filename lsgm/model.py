@@ -74,7 +74,8 @@ class LSGM(nn.Module):
                     f"{2 ** (prior.scales - 1)}, not {size}x{size}"
                 )
             network = NCSNpp(prior, self.latent_shape)
-            self.prior = ScorePrior(build_sde(sde), network, self.latent_shape, prior.mixing_logit_init)
+            mixing_logit = prior.mixing_logit_init if prior.mixed_prediction else None
+            self.prior = ScorePrior(build_sde(sde), network, self.latent_shape, mixing_logit)
         # the layout in which convolutions are fastest, everywhere
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 

@@ -16,12 +16,12 @@ from lsgm.model import LSGM
 from lsgm.networks.ncsnpp import NCSNpp
 from lsgm.published import published_names
 from lsgm.sampling import ode
-from lsgm.sde import VPSDE
+from lsgm.sde import VPSDE, GeometricVPSDE
 from lsgm.training.ema import EMA
 from lsgm.training.engine import Schedule
 from lsgm.training.objective import LSGMObjective, VAEObjective, linear_anneal
 from lsgm.training.regularisation import SpectralRegulariser
-from lsgm.weighting import TimeSampler
+from lsgm.weighting import TimeDraw, TimeSampler
 
 FIXTURES = os.environ.get("LSGM_FIXTURES")
 pytestmark = pytest.mark.skipif(not FIXTURES, reason="LSGM_FIXTURES names no folder with published vectors")
@@ -89,6 +89,7 @@ def test_score_network(model, vectors):
     z_t, t = expected["eps_t"], expected["t"].view(-1)
     close(model.prior.network(z_t, t), expected["pred_params"], 1e-5)
     close(model.prior.predict_noise(z_t, t), expected["mixed"], 1e-5)
+    close(model.prior.network(z_t * expected["is_active"], t), expected["pred_params_is_active"], 1e-5)
 
 
 def test_score_network_with_fir_and_attention():
@@ -103,24 +104,63 @@ def test_score_network_with_fir_and_attention():
     close(network(expected["eps_t"], expected["t"].view(-1)), expected["pred_params"], 1e-5)
 
 
-def test_vpsde(vectors):
-    expected = vectors["diffusion"]
-    sde, t = VPSDE(0.1, 20.0), expected["t_grid"]
+MODES = {  # the published names of weighting and sampling
+    "ll_uniform": ("ll", "uniform"),
+    "ll_iw": ("ll", "importance"),
+    "drop_all_uniform": ("un", "uniform"),
+    "drop_all_iw": ("un", "importance"),
+    "drop_sigma2t_uniform": ("re", "uniform"),
+    "drop_sigma2t_iw": ("re", "importance"),
+    "rescale_iw": ("rescale", "importance"),
+}
+UN_FACTOR = 1.00226  # too much in the published weights of drop_all_iw
+DIFFUSIONS = {
+    "vpsde": VPSDE(0.1, 20.0),
+    "vpsde_s0": VPSDE(0.1, 20.0, 1e-3),
+    "geometric_sde": GeometricVPSDE(3e-5, 0.999, 3e-5),
+    "geometric_sde_default": GeometricVPSDE(1e-4, 0.99, 0.0),
+}
+
+
+class Published(TimeSampler):
+    """With the published error in the weights of drop_all_iw."""
+
+    def __call__(self, rho):
+        draw = super().__call__(rho)
+        factor = UN_FACTOR if (self.weighting, self.sampling) == ("un", "importance") else 1.0
+        return TimeDraw(draw.t, factor * draw.weight, factor * draw.likelihood_weight)
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_diffusions(name):
+    expected, sde = load("diffusions.vectors")[name], DIFFUSIONS[name]
+    t = expected["t_grid"]
     usable = t > 1e-3  # below, the published float32 variance cancels
-    close(sde.variance(t)[usable], expected["var"][usable], 1e-4)
-    close(sde.drift(t), expected["f"], 1e-5)
-    close(sde.diffusion_squared(t), expected["g2"], 1e-5)
+    close(sde.variance(t)[usable], expected["var"][usable], 1e-5)
+    close(sde.drift(t), expected["f"], 1e-4)
+    close(sde.diffusion_squared(t), expected["g2"], 1e-4)
     close(sde.mean_coefficient(t), expected["e2int_f"], 1e-5)
+    mixing = sde.normal_noise(expected["mixing_x"], t[:, None, None, None])
+    close(mixing[usable], expected["mixing_component"][usable], 1e-5)
 
 
-@pytest.mark.parametrize(("mode", "sampling"), [("ll_iw", "importance"), ("ll_uniform", "uniform")])
-def test_time_sampling(vectors, mode, sampling):
-    expected = vectors["diffusion"]["quantities"][mode]
-    sampler = TimeSampler(VPSDE(0.1, 20.0), "ll", sampling, 0.01)
-    draw = sampler(vectors["diffusion"]["rho"])
-    close(draw.t, expected["t"], 1e-4)
-    close(draw.weight, expected["obj_weight_t"].view(-1), 1e-4)
-    close(sampler.cross_entropy_constant(), vectors["diffusion"]["cross_entropy_const"]["0.01"], 1e-4)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_time_sampling(name, mode):
+    """Element by element; where time_eps is 0, the published float32 sigma^2 -> t is coarse below 1e-3."""
+    published, sde = load("diffusions.vectors")[name], DIFFUSIONS[name]
+    expected, time_eps = published["quantities"][mode], published["args"]["time_eps"]
+    sampler = Published(sde, *MODES[mode], time_eps)
+    draw = sampler(published["rho"])
+    constant = published["cross_entropy_const"][f"{time_eps:g}" if time_eps else "0.0"]
+    close(sampler.cross_entropy_constant(), constant, 1e-4)
+    if isinstance(expected, str):  # they have no proposal for it
+        assert (name[:9], mode) == ("geometric", "drop_all_iw")
+        return
+    np.testing.assert_allclose(draw.t, expected["t"], rtol=2e-5, atol=2e-6)
+    tolerance = 4e-4 if mode == "rescale_iw" else 1.2e-4  # the published 1 - sigma^2 cancels near t = 1
+    np.testing.assert_allclose(draw.weight, expected["obj_weight_t"].flatten().expand(16), rtol=tolerance)
+    np.testing.assert_allclose(draw.likelihood_weight, expected["obj_weight_t_ll"].flatten(), rtol=1.2e-4)
 
 
 @pytest.mark.parametrize("time_eps", ["1e-05", "1e-06"])
@@ -142,27 +182,85 @@ def test_ode_likelihood(model, vectors, tol, tolerance):
     assert nfe == expected[key]["nfe"]
 
 
+RUNS = [
+    "joint | ll_iw | reweight_p_samples | eval",
+    "joint | ll_uniform | reweight_p_samples | eval",
+    "joint | drop_all_uniform | reweight_p_samples | eval",
+    "joint | drop_all_iw | reweight_p_samples | eval",
+    "joint | drop_sigma2t_iw | reweight_p_samples | eval",
+    "joint | drop_sigma2t_iw | ll_iw | eval",
+    "joint | drop_all_uniform | ll_uniform | eval",
+    "joint | drop_all_iw | ll_iw | eval",
+    "disjoint | drop_sigma2t_iw | ll_iw | eval",
+    "joint | ll_iw | reweight_p_samples | eval | kl_anneal_balance",
+    "joint | ll_iw | reweight_p_samples | train",
+    "joint | drop_all_iw | reweight_p_samples | train",
+]
+
+
+OWN = [run for run in RUNS if "reweight" not in run]
+
+
 @pytest.mark.parametrize(
-    "run", ["joint | ll_iw | reweight_p_samples | eval", "joint | ll_uniform | reweight_p_samples | eval",
-            "joint | ll_iw | reweight_p_samples | train"],
-)  # fmt: skip
-def test_end_to_end_loss_and_gradients(model, vectors, run, monkeypatch):
+    ("run", "joint"), [(run, False) for run in RUNS] + [(run, True) for run in OWN], ids=lambda x: str(x)
+)
+def test_end_to_end_loss_and_gradients(model, vectors, run, joint, monkeypatch):
     objectives = vectors["objectives"]
     expected = objectives["runs"][run]
+    own = run in OWN
+    weighting, sampling = MODES[expected["iw_sample_p"]]
     model.train(expected["train_mode"])
-    draws = [torch.cat(list(vectors["vae"]["normal_draws"]), dim=1)]
-    monkeypatch.setattr(torch, "randn", lambda *a, **k: draws[0])
-    monkeypatch.setattr(torch, "rand", lambda *a, **k: objectives["rho_p"])
+    posterior_draws = torch.cat(list(vectors["vae"]["normal_draws"]), dim=1)
+    rho = iter([objectives["rho_p"], objectives["rho_q"]])
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: posterior_draws)
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: next(rho))
     monkeypatch.setattr(torch, "randn_like", lambda x: objectives["noise"])
-    sampling = "importance" if "iw" in expected["iw_sample_p"] else "uniform"
-    objective = LSGMObjective(TimeSampler(VPSDE(0.1, 20.0), "ll", sampling, 0.01))
-    value = objective(model, vectors["x"], 1.0)
-    close(value.loss, expected["q_loss"], 1e-4)
+    sde = VPSDE(0.1, 20.0)
+    balance = "balance" in run
+    objective = LSGMObjective(
+        Published(sde, weighting, sampling, 0.01),
+        "own" if own else "shared" if weighting == "ll" else "reweighted",
+        q=TimeSampler(sde, *MODES[expected["iw_sample_q"]], 0.01) if own else None,
+        joint=joint,
+        balance=balance,
+    )
+    beta = linear_anneal(expected["global_step"], 1000, 0.0, 0.1, 0.7, 1.0) if balance else 1.0
+    value = objective(model, vectors["x"], beta)
+    close(value.loss if balance else value.terms["nelbo"], expected["q_loss"], 1e-4)
     value.loss.backward()
     check_gradients(model.vae, expected["vae_grad_norm"])
-    logits = expected["dae_grad_norm"].pop("mixing_logit")
-    close(model.prior.mixing_logit.grad.norm(), logits, 1e-4)
-    check_gradients(model.prior.network, expected["dae_grad_norm"])
+    if run.startswith("disjoint"):  # p on noise of its own: of p's loss alone
+        model.prior.zero_grad()
+        draw = objective.p(objectives["rho_p"])
+        noise = objectives["noise_disjoint_p"]
+        error = objective.squared_error(model.prior, vectors["vae"]["eps_top"], noise, draw.t).sum(dim=1)
+        loss_prior = (draw.weight * error).mean()
+        loss_prior.backward()
+        close(loss_prior, expected["p_loss"], 1e-4)
+    elif expected["p_loss"] is not None:
+        close(value.terms["loss_prior"], expected["p_loss"], 1e-4)
+    norms = dict(expected["dae_grad_norm"])
+    close(model.prior.mixing_logit.grad.norm(), norms.pop("mixing_logit"), 1e-4)
+    check_gradients(model.prior.network, norms)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_objectives_of_each_image(model, vectors, mode):
+    """p's loss, cross entropy and NELBO image by image, with p's samples reweighted for q."""
+    objectives, vae = vectors["objectives"], vectors["vae"]
+    expected = objectives["per_sample_reweight"][mode]
+    sampler = Published(VPSDE(0.1, 20.0), *MODES[mode], 0.01)
+    draw = sampler(objectives["rho_p"])
+    error = LSGMObjective.squared_error(model.prior, vae["eps_top"], objectives["noise"], draw.t, (4, 4))
+    close(draw.t, expected["t"], 1e-4)
+    close(error.sum(dim=1), expected["l2_sum"], 1e-5)
+    close(draw.weight * error.sum(dim=1), expected["p_objective"], 1e-4)
+    cross_entropy = draw.likelihood_weight[:, None] * error + 256 * sampler.cross_entropy_constant()
+    close(cross_entropy.sum(dim=1), expected["cross_entropy"], 1e-4)
+    negative_entropy = torch.stack([log_q.sum(dim=(1, 2, 3)) for log_q in vae["log_q"]], dim=1)
+    kl = negative_entropy + cross_entropy
+    close(kl, torch.stack(list(expected["kl_all"]), dim=1), 1e-4)
+    close(vae["recon_loss"] + kl.sum(dim=1), expected["nelbo"], 1e-4)
 
 
 def check_gradients(network, norms):

@@ -11,6 +11,7 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
+        self._names = [name for name, _ in module.named_parameters()]
         self._parameters: list[Tensor] = list(module.parameters())
         self.average: list[Tensor] = []
 
@@ -20,6 +21,10 @@ class EMA:
             self.average = [p.detach().clone() for p in self._parameters]
         else:
             torch._foreach_lerp_(self.average, self._parameters, 1 - self.decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The average by the parameters' names; the weights themselves before the first step."""
+        return dict(zip(self._names, self.average or [p.detach() for p in self._parameters], strict=True))
 
     @torch.no_grad()
     def copy_to_module(self) -> None:

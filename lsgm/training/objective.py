@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from lsgm.model import LSGM
 from lsgm.networks.nvae import HALF_LOG_2PI
 from lsgm.prior import ScorePrior
-from lsgm.weighting import TimeSampler
+from lsgm.weighting import TimeDraw, TimeSampler
+
+QSamples = Literal["shared", "own", "reweighted"]
 
 
 @dataclass
@@ -29,63 +34,166 @@ def linear_anneal(step: int, total: int, const_portion: float, portion: float, s
     return min(max(start + (end - start) * progress, start), end)
 
 
-class VAEObjective:
-    """First stage: reconstruction + beta * sum over groups of balanced KL(q || N(0, I)).
+def per_group(x: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """Sums over space and over the channels of each latent group: [B, C, H, W] -> [B, G]."""
+    return torch.stack([g.sum(dim=1) for g in x.sum(dim=(2, 3)).split(groups, dim=1)], dim=1)
 
-    While beta is below 1 the groups' KLs are balanced: group g counts with gamma_g proportional to
-    (mean |KL_g| + 0.01) / a_g, normalised to mean 1 and treated as constant. a_g is proportional to the size of the
-    group's scale over the number of its groups; with one scale it is 1.
+
+def balancing(kl: Tensor, beta: float) -> Tensor | float:
+    """gamma_g of KL balancing, [G]: proportional to (mean |KL_g| + 0.01) / a_g, of mean 1, treated as constant.
+
+    a_g is proportional to the size of the group's scale over the number of its groups; with one scale it is 1. From
+    beta = 1 on there is no balancing.
     """
+    if beta >= 1 or kl.shape[1] == 1:
+        return 1.0
+    gamma = kl.detach().abs().mean(dim=0) + 0.01
+    return gamma / gamma.mean()
+
+
+class VAEObjective:
+    """First stage: reconstruction + beta * sum over groups of gamma_g KL_g(q || N(0, I)), balanced while beta < 1."""
 
     def __call__(self, model: LSGM, x: Tensor, beta: float) -> Objective:
         posterior, parameters = model.vae.encode(2 * x - 1)
         reconstruction = -model.likelihood.log_prob(x, parameters)
-        kl = posterior.log_q + 0.5 * posterior.z.square() + HALF_LOG_2PI  # [B, C, H, W]
-        kl_groups = torch.stack([g.sum(dim=(1, 2, 3)) for g in kl.split(posterior.groups, dim=1)], dim=1)  # [B, G]
-        balanced = kl_groups
-        if beta < 1 and len(posterior.groups) > 1:
-            gamma = kl_groups.detach().abs().mean(dim=0) + 0.01
-            balanced = kl_groups * (gamma / gamma.mean())
-        loss = (reconstruction + beta * balanced.sum(dim=1)).mean()
-        kl_total = kl_groups.detach().sum(dim=1).mean()
+        kl = per_group(posterior.log_q + 0.5 * posterior.z.square() + HALF_LOG_2PI, posterior.groups)  # [B, G]
+        loss = (reconstruction + beta * (balancing(kl, beta) * kl).sum(dim=1)).mean()
+        kl_total = kl.detach().sum(dim=1).mean()
         terms = {"reconstruction": reconstruction.detach().mean(), "kl": kl_total}
         return Objective(loss, {"nelbo": terms["reconstruction"] + kl_total} | terms)
 
 
 class LSGMObjective:
-    """Second stage, algorithm 1: one likelihood-weighted loss trains the VAE and the prior.
+    """Second stage: one scalar whose gradient trains VAE (q) and prior (p), each by its own loss.
 
-    L(x) = E_q[-log p(x|z0)] + beta (E_q[log q(z0|x)] + CE(q(z0|x) || p(z0))), the cross entropy being
-    E_t[c(t)/r(t) ||noise - eps_theta(z_t, t)||^2] + constant (theorem 1).
+        q:  E_q[-log p(x|z0)] + beta (E_q[log q(z0|x)] + CE(q(z0|x) || p(z0)))
+            with CE = E[w_q ||noise - eps(z_t, t)||^2] + constant
+        p:  E[w_p ||noise - eps(z_t, t)||^2], z0 held fixed
 
-    ``draws`` is the number of (t, noise) that each latent is diffused with. More cost only passes of the score network
-    and lower the variance of the gradient, of the encoder's too.
+    w_q is the weighting of the likelihood (theorem 1), w_p any. The algorithms of appendix G.6, by ``q_samples``:
+
+    1. `shared`: the weightings are the same. The q loss is everybody's (so beta scales the prior's gradient too).
+    2. `own`: q draws its own t for w_ll, through ``q``, and passes the network on its own.
+    3. `reweighted`: q takes p's t with the weight of the likelihood. The two losses differ by a factor per image, so
+       one backward pass of p's loss gives both: on its way to the encoder an image's gradient is multiplied by
+       beta w_q / w_p. (The paper takes two passes over one graph.)
+
+    Args:
+        p: draws t for the prior.
+        q: draws t for the VAE; `own` only.
+        joint: `own` takes both through the network in one pass of twice the batch, else in turn.
+        q_weights: gives the prior's weights by name for q's pass (`own` in turn); its current ones where None.
+        draws: (t, noise) per latent and step. More cost passes of the score network and lower the gradient's variance,
+            the encoder's too.
+        balance: balance the groups' KLs (`shared` only).
+        train_vae: False: p's loss alone, on samples of a frozen VAE.
     """
 
-    def __init__(self, time_sampler: TimeSampler, draws: int = 1) -> None:
-        self.time_sampler = time_sampler
-        self.draws = draws
+    def __init__(
+        self,
+        p: TimeSampler,
+        q_samples: QSamples = "shared",
+        *,
+        q: TimeSampler | None = None,
+        joint: bool = False,
+        q_weights: Callable[[], dict[str, Tensor]] | None = None,
+        draws: int = 1,
+        balance: bool = False,
+        train_vae: bool = True,
+    ) -> None:
+        self.p, self.q_samples, self.q, self.joint, self.q_weights = p, q_samples, q, joint, q_weights
+        self.draws, self.balance, self.train_vae = draws, balance, train_vae
 
     def __call__(self, model: LSGM, x: Tensor, beta: float) -> Objective:
-        posterior, parameters = model.vae.encode(2 * x - 1)
-        reconstruction = -model.likelihood.log_prob(x, parameters)
-        negative_entropy = posterior.log_q.sum(dim=(1, 2, 3))
         prior = model.prior
         assert isinstance(prior, ScorePrior)
+        with torch.set_grad_enabled(self.train_vae):
+            posterior, parameters = model.vae.encode(2 * x - 1)
+            reconstruction = -model.likelihood.log_prob(x, parameters).mean()
+        groups = posterior.groups
+        negative_entropy = per_group(posterior.log_q, groups)  # [B, G]
         z0 = posterior.z.repeat(self.draws, 1, 1, 1)
-        rho = torch.rand(z0.shape[0], device=x.device)
-        cross_entropy = self.cross_entropy(prior, z0, rho, torch.randn_like(z0)).view(self.draws, -1).mean(dim=0)
-        loss = (reconstruction + beta * (negative_entropy + cross_entropy)).mean()
-        terms = {
-            "reconstruction": reconstruction.detach().mean(),
-            "negative_entropy": negative_entropy.detach().mean(),
-            "cross_entropy": cross_entropy.detach().mean(),
-        }
-        return Objective(loss, {"nelbo": torch.stack(list(terms.values())).sum()} | terms)
+        draw = self.p(torch.rand(z0.shape[0], device=x.device))
+        noise = torch.randn_like(z0)
+        constant = self.p.cross_entropy_constant() * z0[0].numel()
 
-    def cross_entropy(self, prior: ScorePrior, z0: Tensor, rho: Tensor, noise: Tensor) -> Tensor:
-        """One-sample estimate of CE(q(z0|x) || p(z0)), [B], for rho ~ U[0, 1] [B] and noise ~ N(0, I) like z0."""
-        draw = self.time_sampler(rho)
-        z_t = prior.sde.diffuse(z0, noise, draw.t[:, None, None, None])
-        squared_error = (noise - prior.predict_noise(z_t, draw.t)).square().sum(dim=(1, 2, 3))
-        return draw.weight * squared_error + z0[0].numel() * self.time_sampler.cross_entropy_constant()
+        if not self.train_vae:
+            error = self.squared_error(prior, z0, noise, draw.t).sum(dim=1)
+            loss = loss_prior = (draw.weight * error).mean()
+            cross_entropy = (draw.likelihood_weight * error).mean()
+        elif self.q_samples == "shared":
+            error = draw.weight[:, None] * self.squared_error(prior, z0, noise, draw.t, groups)  # [B, G]
+            cross_entropy = loss_prior = error.sum(dim=1).mean()
+            shares = torch.tensor(groups, device=x.device) / sum(groups)
+            kl = negative_entropy + error.view(self.draws, -1, len(groups)).mean(dim=0) + constant * shares
+            loss = reconstruction + beta * (kl * (balancing(kl, beta) if self.balance else 1.0)).sum(dim=1).mean()
+        elif self.q_samples == "reweighted":
+            factor = beta * draw.likelihood_weight / draw.weight
+            error = self.squared_error(prior, z0, noise, draw.t, factor=factor).sum(dim=1)
+            loss_prior = (draw.weight * error).mean()
+            cross_entropy = (draw.likelihood_weight * error.detach()).mean()
+            loss = reconstruction + beta * negative_entropy.sum(dim=1).mean() + loss_prior
+        else:
+            cross_entropy, loss_prior = self._own(prior, z0, noise, draw)
+            loss = reconstruction + beta * (negative_entropy.sum(dim=1).mean() + cross_entropy) + loss_prior
+
+        terms = {
+            "reconstruction": reconstruction.detach(),
+            "negative_entropy": negative_entropy.detach().sum(dim=1).mean(),
+            "cross_entropy": cross_entropy.detach() + constant,
+        }
+        terms = {"nelbo": torch.stack(list(terms.values())).sum()} | terms
+        return Objective(loss, terms | {"loss_prior": loss_prior.detach()})
+
+    def _own(self, prior: ScorePrior, z0: Tensor, noise: Tensor, draw: TimeDraw) -> tuple[Tensor, Tensor]:
+        """q's cross entropy without its constant, with a gradient for the encoder alone, and p's loss."""
+        assert self.q is not None
+        q_draw = self.q(torch.rand(z0.shape[0], device=z0.device))
+        z_q = prior.sde.diffuse(z0, noise, q_draw.t[:, None, None, None])
+        z_p = prior.sde.diffuse(z0.detach(), noise, draw.t[:, None, None, None])
+        leaf = z_q.detach().requires_grad_()  # q's graph through the network ends here, and is freed before p's starts
+        if self.joint:
+            predicted_q, predicted_p = prior(torch.cat([leaf, z_p]), torch.cat([q_draw.t, draw.t])).chunk(2)
+        else:
+            weights = self.q_weights() if self.q_weights else {n: w.detach() for n, w in prior.named_parameters()}
+            predicted_q = functional_call(prior, weights, (leaf, q_draw.t))
+        cross_entropy = (q_draw.weight * (noise - predicted_q).square().sum(dim=(1, 2, 3))).mean()
+        (gradient,) = torch.autograd.grad(cross_entropy, leaf, retain_graph=self.joint)
+        if not self.joint:
+            predicted_p = prior(z_p, draw.t)
+        loss_prior = (draw.weight * (noise - predicted_p).square().sum(dim=(1, 2, 3))).mean()
+        linear = (z_q * gradient).sum()  # has the cross entropy's gradient; its value is put right below
+        return cross_entropy.detach() + linear - linear.detach(), loss_prior
+
+    @staticmethod
+    def squared_error(
+        prior: ScorePrior,
+        z0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        groups: tuple[int, ...] | None = None,
+        factor: Tensor | None = None,
+    ) -> Tensor:
+        """||noise - eps(z_t, t)||^2 of each latent group, [B, G], for times [B]; all latents are one group by default.
+
+        ``factor`` [B] multiplies the gradient with respect to ``z0``.
+        """
+        z_t = prior.sde.diffuse(z0, noise, t[:, None, None, None])
+        if factor is not None:
+            z_t = _ScaleGradient.apply(z_t, factor[:, None, None, None])
+        return per_group((noise - prior(z_t, t)).square(), groups or (z0.shape[1],))
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by ``factor``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return gradient * factor, None

@@ -47,7 +47,7 @@ def pretrain(
         return {
             "loss": loss.detach(),
             **objective_value.terms,
-            "kl_coeff": torch.tensor(beta),
+            "kl_coeff": torch.tensor(beta, device=x.device),
             "spectral": spectral.detach(),
         }
 

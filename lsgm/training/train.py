@@ -1,11 +1,11 @@
-"""Second stage: VAE and score prior, end to end (LSGM, section 3 and appendix G.6, algorithm 1)."""
+"""Second stage: VAE and score prior, end to end (LSGM, section 3 and appendix G.6)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsgm import checkpoint
 from lsgm.config import TrainStage
@@ -14,8 +14,10 @@ from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
+from lsgm.progress import log
 from lsgm.training.ema import EMA
 from lsgm.training.engine import ROWS, History, Optimised, Schedule, fit
+from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance
 from lsgm.training.objective import LSGMObjective, linear_anneal
 from lsgm.training.regularisation import SpectralRegulariser
 from lsgm.weighting import TimeSampler
@@ -24,9 +26,11 @@ from lsgm.weighting import TimeSampler
 def train(
     stage: TrainStage, data: Path, vae: Path, out: Path, device: torch.device, tensorboard: Path | None = None
 ) -> None:
-    """Train VAE and prior from the VAE in ``vae``; write model (EMA prior, raw VAE), configuration and history."""
+    """Train VAE and prior from the VAE in ``vae``; write model (EMA prior, raw VAE), configuration and history.
+
+    With ``train_vae: false`` the VAE stays as it is, in evaluation mode.
+    """
     config = stage.train
-    torch.manual_seed(config.seed)
     store = ImageStore(data, stage.dataset)
     pretrained = checkpoint.load(vae)
     image = checkpoint.image_config(store.dataset)
@@ -34,29 +38,54 @@ def train(
         raise LSGMError(
             f"{vae}: this VAE was trained on other images ({pretrained.image}) than those of {data} ({image})"
         )
-    model = LSGM(image, pretrained.vae_config, stage.prior, stage.sde)
+    batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary)
+    pretrained.to(device)
+    sde = stage.sde
+    if sde.name == "vesde" and sde.sigma2_max is None:
+        sde = sde.model_copy(update={"sigma2_max": largest_squared_distance(encodings(pretrained, batches))})
+        log.info(f"VESDE: sigma2_max = {sde.sigma2_max:.1f}, the largest squared distance of two encodings")
+    torch.manual_seed(config.seed)
+    model = LSGM(image, pretrained.vae_config, stage.prior, sde)
     model.vae.load_state_dict(pretrained.vae.state_dict())
     model.to(device).train()
     prior = model.prior
     assert isinstance(prior, ScorePrior)
+    if stage.prior.drop_inactive is not None:
+        kl = kl_per_channel(pretrained, batches, stage.prior.drop_inactive.batches)
+        inactive = kl <= stage.prior.drop_inactive.threshold
+        prior.deactivate(inactive)
+        log.info(f"{int(inactive.sum())} of {len(kl)} latent channels are inactive and left to N(0, I)")
+    if not config.train_vae:
+        model.vae.eval().requires_grad_(False)
 
-    batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary)
     schedule = Schedule(config, len(batches))
-    fused = device.type in ("cpu", "cuda")
-    optimiser_vae = torch.optim.AdamW(
-        model.vae.parameters(), lr=config.lr_vae, eps=config.adam_eps_vae, weight_decay=config.weight_decay, fused=fused
-    )
-    optimiser_prior = torch.optim.AdamW(
-        prior.parameters(), lr=config.lr_prior, eps=config.adam_eps_prior, weight_decay=config.weight_decay, fused=fused
-    )
+    networks: dict[str, tuple[nn.Module, float, float, float, float]] = {}
+    if config.train_vae:
+        networks["vae"] = (model.vae, config.lr_vae, config.lr_min_vae, config.adam_eps_vae, config.spectral_reg_vae)
+    networks["prior"] = (prior, config.lr_prior, config.lr_min_prior, config.adam_eps_prior, config.spectral_reg_prior)
+    optimised, regularisers = [], []
+    for name, (network, lr, lr_min, adam_eps, spectral_reg) in networks.items():
+        optimiser = torch.optim.AdamW(
+            network.parameters(),
+            lr=lr,
+            eps=adam_eps,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        optimised.append(Optimised(name, optimiser, lr, lr_min))
+        if spectral_reg > 0:
+            regularisers.append((spectral_reg, SpectralRegulariser(network)))
     ema = EMA(prior, config.ema)
-    time_sampler = TimeSampler(prior.sde, config.p_weighting, config.p_sampling, stage.sde.time_eps)
-    objective = LSGMObjective(time_sampler, config.draws)
-    regularisers = [
-        (weight, SpectralRegulariser(network))
-        for weight, network in ((config.spectral_reg_vae, model.vae), (config.spectral_reg_prior, prior))
-        if weight > 0
-    ]
+    objective = LSGMObjective(
+        TimeSampler(prior.sde, config.p_weighting, config.p_sampling, sde.time_eps),
+        config.q_samples,
+        q=TimeSampler(prior.sde, "ll", config.q_sampling, sde.time_eps),
+        joint=config.q_pass == "joint",
+        q_weights=ema.weights if config.q_uses_ema else None,
+        draws=config.draws,
+        balance=config.kl_balance,
+        train_vae=config.train_vae,
+    )
     anneal = config.kl_anneal
 
     def update(x: Tensor, step: int, steps: int) -> dict[str, Tensor]:
@@ -65,20 +94,18 @@ def train(
         loss = value.loss
         for weight, regulariser in regularisers:
             loss = loss + weight * regulariser()
-        optimiser_vae.zero_grad(set_to_none=True)
-        optimiser_prior.zero_grad(set_to_none=True)
+        for item in optimised:
+            item.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser_vae.step()
-        optimiser_prior.step()
+        for item in optimised:
+            item.optimiser.step()
         ema.update()
-        alpha = torch.sigmoid(prior.mixing_logit.detach()).mean()
-        return {"loss": loss.detach(), **value.terms, "kl_coeff": torch.tensor(beta), "alpha_mean": alpha}
+        terms = {"loss": loss.detach(), **value.terms, "kl_coeff": torch.tensor(beta, device=x.device)}
+        if prior.mixing_logit is not None:
+            terms["alpha_mean"] = torch.sigmoid(prior.mixing_logit.detach()).mean()
+        return terms
 
     history = History(max(1, schedule.steps // ROWS), tensorboard)
-    optimised = [
-        Optimised("vae", optimiser_vae, config.lr_vae, config.lr_min_vae),
-        Optimised("prior", optimiser_prior, config.lr_prior, config.lr_min_prior),
-    ]
     summary = fit("LSGM", batches, schedule, optimised, update, history)
     ema.copy_to_module()
     checkpoint.save(model, out, stages=[*checkpoint.stages(vae), stage], summary=summary.__dict__)
