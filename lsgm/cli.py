@@ -47,9 +47,9 @@ def sample(args: argparse.Namespace) -> None:
     stage = load_stage(SampleStage, args.config)
     config = stage.sample
     model = checkpoint.load(args.model, device(args.device))
-    images, info = model.sample(
-        config.count, return_info=True, seed=config.seed, tol=config.tol, time_eps=config.time_eps, batch=config.batch
-    )
+    if config.compile:
+        model.compile_prior()
+    images, info = model.sample(return_info=True, **config.model_dump(exclude={"compile"}))
     array = images.mul(255).round().byte().cpu().numpy()
     with atomic(args.out / "samples.npy") as part, open(part, "wb") as file:
         np.save(file, array)

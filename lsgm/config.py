@@ -247,11 +247,20 @@ class TrainConfig(ScheduleConfig):
 
 
 class SampleConfig(Section):
-    """Sampling by the probability-flow ODE."""
+    """Drawing images."""
 
     count: Count = Field(description="number of images")
-    tol: Positive = Field(1e-5, description="absolute and relative tolerance of RK45")
+    solver: Literal["rk45", "euler", "heun", "rk4", "ancestral"] = Field(
+        "rk45",
+        description="probability-flow ODE: rk45 (adaptive), euler, heun, rk4 (equal steps); ancestral: the discretised "
+        "diffusion",
+    )
+    tol: Positive = Field(1e-5, description="absolute and relative tolerance of rk45")
     time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE ends")
+    steps: Count | None = Field(None, description="of the other solvers; null: 50, and 1000 for ancestral")
+    variances: Literal["beta", "posterior"] = Field("beta", description="of the steps of ancestral sampling")
+    temperature: Positive = Field(1.0, description="factor of every normal draw")
+    compile: bool = Field(False, description="compile the score network: for tens of thousands of images")
     batch: Count = 128
     seed: int = 1
 
@@ -260,8 +269,19 @@ class EvaluateConfig(Section):
     """NELBO on test images and Fréchet distance of the samples."""
 
     images: Count = Field(description="number of test images for the NELBO, a random subset of the set")
-    tol: Positive = Field(1e-5, description="absolute and relative tolerance of RK45")
+    estimator: Literal["ode", "discretised"] = Field(
+        "ode", description="log p(z0) by the probability-flow ODE, or bounded by the discretised diffusion"
+    )
+    tol: Positive = Field(1e-5, description="absolute and relative tolerance of the ODE's solver")
     time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE starts")
+    probe: Literal["gaussian", "rademacher", "exact"] = Field(
+        "gaussian", description="Hutchinson probes of the ODE's trace; exact: a backward pass per latent dimension"
+    )
+    probes: Count = Field(1, description="number of probes per image")
+    steps: Count = Field(1000, description="of the discretised diffusion")
+    iw_samples: Count = Field(
+        1, description="encoder samples per image; above 1 the importance-weighted bound is reported too"
+    )
     batch: Count = 128
     extractor: Literal["mnist_classifier"] = Field(description="features of the Fréchet distance")
     seed: int = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,13 @@ from lsgm.networks.ncsnpp import NCSNpp
 from lsgm.networks.nvae import HALF_LOG_2PI, NVAE, Posterior
 from lsgm.prior import ScorePrior
 from lsgm.progress import Progress
-from lsgm.sampling import ode
+from lsgm.sampling import ancestral, ode
 from lsgm.sde import build_sde
+from lsgm.streams import Streams
+
+Solver = Literal["rk45", "euler", "heun", "rk4", "ancestral"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+Probe = Literal["gaussian", "rademacher", "exact"]
 
 
 @dataclass
@@ -28,8 +33,9 @@ class SampleInfo:
 
     images: int
     solver: str
-    tol: float
+    tol: float | None  # rk45's
     nfe: float  # evaluations of the score network per batch, mean over batches
+    temperature: float
     seconds: float
 
 
@@ -110,14 +116,16 @@ class LSGM(nn.Module):
 
     @overload
     def sample(
-        self, count: int, *, return_info: Literal[False] = False, seed: int = 0, solver: str = "rk45",
-        tol: float = 1e-5, time_eps: float = 1e-5, batch: int = 64,
+        self, count: int, *, return_info: Literal[False] = False, seed: int = 0, solver: Solver = "rk45",
+        tol: float = 1e-5, time_eps: float = 1e-5, steps: int | None = None, variances: ancestral.Variances = "beta",
+        temperature: float = 1.0, batch: int = 64,
     ) -> Tensor: ...  # fmt: skip
 
     @overload
     def sample(
-        self, count: int, *, return_info: Literal[True], seed: int = 0, solver: str = "rk45",
-        tol: float = 1e-5, time_eps: float = 1e-5, batch: int = 64,
+        self, count: int, *, return_info: Literal[True], seed: int = 0, solver: Solver = "rk45",
+        tol: float = 1e-5, time_eps: float = 1e-5, steps: int | None = None, variances: ancestral.Variances = "beta",
+        temperature: float = 1.0, batch: int = 64,
     ) -> tuple[Tensor, SampleInfo]: ...  # fmt: skip
 
     @torch.no_grad()
@@ -127,71 +135,126 @@ class LSGM(nn.Module):
         *,
         return_info: bool = False,
         seed: int = 0,
-        solver: str = "rk45",
+        solver: Solver = "rk45",
         tol: float = 1e-5,
         time_eps: float = 1e-5,
+        steps: int | None = None,
+        variances: ancestral.Variances = "beta",
+        temperature: float = 1.0,
         batch: int = 64,
     ) -> Tensor | tuple[Tensor, SampleInfo]:
         """Draw ``count`` images: latents from the prior, then the mean of the decoder.
 
         Args:
-            seed: of the start noise, which is drawn on the host: the same on every device and for every ``batch``.
-            solver: `rk45`, the adaptive solver of the probability-flow ODE. (The prior N(0, I) needs none.)
-            tol, time_eps: the solver's tolerance and where the ODE ends.
+            seed: image i depends on (seed, i) alone: not on ``batch``, ``count`` or the device. (To the solver's
+                tolerance for `rk45`, whose steps suit a whole batch.)
+            solver: of the probability-flow ODE, `rk45` (adaptive), `euler`, `heun` or `rk4` (equal steps); or
+                `ancestral`, the discretised diffusion. The prior N(0, I) needs none.
+            tol: absolute and relative tolerance of `rk45`.
+            time_eps: where the ODE ends.
+            steps: of the other solvers; 50, and 1000 for `ancestral`, where None.
+            variances: of the steps of `ancestral`: beta, or that of the true posterior (`posterior`).
+            temperature: factor of every normal draw; below 1: less variety, more typical images.
             batch: images at a time.
         Returns:
             images [count, C, H, W] in [0, 1] and, if ``return_info``, what it took.
         """
-        if solver != "rk45":
-            raise LSGMError(f"solver: expected 'rk45', found {solver!r}")
+        if solver not in SOLVERS:
+            raise LSGMError(f"solver: expected one of {', '.join(SOLVERS)}, found {solver!r}")
         self.eval()
         start = time.perf_counter()
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(count, *self.latent_shape, generator=generator).split(batch)
-        images, nfe = [], 0
-        with Progress("sampling", len(noise), "img", batch) as bar:
-            for chunk in noise:
-                z = chunk.to(self.device)
+        images, nfe = [], []
+        groups = torch.arange(count).split(batch)
+        with Progress("sampling", len(groups), "img", batch) as bar:
+            for group in groups:
+                streams = Streams(seed, group.tolist(), self.latent_shape, self.device)
+
+                def draw(streams: Streams = streams) -> Tensor:
+                    return temperature * streams.normal()
+
+                z = draw()
                 if self.prior is not None:
-                    solution = ode.sample(self.prior, z, tol, time_eps)
-                    z, nfe = solution.y, nfe + solution.nfe
+                    if solver == "ancestral":
+                        solution = ancestral.sample(self.prior, z, steps or 1000, draw, variances)
+                    else:
+                        solution = ode.sample(self.prior, z, tol, time_eps, solver, steps or 50)
+                    z = solution.y
+                    nfe.append(solution.nfe)
                 images.append(self.decode(z))
-                bar.step(f"NFE {nfe / len(images):.0f}")
+                bar.step(f"NFE {sum(nfe) / len(images):.0f}")
         x = torch.cat(images)
         if not return_info:
             return x
         if x.is_cuda:
             torch.cuda.synchronize()
-        return x, SampleInfo(count, solver, tol, nfe / len(noise), time.perf_counter() - start)
+        info = SampleInfo(count, solver, tol if solver == "rk45" else None, sum(nfe) / len(groups), temperature, 0.0)
+        info.seconds = time.perf_counter() - start
+        return x, info
+
+    def compile_prior(self) -> None:
+        """Compile the score network for sampling; its weights must not change afterwards.
+
+        Takes up to a minute, at the first call for each batch size; on the CPU it needs a C++ compiler.
+        """
+        if self.prior is not None:
+            self.prior.network.compile(dynamic=False, options={"freezing": True})
 
     @torch.no_grad()
     def nelbo_terms(
-        self, x: Tensor, *, generator: torch.Generator | None = None, tol: float = 1e-5, time_eps: float = 1e-5
+        self,
+        x: Tensor,
+        streams: Streams,
+        *,
+        estimator: Literal["ode", "discretised"] = "ode",
+        tol: float = 1e-5,
+        time_eps: float = 1e-5,
+        probe: Probe = "gaussian",
+        probes: int = 1,
+        steps: int = 1000,
     ) -> NELBO:
         """-log p(x | z0) + log q(z0 | x) - log p(z0) at one sample z0 ~ q(z0 | x).
 
-        log p(z0) is exact for the prior N(0, I), and an ODE solve with one Gaussian Hutchinson probe for the score
-        prior.
+        log p(z0) is exact for the prior N(0, I). For the score prior it is
+
+        - `ode`: that of the probability-flow ODE from ``time_eps`` to 1 with tolerance ``tol``, its trace by
+          ``probes`` Hutchinson probes (`gaussian` or `rademacher`), or `exact`, where there are few latents;
+        - `discretised`: a lower bound, the variational bound of the diffusion in ``steps`` steps.
 
         Args:
             x: images [B, C, H, W] in [0, 1]; binary where the data are.
-            generator: a generator on the host for the posterior's and the probe's draws.
+            streams: the draws for these images.
         """
         self.eval()
-        shape = (x.shape[0], *self.latent_shape)
-        draws = [torch.randn(shape, generator=generator).to(self.device) for _ in range(2)]
         padded = self._padded(x)
-        posterior, parameters = self.vae.encode(2 * padded - 1, draws[0])
+        posterior, parameters = self.vae.encode(2 * padded - 1, streams.normal())
         reconstruction = -self.likelihood.log_prob(padded, parameters)
         nfe = 0
         if self.prior is None:
             log_p = -(0.5 * posterior.z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3))
+        elif estimator == "discretised":
+            log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, streams.normal)
         else:
-            log_p, nfe = ode.log_prob(self.prior, posterior.z, draws[1], tol, time_eps)
+            directions = None
+            if probe != "exact":
+                draw = streams.normal if probe == "gaussian" else streams.rademacher
+                directions = torch.stack([draw() for _ in range(probes)])
+            log_p, nfe = ode.log_prob(self.prior, posterior.z, directions, tol, time_eps)
         kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p
         return NELBO(reconstruction + kl, reconstruction, kl, nfe)
 
-    def nelbo(self, x: Tensor, *, seed: int = 0, tol: float = 1e-5, time_eps: float = 1e-5) -> Tensor:
-        """The negative ELBO in nats per image, [B]; see :meth:`nelbo_terms`."""
-        generator = torch.Generator().manual_seed(seed)
-        return self.nelbo_terms(x, generator=generator, tol=tol, time_eps=time_eps).nelbo
+    def nelbo(self, x: Tensor, *, seed: int = 0, samples: int = 1, **settings: Any) -> Tensor:
+        """The negative ELBO in nats per image, [B], for images [B, C, H, W] in [0, 1].
+
+        Args:
+            samples: K > 1 gives the tighter importance-weighted bound -log (1/K sum_k p(x, z_k) / q(z_k | x)) (Burda et
+                al., arXiv 1509.00519), from K encoder samples.
+            settings: those of :meth:`nelbo_terms`: tol, time_eps, estimator, probe, probes, steps.
+        """
+        streams = Streams(seed, range(len(x)), self.latent_shape, self.device)
+        terms = [self.nelbo_terms(x, streams, **settings).nelbo for _ in range(samples)]
+        return importance_weighted(torch.stack(terms))
+
+
+def importance_weighted(nelbo: Tensor) -> Tensor:
+    """The bound -log (1/K sum_k exp(-nelbo_k)), [B], from the negative ELBOs of K encoder samples, [K, B]."""
+    return math.log(len(nelbo)) - torch.logsumexp(-nelbo, dim=0)

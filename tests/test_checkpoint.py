@@ -1,7 +1,9 @@
 """Models on disk and the public face: load, sample, encode, decode, nelbo."""
 
 import json
+import math
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ import lsgm
 from lsgm import checkpoint
 from lsgm.config import ImageConfig, PretrainConfig, PretrainStage, PriorConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError
-from lsgm.model import LSGM
+from lsgm.model import LSGM, importance_weighted
+from lsgm.streams import Streams
 
 BLOCK = {"blocks": 2, "cells": 1}
 VAE = VAEConfig(
@@ -63,11 +66,54 @@ def test_public_face(folder):
     torch.testing.assert_close(model.prior.score(z, t), -model.prior.predict_noise(z, t) / sigma)
 
 
-def test_samples_depend_on_the_seed_and_not_on_the_batch(folder):
+@pytest.mark.parametrize("solver", ["rk45", "heun", "ancestral"])
+def test_samples_depend_on_the_seed_and_not_on_the_batch(folder, solver):
+    """`rk45` to its tolerance, as its steps suit a whole batch; the others to the rounding of convolutions."""
     model = lsgm.load(folder)
-    one, two = (model.sample(6, seed=3, tol=1e-4, batch=batch) for batch in (6, 4))
-    torch.testing.assert_close(one, two, atol=2e-3, rtol=0)  # the solver's steps depend on the batch, within tol
-    assert not torch.allclose(one, model.sample(6, seed=4, tol=1e-4, batch=6), atol=1e-2)
+    settings = {"solver": solver, "tol": 1e-4, "steps": 8}
+    one = model.sample(6, seed=3, batch=6, **settings)
+    tolerance = 2e-3 if solver == "rk45" else 1e-5
+    for batch in (4, 1):
+        torch.testing.assert_close(model.sample(6, seed=3, batch=batch, **settings), one, atol=tolerance, rtol=0)
+    torch.testing.assert_close(model.sample(3, seed=3, batch=3, **settings), one[:3], atol=tolerance, rtol=0)
+    assert not torch.allclose(one, model.sample(6, seed=4, batch=6, **settings), atol=1e-2)
+
+
+def test_solvers_count_their_evaluations(folder):
+    model = lsgm.load(folder)
+    calls = []
+    model.prior.network.register_forward_hook(lambda *_: calls.append(1))
+    for solver, steps, per_step in (("euler", 5, 1), ("heun", 4, 2), ("rk4", 3, 4), ("ancestral", 7, 1)):
+        calls.clear()
+        _, info = model.sample(5, solver=solver, steps=steps, batch=3, return_info=True)
+        assert info.nfe == steps * per_step == len(calls) / 2  # two batches
+        assert info.tol is None
+    calls.clear()
+    _, info = model.sample(3, tol=1e-2, return_info=True)
+    assert info.nfe == len(calls) and info.tol == 1e-2
+    with pytest.raises(LSGMError, match="solver: expected one of rk45, euler, heun, rk4, ancestral, found 'ddim'"):
+        model.sample(1, solver="ddim")
+
+
+def test_temperature_scales_the_draws(folder):
+    """At 0 every image is that of the latent to which 0 flows; the start's spread is the temperature's."""
+    model = lsgm.load(folder)
+    x = model.sample(3, temperature=0.0, solver="heun", steps=4)
+    torch.testing.assert_close(x[1:], x[:1].expand(2, -1, -1, -1), atol=1e-5, rtol=0)
+    model.prior, seen = None, []
+    model.decode = lambda z: seen.append(z) or z
+    model.sample(64, temperature=0.5)
+    model.sample(64)
+    torch.testing.assert_close(seen[0], 0.5 * seen[1])
+
+
+def test_compiled_prior_gives_the_same_samples(folder):
+    if shutil.which("g++") is None:
+        pytest.skip("compiling on the CPU needs g++")
+    model = lsgm.load(folder)
+    one = model.sample(2, solver="heun", steps=3)
+    model.compile_prior()
+    torch.testing.assert_close(model.sample(2, solver="heun", steps=3), one, atol=1e-5, rtol=0)
 
 
 def test_nelbo_of_a_model_with_a_closed_form():
@@ -83,7 +129,7 @@ def test_nelbo_of_a_model_with_a_closed_form():
         model.prior.mixing_logit.fill_(-60)
     x = (torch.rand(4, 1, 28, 28) < 0.5).float()
     expected = torch.full((4,), 784 * torch.log(torch.tensor(2.0)).item())
-    terms = model.nelbo_terms(x, tol=1e-6)
+    terms = model.nelbo_terms(x, Streams(0, range(4), model.latent_shape), tol=1e-6)
     torch.testing.assert_close(terms.reconstruction, expected)
     torch.testing.assert_close(terms.kl, torch.zeros(4), atol=2e-3, rtol=0)
     torch.testing.assert_close(terms.nelbo, terms.reconstruction + terms.kl)
@@ -91,6 +137,45 @@ def test_nelbo_of_a_model_with_a_closed_form():
     torch.testing.assert_close(model.nelbo(x), expected, atol=2e-3, rtol=0)
     bits = model.bits_per_dimension(model.nelbo(x))
     torch.testing.assert_close(bits, torch.ones(4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"probe": "rademacher", "probes": 2}, {"estimator": "discretised", "steps": 5}],
+)
+def test_likelihoods_can_be_chosen(folder, settings):
+    """Draws belong to images: one by one or together, the same NELBO (to the solver's tolerance)."""
+    model = lsgm.load(folder)
+    x = (torch.rand(3, 1, 28, 28) < 0.5).float()
+    nelbo = model.nelbo(x, tol=1e-4, time_eps=1e-3, **settings)
+    assert torch.isfinite(nelbo).all()
+    torch.testing.assert_close(model.nelbo(x[:1], tol=1e-4, time_eps=1e-3, **settings), nelbo[:1], rtol=3e-3, atol=0)
+
+
+def test_exact_trace_can_be_chosen(folder, monkeypatch):
+    model, seen = lsgm.load(folder), []
+    monkeypatch.setattr(
+        "lsgm.sampling.ode.log_prob", lambda prior, z, probes, *_: (seen.append(probes), (z[:, 0, 0, 0], 1))[1]
+    )
+    model.nelbo(torch.zeros(2, 1, 28, 28), probe="exact")
+    model.nelbo(torch.zeros(2, 1, 28, 28), probes=3)
+    assert seen[0] is None and seen[1].shape == (3, 2, *model.latent_shape)
+
+
+def test_importance_weighted_bound():
+    """-log mean exp(-nelbo) over samples: for equal terms the NELBO itself, else between it and the smallest."""
+    nelbo = torch.tensor([[3.0, 1.0, 700.0], [3.0, 2.0, 800.0]])
+    expected = [3.0, -math.log(0.5 * (math.exp(-1) + math.exp(-2))), 700 + math.log(2)]
+    torch.testing.assert_close(importance_weighted(nelbo), torch.tensor(expected))
+
+
+def test_more_samples_tighten_the_bound(folder):
+    """On a model with N(0, I) prior: the bound falls with K on average over 16 images, K = 1 is the NELBO."""
+    model = lsgm.load(folder)
+    model.prior = None
+    x = (torch.rand(16, 1, 28, 28) < 0.5).float()
+    bounds = [model.nelbo(x, samples=k, seed=1).mean().item() for k in (1, 8, 64)]
+    assert bounds[0] > bounds[1] > bounds[2]
 
 
 def test_missing_and_damaged_files_are_named(folder, tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsgm.errors import LSGMError
+from lsgm.streams import mix
 
 
 def preprocess(images: Tensor, generator: torch.Generator | None, pad_to: int = 32, binarise: bool = True) -> Tensor:
@@ -75,18 +74,12 @@ class Batches:
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)}")
         index = self.order(epoch)[step * self.batch : (step + 1) * self.batch]
-        self._generator.manual_seed(_mix(self.seed, epoch, step))
+        self._generator.manual_seed(mix(self.seed, epoch, step))
         return preprocess(self.images.index_select(0, index), self._generator, self.pad_to, self.binarise)
 
     def order(self, epoch: int) -> Tensor:
         """The permutation of the set that ``epoch`` goes through: int64 [N] on the device."""
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
             self._order = epoch, torch.randperm(len(self.images), generator=generator).to(self.images.device)
         return self._order[1]
-
-
-def _mix(*numbers: int) -> int:
-    """A seed of 63 bits in which neighbouring numbers have nothing in common (the CPU generator uses the low 32)."""
-    packed = struct.pack(f"<{len(numbers)}q", *numbers)
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1

@@ -46,12 +46,7 @@ def evaluate(
     images = torch.from_numpy(np.array(test[chosen]))
     generator = torch.Generator().manual_seed(config.seed)
     x = preprocess(images, generator, lsgm.image.padded_size, lsgm.image.binary)
-    settings: dict[str, Any] = {
-        "batch": config.batch,
-        "seed": config.seed,
-        "tol": config.tol,
-        "time_eps": config.time_eps,
-    }
+    settings: dict[str, Any] = config.model_dump(exclude={"images", "extractor"})
     nelbo_vae = set_nelbo("NELBO of the VAE", backbone, x, **settings)
     nelbo_lsgm = set_nelbo("NELBO of the LSGM", lsgm, x, **settings)
     lsgm.prior = None  # its own encoder and decoder with the prior N(0, I)

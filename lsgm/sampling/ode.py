@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ _B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
 _E = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
 
 
+Drift = Callable[[float, Tensor], Tensor]  # (t, y) -> dy/dt
+
+
 @dataclass
 class Solution:
     """State at the end of an integration and the number of evaluations it took."""
@@ -39,9 +43,7 @@ class Solution:
     nfe: int
 
 
-def rk45(
-    f: Callable[[float, Tensor], Tensor], y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 100_000
-) -> Solution:
+def rk45(f: Drift, y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 100_000) -> Solution:
     """Integrate dy/dt = f(t, y) from t0 to t1 by Dormand-Prince 5(4) with adaptive steps.
 
     The step control is that of scipy's RK45 with atol = rtol = ``tol`` on the flattened state: the root mean square of
@@ -104,49 +106,88 @@ def rk45(
     return Solution(y, nfe)
 
 
-def _drift(prior: ScorePrior, t: Tensor, z: Tensor) -> Tensor:
-    """dz/dt at times t [B] (all the same), [B, C, H, W]."""
-    time = t[0]
-    sde = prior.sde
-    noise = prior.predict_noise(z, t)
-    return sde.drift(time) * z + sde.diffusion_squared(time) / (2 * sde.variance(time).sqrt()) * noise
+# Fixed-grid solvers: evaluations per step.
+FIXED = {"euler": 1, "heun": 2, "rk4": 4}
+
+
+def fixed_grid(f: Drift, y: Tensor, t0: float, t1: float, steps: int, method: str) -> Solution:
+    """Integrate dy/dt = f(t, y) from t0 to t1 in ``steps`` equal steps by `euler`, `heun` or `rk4` (order 1, 2, 4)."""
+    h = (t1 - t0) / steps
+    for i in range(steps):
+        t, t_new = t0 + i * h, t1 if i + 1 == steps else t0 + (i + 1) * h
+        k1 = f(t, y)
+        if method == "euler":
+            y = torch.add(y, k1, alpha=h)
+        elif method == "heun":
+            k2 = f(t_new, torch.add(y, k1, alpha=h))
+            y = torch.add(y, k1 + k2, alpha=h / 2)
+        else:
+            k2 = f(t + h / 2, torch.add(y, k1, alpha=h / 2))
+            k3 = f(t + h / 2, torch.add(y, k2, alpha=h / 2))
+            k4 = f(t_new, torch.add(y, k3, alpha=h))
+            y = torch.add(y, k1 + 2 * (k2 + k3) + k4, alpha=h / 6)
+    return Solution(y, steps * FIXED[method])
+
+
+def _drift(prior: ScorePrior, t: float, z: Tensor) -> Tensor:
+    """dz/dt at time t, [B, C, H, W]."""
+    # The coefficients on the host, in float64: two numbers, not ten kernels.
+    time = torch.tensor(t, dtype=torch.float64)
+    drift, diffusion_squared = prior.sde.drift(time).item(), prior.sde.diffusion_squared(time).item()
+    sigma = math.sqrt(prior.sde.variance(time).item())
+    noise = prior(z, z.new_full((1,), t))
+    return torch.add(drift * z, noise, alpha=diffusion_squared / (2 * sigma))
 
 
 @torch.no_grad()
-def sample(prior: ScorePrior, noise: Tensor, tol: float = 1e-5, time_eps: float = 1e-5) -> Solution:
-    """Latents z0 [B, C, H, W] from ``noise`` ~ N(0, I) of that shape, by the ODE from t = 1 to ``time_eps``."""
+def sample(
+    prior: ScorePrior, noise: Tensor, tol: float = 1e-5, time_eps: float = 1e-5, solver: str = "rk45", steps: int = 50
+) -> Solution:
+    """Latents z0 [B, C, H, W] from ``noise`` ~ N(0, I) of that shape, by the ODE from t = 1 to ``time_eps``.
 
-    def f(t: float, z: Tensor) -> Tensor:
-        return _drift(prior, z.new_full((z.shape[0],), t), z)
-
-    return rk45(f, noise * math.sqrt(prior.sde.base_variance), 1.0, time_eps, tol)
+    Args:
+        solver: `rk45`, adaptive with ``tol``, or one of :data:`FIXED` with ``steps`` steps.
+    """
+    start = noise * math.sqrt(prior.sde.base_variance)
+    f = partial(_drift, prior)
+    if solver == "rk45":
+        return rk45(f, start, 1.0, time_eps, tol)
+    return fixed_grid(f, start, 1.0, time_eps, steps, solver)
 
 
 def log_prob(
-    prior: ScorePrior, z0: Tensor, probe: Tensor, tol: float = 1e-5, time_eps: float = 1e-5
+    prior: ScorePrior, z0: Tensor, probes: Tensor | None, tol: float = 1e-5, time_eps: float = 1e-5
 ) -> tuple[Tensor, int]:
     """log p(z0) in nats, [B], by the instantaneous change of variables, and the NFE.
 
-    The trace of the drift's Jacobian is estimated with one Hutchinson probe for the whole solve, which keeps the
-    right-hand side smooth.
+    The trace of the drift's Jacobian is estimated with the same Hutchinson probes for the whole solve, which keeps the
+    right-hand side smooth; the mean of several is taken. The cost of each is one backward pass per evaluation.
 
     Args:
         z0: latents [B, C, H, W]; the state at t = ``time_eps``.
-        probe: like z0, zero mean and unit covariance (Gaussian or Rademacher).
+        probes: like z0, or [P, B, C, H, W] for P probes; zero mean and unit covariance (Gaussian or Rademacher).
+            None: the exact trace, from D = C H W backward passes, for small D.
     """
-    batch = z0.shape[0]
+    batch, dimensions = z0.shape[0], z0[0].numel()
+    scale = 1.0
+    if probes is None:
+        basis = torch.eye(dimensions, dtype=z0.dtype, device=z0.device)
+        probes, scale = basis.view(-1, 1, *z0.shape[1:]).expand(-1, batch, -1, -1, -1), float(dimensions)
+    elif probes.dim() == z0.dim():
+        probes = probes[None]
 
     def f(t: float, state: Tensor) -> Tensor:
         z = state[:, :-1].view_as(z0).detach().requires_grad_()
         with torch.enable_grad():
-            drift = _drift(prior, z.new_full((batch,), t), z)
-            (jacobian_probe,) = torch.autograd.grad(drift, z, probe)  # the Jacobian's transpose times the probe
-        trace = (jacobian_probe * probe).flatten(1).sum(dim=1, keepdim=True)
+            drift = _drift(prior, t, z)
+        traces = []
+        for i, probe in enumerate(probes):
+            # the Jacobian's transpose times the probe
+            (product,) = torch.autograd.grad(drift, z, probe, retain_graph=i + 1 < len(probes))
+            traces.append((product * probe).flatten(1).sum(dim=1, keepdim=True))
+        trace = torch.stack(traces).mean(dim=0) * scale
         return torch.cat([drift.detach().flatten(1), trace], dim=1)
 
     start = torch.cat([z0.flatten(1), z0.new_zeros(batch, 1)], dim=1)
     end = rk45(f, start, time_eps, 1.0, tol)
-    z1, trace = end.y[:, :-1], end.y[:, -1]
-    variance = prior.sde.base_variance
-    log_base = -0.5 * (z1.square().sum(dim=1) / variance + z1.shape[1] * math.log(2 * math.pi * variance))
-    return log_base + trace, end.nfe
+    return prior.sde.base_log_prob(end.y[:, :-1]) + end.y[:, -1], end.nfe

@@ -32,6 +32,7 @@ IGNORED = {"lsgm", "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm
 ONLY_FOR = {
     "lsgm.data.sources": {"prepare"},
     "lsgm.sampling.ode": {"sample", "evaluate"},
+    "lsgm.sampling.ancestral": {"sample", "evaluate"},
 }
 
 

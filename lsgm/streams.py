@@ -1,0 +1,45 @@
+"""Random numbers that belong to an image: the same whatever else is in its batch, on every device."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def mix(*numbers: int) -> int:
+    """A seed of 63 bits in which neighbouring numbers have nothing in common (the CPU generator uses the low 32)."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+
+
+class Streams:
+    """One stream of normal draws for each image of a batch, made on the host.
+
+    Args:
+        seed: of all.
+        images: the images' numbers; the stream of image i depends on (seed, i) alone.
+        shape: of one image's draw.
+        device: where draws are wanted.
+    """
+
+    def __init__(
+        self, seed: int, images: Iterable[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
+    ) -> None:
+        self._generators = [torch.Generator().manual_seed(mix(seed, i)) for i in images]
+        self._shape = shape
+        self._device = device
+
+    def normal(self) -> Tensor:
+        """The next draw from N(0, I), [B, *shape]."""
+        draws = torch.empty(len(self._generators), *self._shape)
+        for row, generator in zip(draws, self._generators, strict=True):
+            row.normal_(generator=generator)
+        return draws.to(self._device)
+
+    def rademacher(self) -> Tensor:
+        """The next draw of random signs, [B, *shape]."""
+        return torch.where(self.normal() < 0, -1.0, 1.0)
