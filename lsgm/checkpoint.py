@@ -16,12 +16,10 @@ from safetensors.torch import save as to_bytes
 
 from lsgm.config import (
     ImageConfig,
-    PretrainStage,
     PriorConfig,
     SDEConfig,
     Section,
     StageConfig,
-    TrainStage,
     VAEConfig,
     parse,
 )
@@ -39,7 +37,7 @@ class CheckpointConfig(Section):
     vae: VAEConfig
     prior: PriorConfig | None = None
     sde: SDEConfig | None = None
-    stages: list[PretrainStage | TrainStage]  # the frozen configurations of the stages that made it, in order
+    stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were
     training: dict[str, JsonValue]  # of the last stage: seconds, steps, device, date ...
 
 
@@ -49,7 +47,9 @@ def image_config(dataset: Dataset) -> ImageConfig:
     return ImageConfig(channels=channels, size=size, padded_size=dataset.pad_to, binary=dataset.binarise)
 
 
-def save(model: LSGM, folder: str | Path, stages: Sequence[StageConfig], summary: dict[str, Any]) -> None:
+def save(
+    model: LSGM, folder: str | Path, stages: Sequence[StageConfig | dict[str, Any]], summary: dict[str, Any]
+) -> None:
     """Write ``model`` to ``folder``; config.json comes last, so that a folder that has one is complete."""
     folder = Path(folder)
     (folder / "config.json").unlink(missing_ok=True)
@@ -69,7 +69,7 @@ def save(model: LSGM, folder: str | Path, stages: Sequence[StageConfig], summary
         "vae": model.vae_config.model_dump(),
         "prior": model.prior_config.model_dump() if model.prior_config else None,
         "sde": model.sde_config.model_dump() if model.sde_config else None,
-        "stages": [stage.model_dump() for stage in stages],
+        "stages": [stage if isinstance(stage, dict) else stage.model_dump() for stage in stages],
         "training": training,
     }
     write_json(folder / "config.json", config)
@@ -89,9 +89,9 @@ def read_config(folder: str | Path) -> CheckpointConfig:
     return parse(CheckpointConfig, raw, path)
 
 
-def stages(folder: str | Path) -> list[PretrainStage | TrainStage]:
+def stages(folder: str | Path) -> list[dict[str, Any]]:
     """The frozen configurations of the stages that made the model in ``folder``."""
-    return read_config(folder).stages
+    return list(read_config(folder).stages)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:

@@ -49,7 +49,9 @@ def test_round_trip_is_exact(folder):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     config = checkpoint.read_config(folder)
-    assert config.stages == [STAGE] and config.training["parameters"] == sum(p.numel() for p in model.parameters())
+    assert config.stages == [STAGE.model_dump()] and config.training["parameters"] == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_public_face(folder):

@@ -67,7 +67,7 @@ def evaluate(
     )
     configs = {"vae": checkpoint.read_config(vae), "lsgm": checkpoint.read_config(model)}
     sampling = {"vae": read_json(vae_samples / "sampling.json"), "lsgm": read_json(samples / "sampling.json")}
-    codes = {s.stage: s.code for s in configs["lsgm"].stages}
+    codes = {str(stage["stage"]): stage["code"] for stage in configs["lsgm"].stages}
     gain = nelbo_vae.nelbo - nelbo_lsgm.nelbo
     return {
         "model": stage.model,
@@ -77,6 +77,7 @@ def evaluate(
         "nelbo": {
             "unit": "nats/image",
             "images": config.images,
+            "settings": config.model_dump(exclude={"images", "extractor", "batch"}),
             "lsgm": nelbo_lsgm.summary(),
             "vae": nelbo_vae.summary(),
             "lsgm_with_normal_prior": nelbo_normal.summary(),

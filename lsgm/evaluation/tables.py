@@ -41,6 +41,9 @@ class NELBO(Part):
     stderr: float
     reconstruction: float
     kl: float
+    iw_samples: int = 1
+    iw_bound: float | None = None  # importance-weighted, of iw_samples encoder samples
+    iw_stderr: float | None = None
 
 
 class Gain(Part):
@@ -177,6 +180,8 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
                 "nelbo_paper": PAPER_NELBO.get(metrics.dataset) if key == "lsgm" else None,
                 "reconstruction": nelbo.reconstruction,
                 "kl": nelbo.kl,
+                "iw_bound": nelbo.iw_bound,
+                "iw_stderr": nelbo.iw_stderr,
             }
             if key != "lsgm_with_normal_prior":  # its prior is not the one that it was trained for: no samples
                 sampling: Sampling = getattr(metrics.sampling, key)
@@ -189,6 +194,8 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
             rows.append(row | {"training_s": training})
     extractors = list(dict.fromkeys(map(_frechet_name, models)))
     measured = ["nelbo", "nelbo_stderr", "nelbo_paper", "reconstruction", "kl"]
+    if any(row["iw_bound"] is not None for row in rows):
+        measured += ["iw_bound", "iw_stderr"]
     columns = ["model", "dataset", "prior", *measured, *extractors, "nfe", "sampling_s_per_1000", "training_s"]
     frame = pd.DataFrame(rows, columns=columns)
     frame[columns[3:]] = frame[columns[3:]].astype(float)
@@ -214,6 +221,7 @@ def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
     unit = " / ".join(dict.fromkeys(metrics.nelbo.unit for metrics in models))
     extractors = [name for name in table.columns if name.startswith("frechet_")]
     counts = " / ".join(dict.fromkeys(str(metrics.frechet.images) for metrics in models))
+    samples = " / ".join(dict.fromkeys(str(metrics.nelbo.lsgm.iw_samples) for metrics in models))
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "reconstruction": ("reconstruction", _number(2)),
         "kl": ("KL", _number(2)),
@@ -225,18 +233,17 @@ def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
         "sampling_s_per_1000": ("sampling (s / 1000 images)", _number(2)),
         "training_s": ("training (s)", _number(0)),
     }
-    nelbo = [
-        f"{value:.2f} ± {stderr:.2f}" if math.isfinite(value) else f"{value:.2f}"
-        for value, stderr in zip(table["nelbo"], table["nelbo_stderr"], strict=True)
-    ]
     text = pd.DataFrame(
         {
             "model": table["model"],
             "prior": table["prior"],
-            f"NELBO ({unit}) ↓": _bold(nelbo, table, "nelbo"),
+            f"NELBO ({unit}) ↓": _bold(_with_error(table, "nelbo", "nelbo_stderr"), table, "nelbo"),
             "NELBO in the paper": [f"≤ {value:.2f}" if math.isfinite(value) else "" for value in table["nelbo_paper"]],
         }
     )
+    if "iw_bound" in table:
+        header = f"importance-weighted bound (K = {samples}) ↓"
+        text[header] = _bold(_with_error(table, "iw_bound", "iw_stderr"), table, "iw_bound")
     for name, (header, show) in shown.items():
         cells = [show(value) for value in table[name]]
         if name in ("reconstruction", "kl"):
@@ -260,6 +267,8 @@ def summary(metrics: Metrics) -> dict[str, Any]:
     def of(key: str) -> dict[str, Any]:
         nelbo: NELBO = getattr(metrics.nelbo, key)
         found: dict[str, float] = {"nelbo": nelbo.nelbo, "reconstruction": nelbo.reconstruction, "kl": nelbo.kl}
+        if nelbo.iw_bound is not None:
+            found[f"iw_bound_{nelbo.iw_samples}"] = nelbo.iw_bound
         if key != "lsgm_with_normal_prior":
             found[_frechet_name(metrics)] = getattr(metrics.frechet, key)
             found["nfe"] = getattr(metrics.sampling, key).nfe
@@ -297,6 +306,14 @@ def _bold(cells: Sequence[str], table: pd.DataFrame, name: str) -> list[str]:
     """``cells`` with the lowest of each dataset, by the numbers in the column ``name``, in bold."""
     best = table[name] == table.groupby("dataset")[name].transform("min")
     return [f"**{cell}**" if chosen else cell for cell, chosen in zip(cells, best, strict=True)]
+
+
+def _with_error(table: pd.DataFrame, name: str, stderr: str) -> list[str]:
+    """The column ``name`` with its standard errors; a value that is not finite as it is."""
+    return [
+        f"{value:.2f} ± {error:.2f}" if math.isfinite(value) else f"{value:.2f}"
+        for value, error in zip(table[name], table[stderr], strict=True)
+    ]
 
 
 def _rounded(value: float) -> float | str:

@@ -129,14 +129,13 @@ def fixed_grid(f: Drift, y: Tensor, t0: float, t1: float, steps: int, method: st
     return Solution(y, steps * FIXED[method])
 
 
-def _drift(prior: ScorePrior, t: float, z: Tensor) -> Tensor:
-    """dz/dt at time t, [B, C, H, W]."""
+def drift(prior: ScorePrior, t: float, z: Tensor) -> Tensor:
+    """dz/dt of the probability flow at time t, [B, C, H, W]; one evaluation of the score network."""
     # The coefficients on the host, in float64: two numbers, not ten kernels.
     time = torch.tensor(t, dtype=torch.float64)
-    drift, diffusion_squared = prior.sde.drift(time).item(), prior.sde.diffusion_squared(time).item()
+    f, g2 = prior.sde.drift(time).item(), prior.sde.diffusion_squared(time).item()
     sigma = math.sqrt(prior.sde.variance(time).item())
-    noise = prior(z, z.new_full((1,), t))
-    return torch.add(drift * z, noise, alpha=diffusion_squared / (2 * sigma))
+    return torch.add(f * z, prior(z, z.new_full((1,), t)), alpha=g2 / (2 * sigma))
 
 
 @torch.no_grad()
@@ -149,7 +148,7 @@ def sample(
         solver: `rk45`, adaptive with ``tol``, or one of :data:`FIXED` with ``steps`` steps.
     """
     start = noise * math.sqrt(prior.sde.base_variance)
-    f = partial(_drift, prior)
+    f = partial(drift, prior)
     if solver == "rk45":
         return rk45(f, start, 1.0, time_eps, tol)
     return fixed_grid(f, start, 1.0, time_eps, steps, solver)
@@ -179,14 +178,14 @@ def log_prob(
     def f(t: float, state: Tensor) -> Tensor:
         z = state[:, :-1].view_as(z0).detach().requires_grad_()
         with torch.enable_grad():
-            drift = _drift(prior, t, z)
+            velocity = drift(prior, t, z)
         traces = []
         for i, probe in enumerate(probes):
             # the Jacobian's transpose times the probe
-            (product,) = torch.autograd.grad(drift, z, probe, retain_graph=i + 1 < len(probes))
+            (product,) = torch.autograd.grad(velocity, z, probe, retain_graph=i + 1 < len(probes))
             traces.append((product * probe).flatten(1).sum(dim=1, keepdim=True))
         trace = torch.stack(traces).mean(dim=0) * scale
-        return torch.cat([drift.detach().flatten(1), trace], dim=1)
+        return torch.cat([velocity.detach().flatten(1), trace], dim=1)
 
     start = torch.cat([z0.flatten(1), z0.new_zeros(batch, 1)], dim=1)
     end = rk45(f, start, time_eps, 1.0, tol)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsgm.data.batches import Batches
+from lsgm.data.batches import Batches, preprocess
 from lsgm.model import LSGM
 from lsgm.networks.nvae import HALF_LOG_2PI
 from lsgm.progress import Progress
@@ -26,12 +26,15 @@ def kl_per_channel(model: LSGM, batches: Batches, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def encodings(model: LSGM, batches: Batches) -> Tensor:
-    """One sample of q(z0|x) for each image of an epoch, [N, D], on the host."""
+def encodings(model: LSGM, batches: Batches, batch: int = 250) -> Tensor:
+    """One sample of q(z0|x) for each image of the training set, [N, D], on the host."""
     model.eval()
+    generator = torch.Generator(batches.images.device).manual_seed(batches.seed)
     found = []
-    with Progress("encodings", len(batches), "img", batches.batch) as bar:
-        for x in batches.epoch(0):
+    chunks = batches.images.split(batch)
+    with Progress("encodings", len(chunks), "img", batch) as bar:
+        for images in chunks:
+            x = preprocess(images, generator, batches.pad_to, batches.binarise)
             found.append(model.vae.encode(2 * x - 1)[0].z.flatten(1).cpu())
             bar.step()
     return torch.cat(found)

@@ -97,6 +97,19 @@ def test_markdown_shows_the_best_in_bold_and_what_the_numbers_rest_on(tmp_path: 
         assert fact in text
 
 
+def test_importance_weighted_bounds_are_shown_where_they_were_measured(tmp_path: Path) -> None:
+    def several(metrics: dict[str, Any]) -> None:
+        for i, key in enumerate(PRIORS):
+            metrics["nelbo"][key] |= {"iw_samples": 16, "iw_bound": 94.0 - i, "iw_stderr": 0.5}
+
+    tabulate([folder(tmp_path / "models" / "mnist_demo", several)], tmp_path)
+    text = (tmp_path / "tables" / "comparison.md").read_text()
+    assert "importance-weighted bound (K = 16)" in text and "**92.00 ± 0.50**" in text and "94.00 ± 0.50" in text
+    table = pd.read_csv(tmp_path / "tables" / "comparison.csv")
+    assert table["iw_bound"].tolist() == [94.0, 93.0, 92.0] and table["iw_stderr"].eq(0.5).all()
+    assert json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]["lsgm"]["iw_bound_16"] == 92.0
+
+
 def test_two_models_share_the_bold_and_the_history(tmp_path: Path) -> None:
     def better(metrics: dict[str, Any]) -> None:
         metrics["nelbo"]["lsgm"]["nelbo"] = 80.0

@@ -33,16 +33,14 @@ class Encoder(torch.nn.Module):
 
 
 class Images:
-    batch = 100
+    batch, seed, pad_to, binarise = 100, 0, 8, True
+    images = torch.zeros(300, 1, 8, 8, dtype=torch.uint8)
 
     def __len__(self):
         return 3
 
     def batch_at(self, epoch, step):
         return torch.zeros(100, 1, 8, 8)
-
-    def epoch(self, epoch):
-        return (self.batch_at(epoch, step) for step in range(3))
 
 
 def test_kl_per_channel_is_that_of_the_gaussians():
@@ -56,6 +54,6 @@ def test_kl_per_channel_is_that_of_the_gaussians():
 
 
 def test_encodings_are_one_sample_of_each_image():
-    z = encodings(Encoder(), Images())
+    z = encodings(Encoder(), Images(), batch=128)
     assert z.shape == (300, 48)
     assert len(z.unique(dim=0)) == 300

@@ -1,0 +1,52 @@
+"""What the figures of a benchmark depend on, and how often each was measured."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lsgm.checkpoint import device_name
+
+
+def machine(device: torch.device) -> str:
+    """One line: processor or GPU, what a float32 matrix product reaches on it just now, versions."""
+    size = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device)
+    seconds = median_seconds(lambda: a @ a, device, runs=7)[0]
+    rate = 2 * size**3 / seconds / 1e9
+    name = device_name(device)
+    if device.type == "cpu":
+        lines = [line for line in cpuinfo() if line.startswith("model name")]
+        name = f"{lines[0].split(':')[1].strip() if lines else platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{name}; float32 matmul {rate:.0f} GFLOP/s; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def cpuinfo() -> list[str]:
+    """Lines of Linux' description of the processor; none elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def median_seconds(f: Callable[[], object], device: torch.device, runs: int, warm_up: int = 2) -> tuple[float, float]:
+    """Median and half the interquartile range of the wall time of ``f``."""
+    times = []
+    for i in range(warm_up + runs):
+        start = time.perf_counter()
+        f()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if i >= warm_up:
+            times.append(time.perf_counter() - start)
+    low, _, high = statistics.quantiles(times, n=4)
+    return statistics.median(times), (high - low) / 2
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, the first column left-aligned, the others right."""
+    lines = [" | ".join(header), "|".join(["---"] + ["---:"] * (len(header) - 1)), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)

@@ -1,0 +1,130 @@
+"""How much importance sampling of t lowers the variance of the prior's loss (the paper's claim iii).
+
+    python benchmarks/variance_reduction.py [--model checkpoints/lsgm/mnist_demo --data data/mnist]
+
+For each diffusion and weighting: the relative standard deviation of one image's loss
+c(t) / r(t) ||noise - eps(z_t, t)||^2 over images, t and noise, with uniform and with importance-sampled t, and the
+ratio of the two variances: how many uniform draws one importance-sampled draw is worth. Two cases:
+
+- Gaussian latents: z0 ~ N(0, I) in D dimensions, and the prediction that is optimal for them;
+- a trained model: encodings of test images and its score prior. Its network serves every diffusion: z_t / sqrt(m^2 +
+  sigma^2) has the distribution of the model's own z at the time of the same signal-to-noise ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from machine import table
+from torch import Tensor
+
+import lsgm
+from lsgm.data.batches import preprocess
+from lsgm.data.store import ImageStore
+from lsgm.prior import ScorePrior
+from lsgm.sde import SDE, VESDE, VPSDE, GeometricVPSDE, SubVPSDE
+from lsgm.weighting import Sampling, TimeSampler, Weighting
+
+WEIGHTINGS: tuple[Weighting, ...] = ("ll", "un", "re")
+Predict = Callable[[SDE, Tensor, Tensor], Tensor]
+
+
+def optimal(sde: SDE, z_t: Tensor, t: Tensor) -> Tensor:
+    return sde.normal_noise(z_t, t[:, None, None, None])
+
+
+def of_model(prior: ScorePrior) -> Predict:
+    """The prior's prediction for z_t of any diffusion."""
+
+    def predict(sde: SDE, z_t: Tensor, t: Tensor) -> Tensor:
+        signal, variance = sde.mean_coefficient(t.double()).square(), sde.variance(t.double())
+        noise_share = variance / (signal + variance)
+        own_t = prior.sde.time_at_variance(noise_share).clamp(0, 1).float()
+        scale = (signal + variance).rsqrt().float()[:, None, None, None]
+        return prior(scale * z_t, own_t)
+
+    return predict
+
+
+@torch.no_grad()
+def losses(sde: SDE, weighting: Weighting, sampling: Sampling, eps: float, latents: Callable[[int], Tensor],
+           predict: Predict, draws: int, batch: int = 1000) -> Tensor:  # fmt: skip
+    """The loss of ``draws`` (image, t, noise), [draws]."""
+    sampler = TimeSampler(sde, weighting, sampling, eps)
+    found = []
+    for _ in range(0, draws, batch):
+        z0 = latents(batch)
+        draw = sampler(torch.rand(batch))
+        noise = torch.randn_like(z0)
+        z_t = sde.diffuse(z0, noise, draw.t[:, None, None, None])
+        error = (noise - predict(sde, z_t, draw.t)).double().square().flatten(1).sum(dim=1)
+        found.append(draw.weight.double() * error * (1 - eps if sampling == "uniform" else 1))
+    return torch.cat(found)
+
+
+def row(sde: SDE, weighting: Weighting, eps: float, latents: Callable[[int], Tensor], predict: Predict,
+        draws: int) -> list[str]:  # fmt: skip
+    """Means (which must agree), relative standard deviations, ratio of the variances."""
+    uniform, importance = (losses(sde, weighting, s, eps, latents, predict, draws) for s in ("uniform", "importance"))
+    name = f"{type(sde).__name__}, {weighting}"
+    means = [f"{x.mean():.4g} ± {x.std() / draws**0.5:.1g}" for x in (uniform, importance)]
+    deviations = [f"{x.std() / x.mean():.3f}" for x in (uniform, importance)]
+    return [name, *means, *deviations, f"{uniform.var() / importance.var():.2f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="checkpoints/lsgm/mnist_demo")
+    parser.add_argument("--data", default="data/mnist", type=Path)
+    parser.add_argument("--draws", type=int, default=200_000, help="for Gaussian latents")
+    parser.add_argument("--model-draws", type=int, default=20_000)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model = lsgm.load(args.model)
+    prior = model.prior
+    assert prior is not None and model.sde_config is not None
+    header = [
+        "diffusion, weighting",
+        "loss, uniform t",
+        "loss, importance",
+        "rel. std, uniform",
+        "rel. std, importance",
+    ]
+    header.append("ratio of variances")
+
+    eps, shape = model.sde_config.time_eps, prior.latent_shape
+    store = ImageStore(args.data)
+    images = torch.from_numpy(store.images("test")[:2000].copy())
+    x = preprocess(images, torch.Generator().manual_seed(0), model.image.padded_size, model.image.binary)
+    encoded = torch.cat([model.encode(chunk).z for chunk in x.split(250)])
+    farthest = 4 * encoded.flatten(1).square().sum(dim=1).max().item()  # at least the largest squared distance
+
+    diffusions = [VPSDE(0.1, 20.0), GeometricVPSDE(3e-5, 0.999, 3e-5), SubVPSDE(0.1, 20.0), VESDE(3e-5, farthest)]
+    print(f"Gaussian latents {list(shape)}, t from 0.01, {args.draws} draws\n")
+    rows = [
+        row(sde, weighting, 0.01, lambda n: torch.randn(n, *shape), optimal, args.draws)
+        for sde in diffusions
+        for weighting in WEIGHTINGS
+    ]
+    print(table(header, rows))
+
+    # each diffusion from the time at which its noise share is that of the model's time_eps
+    share = prior.sde.variance(torch.tensor(eps, dtype=torch.float64))
+    print(f"\n{args.model}: encodings of 2000 test images, from noise share {share:.2g}, {args.model_draws} draws\n")
+    own = model.sde_config
+    diffusions[0] = VPSDE(own.beta_start, own.beta_end, own.sigma2_0 or 0.0)
+    rows = []
+    for sde in diffusions:
+        grid = torch.linspace(1e-6, 1, 200_001, dtype=torch.float64)
+        shares = sde.variance(grid) / (sde.mean_coefficient(grid).square() + sde.variance(grid))
+        start = grid[torch.searchsorted(shares, share).clamp(max=len(grid) - 1)].item()
+        pick = lambda n: encoded[torch.randint(len(encoded), (n,))]  # noqa: E731
+        rows += [row(sde, w, start, pick, of_model(prior), args.model_draws) for w in WEIGHTINGS]
+    print(table(header, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The second stage with each of its switches: real MNIST, a tiny model, a few steps."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+import lsgm
+from lsgm.config import ConfigError, PretrainStage, PriorConfig, TrainConfig, TrainStage, parse
+from lsgm.training.pretrain import pretrain
+from lsgm.training.train import train
+
+BLOCKS = {"blocks": 3, "cells": 1}
+VAE = {
+    "arch": "res_bnswish", "channels": 4, "channel_mult": [1, 2, 2, 2], "groups_per_scale": 2, "latents_per_group": 2,
+    "cells_per_cond": 1, "preprocess": BLOCKS, "postprocess": BLOCKS,
+}  # fmt: skip
+SHORT = {"epochs": 0.001, "batch": 16, "warmup_epochs": 0, "lr_schedule": "iteration"}
+PRIOR = {"channels": 8, "scales": 1, "cells_per_scale": 1, "dropout": 0, "embedding_dim": 16, "mixing_logit_init": -1}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vae(mnist_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    section = {**SHORT, "epochs": 0.01, "kl_anneal_portion": 1, "kl_max_coeff": 0.7, "spectral_reg": 0.01}
+    stage = {"model": "tiny", "dataset": "mnist", "vae": VAE, "pretrain": section}
+    pretrain(parse(PretrainStage, stage, "test"), mnist_store.path, folder, CPU)
+    return folder
+
+
+@pytest.fixture
+def trained(vae, mnist_store, tmp_path):
+    """Train with some settings; the model, its configuration and its history."""
+
+    def run(prior=(), sde=(), **settings):
+        stage = {
+            "model": "tiny", "dataset": "mnist", "prior": {**PRIOR, **dict(prior)}, "sde": dict(sde),
+            "train": {**SHORT, "ema": 0.5, **settings},
+        }  # fmt: skip
+        train(parse(TrainStage, stage, "test"), mnist_store.path, vae, tmp_path, CPU)
+        config = json.loads((tmp_path / "config.json").read_text())
+        return lsgm.load(tmp_path), config, pd.read_csv(tmp_path / "history.csv")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sde": {"name": "geometric_vpsde", "time_eps": 0.0}, "p_weighting": "un", "q_samples": "reweighted"},
+        {"sde": {"name": "sub_vpsde"}, "p_weighting": "re", "q_samples": "own", "q_uses_ema": True},
+        {"p_weighting": "un", "p_sampling": "uniform", "q_samples": "own", "q_pass": "joint", "q_sampling": "uniform"},
+        {"p_weighting": "rescale", "q_samples": "reweighted", "draws": 2},
+        {"kl_balance": True, "kl_anneal": {}, "spectral_reg_prior": 1e-3},
+        {"prior": {"mixed_prediction": False}},
+    ],
+    ids=str,
+)
+def test_every_switch_trains_a_model_that_samples(trained, settings):
+    model, _, history = trained(**settings)
+    assert history[["loss", "nelbo", "loss_prior", "cross_entropy"]].map(math.isfinite).all(axis=None)
+    assert ("alpha_mean" in history) == ("prior" not in settings)
+    x = model.sample(3, tol=1e-2, time_eps=1e-2)
+    assert torch.isfinite(x).all() and x.shape == (3, 1, 28, 28)
+
+
+def test_variance_of_the_vesde_comes_from_the_encodings(trained):
+    model, config, _ = trained(sde={"name": "vesde", "sigma2_min": 1e-2})
+    sigma2_max = config["sde"]["sigma2_max"]
+    # 64 latent dimensions near N(0, I): squared distances about 2 * 64, the largest of many well above
+    assert 128 < sigma2_max < 2000
+    assert model.prior.sde.base_variance == sigma2_max
+    assert torch.isfinite(model.sample(2, tol=1e-2, time_eps=1e-2)).all()
+
+
+def test_a_frozen_vae_stays_as_it_was_pretrained(trained, vae):
+    model, config, history = trained(train_vae=False, p_weighting="un")
+    before = lsgm.load(vae).vae.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in model.vae.state_dict().items())
+    assert "lr_vae" not in history and "lr_prior" in history
+    assert config["stages"][1]["train"]["train_vae"] is False
+
+
+def test_inactive_latents_are_dropped_and_stored(trained):
+    everything = {"threshold": 1e6, "batches": 2}
+    model, _, _ = trained(prior={"drop_inactive": everything})
+    assert (model.prior.active == 0).all() and torch.sigmoid(model.prior.mixing_logit).max() < 1e-6
+    model, _, _ = trained(prior={"drop_inactive": {"threshold": 0.0, "batches": 2}})
+    assert (model.prior.active == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"p_weighting": "un"}, r"q_samples: 'shared' .* must then be 'll', not 'un'.* use q_samples: reweighted"),
+        ({"q_uses_ema": True}, "use q_samples: own with q_pass: in_turn"),
+        ({"q_uses_ema": True, "q_samples": "own", "q_pass": "joint"}, "q_pass: in_turn"),
+        ({"kl_balance": True, "q_samples": "own"}, "kl_balance"),
+        ({"q_samples": "other"}, "q_samples: expected 'shared', 'own' or 'reweighted', found 'other'"),
+    ],
+)
+def test_combinations_that_fit_no_algorithm_are_refused(section, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(TrainConfig, {**SHORT, **section}, "params.yaml")
+    with pytest.raises(ConfigError, match="mixed_prediction"):
+        parse(PriorConfig, {**PRIOR, "mixed_prediction": False, "drop_inactive": {}}, "params.yaml")
