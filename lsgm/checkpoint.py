@@ -108,7 +108,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:
     except FileNotFoundError:
         raise LSGMError(f"{path}: not found; restore the checkpoint (`dvc pull`, or train again)") from None
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:300]
         raise LSGMError(f"{path}: damaged, or not the weights of the config.json beside it ({reason})") from None
     return model.requires_grad_(False).eval().to(device)
 

@@ -179,8 +179,10 @@ class SDEConfig(Section):
             raise ValueError("the weights diverge at t = 0: time_eps or sigma2_0 must be above 0")
         if geometric and self.sigma2_max is not None and self.sigma2_max <= self.sigma2_min:
             raise ValueError(f"sigma2_max must be above sigma2_min = {self.sigma2_min}, not {self.sigma2_max}")
-        if self.name == "geometric_vpsde" and self.sigma2_max is not None and self.sigma2_max >= 1:
-            raise ValueError(f"sigma2_max of the geometric VPSDE must be below 1, not {self.sigma2_max}")
+        end = self.sigma2_max if self.sigma2_max is not None else GEOMETRIC_SIGMA2_MAX
+        end += 0 if self.sigma2_0 is None else self.sigma2_0 - self.sigma2_min
+        if self.name == "geometric_vpsde" and end >= 1:
+            raise ValueError(f"the geometric VPSDE's variance at t = 1 must be below 1, not {end:.3g}")
         if self.name in ("vpsde", "sub_vpsde") and self.beta_end < self.beta_start:
             raise ValueError(f"beta_end must not be below beta_start = {self.beta_start}, not {self.beta_end}")
         return self
@@ -210,7 +212,7 @@ class TrainConfig(ScheduleConfig):
     q_pass: Literal["in_turn", "joint"] = Field(
         "in_turn",
         description="q_samples: own takes the VAE's and the prior's samples through the score network in turn (least "
-        "memory) or in one pass of twice the batch",
+        "memory and work) or in one pass of twice the batch (fewer kernels)",
     )
     q_uses_ema: bool = Field(False, description="the VAE's pass sees the average of the prior's weights (own, in_turn)")
     train_vae: bool = Field(True, description="false: the VAE stays as it was pretrained (two-stage ablation)")
@@ -243,6 +245,8 @@ class TrainConfig(ScheduleConfig):
             )
         if self.kl_balance and (self.q_samples != "shared" or not self.train_vae):
             raise ValueError("kl_balance: implemented for q_samples: shared (algorithm 1) only")
+        if self.kl_balance and self.kl_anneal is None:
+            raise ValueError("kl_balance: acts while the KL coefficient is below 1: set kl_anneal too")
         return self
 
 
@@ -275,12 +279,14 @@ class EvaluateConfig(Section):
     tol: Positive = Field(1e-5, description="absolute and relative tolerance of the ODE's solver")
     time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE starts")
     probe: Literal["gaussian", "rademacher", "exact"] = Field(
-        "gaussian", description="Hutchinson probes of the ODE's trace; exact: a backward pass per latent dimension"
+        "rademacher", description="Hutchinson probes of the ODE's trace; exact: a backward pass per latent dimension"
     )
     probes: Count = Field(1, description="number of probes per image")
     steps: Count = Field(1000, description="of the discretised diffusion")
     iw_samples: Count = Field(
-        1, description="encoder samples per image; above 1 the importance-weighted bound is reported too"
+        1,
+        description="encoder samples per image; above 1 the importance-weighted bound is reported too (noise of the "
+        "probes makes it a little too low)",
     )
     batch: Count = 128
     extractor: Literal["mnist_classifier"] = Field(description="features of the Fréchet distance")
@@ -298,6 +304,14 @@ class ModelConfig(Section):
     train: TrainConfig
     sample: SampleConfig
     evaluate: EvaluateConfig
+
+    @model_validator(mode="after")
+    def _discretised_diffusions_preserve_variance(self) -> ModelConfig:
+        if self.sde.name in ("sub_vpsde", "vesde"):
+            for key, value in (("sample.solver", self.sample.solver), ("evaluate.estimator", self.evaluate.estimator)):
+                if value in ("ancestral", "discretised"):
+                    raise ValueError(f"{key}: {value!r} needs sde.name vpsde or geometric_vpsde, not {self.sde.name!r}")
+        return self
 
 
 class StageConfig(Section):

@@ -1,5 +1,15 @@
 """The one exception that reaches a user: the command line prints its message and no traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class LSGMError(Exception):
     """Something the user can mend. The message names the key or the file, what was expected and the way out."""
+
+
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise :class:`LSGMError` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise LSGMError(f"{name}: expected one of {', '.join(map(str, allowed))}, found {value!r}")

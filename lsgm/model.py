@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, overload
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsgm.config import ImageConfig, PriorConfig, SDEConfig, VAEConfig
-from lsgm.errors import LSGMError
+from lsgm.errors import LSGMError, check_choice
 from lsgm.likelihoods import Bernoulli
 from lsgm.networks.ncsnpp import NCSNpp
 from lsgm.networks.nvae import HALF_LOG_2PI, NVAE, Posterior
@@ -20,10 +21,11 @@ from lsgm.prior import ScorePrior
 from lsgm.progress import Progress
 from lsgm.sampling import ancestral, ode
 from lsgm.sde import build_sde
-from lsgm.streams import Streams
+from lsgm.streams import Streams, mix
 
 Solver = Literal["rk45", "euler", "heun", "rk4", "ancestral"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
+Estimator = Literal["ode", "discretised"]
 Probe = Literal["gaussian", "rademacher", "exact"]
 
 
@@ -159,8 +161,11 @@ class LSGM(nn.Module):
         Returns:
             images [count, C, H, W] in [0, 1] and, if ``return_info``, what it took.
         """
-        if solver not in SOLVERS:
-            raise LSGMError(f"solver: expected one of {', '.join(SOLVERS)}, found {solver!r}")
+        check_choice("solver", solver, SOLVERS)
+        if steps is None:
+            steps = 1000 if solver == "ancestral" else 50
+        if steps < 1:
+            raise LSGMError(f"steps: expected at least 1, found {steps}")
         self.eval()
         start = time.perf_counter()
         images, nfe = [], []
@@ -175,9 +180,9 @@ class LSGM(nn.Module):
                 z = draw()
                 if self.prior is not None:
                     if solver == "ancestral":
-                        solution = ancestral.sample(self.prior, z, steps or 1000, draw, variances)
+                        solution = ancestral.sample(self.prior, z, steps, draw, variances)
                     else:
-                        solution = ode.sample(self.prior, z, tol, time_eps, solver, steps or 50)
+                        solution = ode.sample(self.prior, z, tol, time_eps, solver, steps)
                     z = solution.y
                     nfe.append(solution.nfe)
                 images.append(self.decode(z))
@@ -203,12 +208,12 @@ class LSGM(nn.Module):
     def nelbo_terms(
         self,
         x: Tensor,
-        streams: Streams,
+        streams: tuple[Streams, Streams],
         *,
-        estimator: Literal["ode", "discretised"] = "ode",
+        estimator: Estimator = "ode",
         tol: float = 1e-5,
         time_eps: float = 1e-5,
-        probe: Probe = "gaussian",
+        probe: Probe = "rademacher",
         probes: int = 1,
         steps: int = 1000,
     ) -> NELBO:
@@ -222,35 +227,48 @@ class LSGM(nn.Module):
 
         Args:
             x: images [B, C, H, W] in [0, 1]; binary where the data are.
-            streams: the draws for these images.
+            streams: the draws for these images, see :meth:`streams`.
         """
+        check_choice("estimator", estimator, get_args(Estimator))
+        check_choice("probe", probe, get_args(Probe))
+        encoder_draws, prior_draws = streams
         self.eval()
         padded = self._padded(x)
-        posterior, parameters = self.vae.encode(2 * padded - 1, streams.normal())
+        posterior, parameters = self.vae.encode(2 * padded - 1, encoder_draws.normal())
         reconstruction = -self.likelihood.log_prob(padded, parameters)
         nfe = 0
         if self.prior is None:
             log_p = -(0.5 * posterior.z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3))
         elif estimator == "discretised":
-            log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, streams.normal)
+            log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, prior_draws.normal)
         else:
             directions = None
             if probe != "exact":
-                draw = streams.normal if probe == "gaussian" else streams.rademacher
+                draw = prior_draws.normal if probe == "gaussian" else prior_draws.rademacher
                 directions = torch.stack([draw() for _ in range(probes)])
             log_p, nfe = ode.log_prob(self.prior, posterior.z, directions, tol, time_eps)
         kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p
         return NELBO(reconstruction + kl, reconstruction, kl, nfe)
+
+    def streams(self, seed: int, images: Iterable[int]) -> tuple[Streams, Streams]:
+        """The encoder's draws for images of these numbers, and those of the estimate of log p(z0).
+
+        They are apart, so that models with different priors see the same encoder samples.
+        """
+        numbers = list(images)
+        of = [Streams(mix(seed, use), numbers, self.latent_shape, self.device) for use in range(2)]
+        return of[0], of[1]
 
     def nelbo(self, x: Tensor, *, seed: int = 0, samples: int = 1, **settings: Any) -> Tensor:
         """The negative ELBO in nats per image, [B], for images [B, C, H, W] in [0, 1].
 
         Args:
             samples: K > 1 gives the tighter importance-weighted bound -log (1/K sum_k p(x, z_k) / q(z_k | x)) (Burda et
-                al., arXiv 1509.00519), from K encoder samples.
+                al., arXiv 1509.00519), from K encoder samples. What noise the estimate of log p(z0) has makes it too
+                low: use `probe="exact"` where that matters.
             settings: those of :meth:`nelbo_terms`: tol, time_eps, estimator, probe, probes, steps.
         """
-        streams = Streams(seed, range(len(x)), self.latent_shape, self.device)
+        streams = self.streams(seed, range(len(x)))
         terms = [self.nelbo_terms(x, streams, **settings).nelbo for _ in range(samples)]
         return importance_weighted(torch.stack(terms))
 

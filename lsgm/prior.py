@@ -46,7 +46,7 @@ class ScorePrior(nn.Module):
         if self.mixing_logit is None:
             return noise
         normal = self.sde.normal_noise(z_t, t[:, None, None, None])
-        return torch.lerp(normal, noise.to(normal.dtype), torch.sigmoid(self.mixing_logit))
+        return torch.lerp(normal, noise.to(normal.dtype), torch.sigmoid(self.mixing_logit) * self.active)
 
     def predict_noise(self, z_t: Tensor, t: Tensor) -> Tensor:
         """The mixed noise prediction; the same as calling the prior."""

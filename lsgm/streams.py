@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def mix(*numbers: int) -> int:
-    """A seed of 63 bits in which neighbouring numbers have nothing in common (the CPU generator uses the low 32)."""
+    """A seed in which neighbouring numbers have nothing in common: 63 bits, of which the CPU generator uses 32."""
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
@@ -20,8 +20,8 @@ class Streams:
     """One stream of normal draws for each image of a batch, made on the host.
 
     Args:
-        seed: of all.
-        images: the images' numbers; the stream of image i depends on (seed, i) alone.
+        seed: of all; what draws are for may be part of it (:func:`mix`).
+        images: the images' numbers; the stream of image i depends on (seed, i) alone, and no two are the same.
         shape: of one image's draw.
         device: where draws are wanted.
     """
@@ -29,7 +29,7 @@ class Streams:
     def __init__(
         self, seed: int, images: Iterable[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
     ) -> None:
-        self._generators = [torch.Generator().manual_seed(mix(seed, i)) for i in images]
+        self._generators = [torch.Generator().manual_seed((mix(seed) + i) % 2**32) for i in images]
         self._shape = shape
         self._device = device
 

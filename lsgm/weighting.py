@@ -101,7 +101,7 @@ def closed_form(sde: SDE, weighting: Weighting, time_eps: float) -> Proposal | N
     if isinstance(sde, VPSDE) and weighting == "un":
         # s = (1 - s0) e^-B and B = k (t + h)^2 - k h^2
         k = 0.5 * (sde.beta_end - sde.beta_start)
-        if k <= 0:
+        if k <= 0 or 0.5 * sde.beta_start / math.sqrt(k) > 3:  # nearly constant beta: the Gaussian's far tail
             return None
         h = 0.5 * sde.beta_start / k
         low, high = torch.erf(math.sqrt(k) * (ends + h)).tolist()

@@ -13,7 +13,6 @@ from lsgm import checkpoint
 from lsgm.config import ImageConfig, PretrainConfig, PretrainStage, PriorConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM, importance_weighted
-from lsgm.streams import Streams
 
 BLOCK = {"blocks": 2, "cells": 1}
 VAE = VAEConfig(
@@ -131,7 +130,7 @@ def test_nelbo_of_a_model_with_a_closed_form():
         model.prior.mixing_logit.fill_(-60)
     x = (torch.rand(4, 1, 28, 28) < 0.5).float()
     expected = torch.full((4,), 784 * torch.log(torch.tensor(2.0)).item())
-    terms = model.nelbo_terms(x, Streams(0, range(4), model.latent_shape), tol=1e-6)
+    terms = model.nelbo_terms(x, model.streams(0, range(4)), tol=1e-6)
     torch.testing.assert_close(terms.reconstruction, expected)
     torch.testing.assert_close(terms.kl, torch.zeros(4), atol=2e-3, rtol=0)
     torch.testing.assert_close(terms.nelbo, terms.reconstruction + terms.kl)
@@ -143,7 +142,7 @@ def test_nelbo_of_a_model_with_a_closed_form():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"probe": "rademacher", "probes": 2}, {"estimator": "discretised", "steps": 5}],
+    [{"probe": "gaussian", "probes": 2}, {"estimator": "discretised", "steps": 5}],
 )
 def test_likelihoods_can_be_chosen(folder, settings):
     """Draws belong to images: one by one or together, the same NELBO (to the solver's tolerance)."""
@@ -162,6 +161,31 @@ def test_exact_trace_can_be_chosen(folder, monkeypatch):
     model.nelbo(torch.zeros(2, 1, 28, 28), probe="exact")
     model.nelbo(torch.zeros(2, 1, 28, 28), probes=3)
     assert seen[0] is None and seen[1].shape == (3, 2, *model.latent_shape)
+
+
+def test_unknown_choices_are_refused(folder):
+    model, x = lsgm.load(folder), torch.zeros(1, 1, 28, 28)
+    with pytest.raises(LSGMError, match="probe: expected one of gaussian, rademacher, exact, found 'hutchinson'"):
+        model.nelbo(x, probe="hutchinson")
+    with pytest.raises(LSGMError, match="estimator: expected one of ode, discretised, found 'elbo'"):
+        model.nelbo(x, estimator="elbo")
+    with pytest.raises(LSGMError, match="variances: expected one of beta, posterior, found 'small'"):
+        model.sample(1, solver="ancestral", steps=2, variances="small")
+    with pytest.raises(LSGMError, match="steps: expected at least 1, found 0"):
+        model.sample(1, solver="heun", steps=0)
+
+
+def test_models_with_different_priors_see_the_same_encoder_samples(folder):
+    """The reconstructions of several encoder samples agree, whatever the prior draws in between."""
+    x = (torch.rand(3, 1, 28, 28) < 0.5).float()
+    found = []
+    for prior in (True, False):
+        model = lsgm.load(folder)
+        model.prior = model.prior if prior else None
+        streams = model.streams(5, range(3))
+        found.append([model.nelbo_terms(x, streams, tol=1e-1, time_eps=1e-2).reconstruction for _ in range(2)])
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0][0], found[0][1])
 
 
 def test_importance_weighted_bound():

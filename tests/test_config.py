@@ -83,3 +83,12 @@ def test_a_frozen_configuration_holds_its_stage_and_no_more(tmp_path):
     with pytest.raises(ConfigError, match="stage: expected 'pretrain', found 'train'"):
         (tmp_path / "train.json").write_text(params.freeze("train", "mnist_demo").model_dump_json())
         load_stage(PretrainStage, tmp_path / "train.json")
+
+
+@pytest.mark.parametrize(("key", "value"), [("sample.solver", "ancestral"), ("evaluate.estimator", "discretised")])
+def test_discretised_diffusions_must_preserve_variance(key, value):
+    raw = changed(f"models.mnist_demo.{key}", value)
+    parse(Params, raw, "params.yaml")
+    raw["models"]["mnist_demo"]["sde"]["name"] = "sub_vpsde"
+    with pytest.raises(ConfigError, match=f"{key}: '{value}' needs sde.name vpsde or geometric_vpsde"):
+        parse(Params, raw, "params.yaml")

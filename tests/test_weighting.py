@@ -27,7 +27,7 @@ each_weighting = pytest.mark.parametrize("weighting", ["ll", "un", "re", "rescal
 def c(sde, weighting, t):
     """The published coefficients; those of `rescale` for the VESDE are ours (1 - sigma^2 is negative there)."""
     g2, v = sde.diffusion_squared(t), sde.variance(t)
-    rescale = 0.5 * (1 + v - sde.sigma2_0) if isinstance(sde, VESDE) else 0.5 / sde.signal_share(t)
+    rescale = 0.5 * (1 + v - sde.sigma2_0) if isinstance(sde, VESDE) else 0.5 / (1 - v)
     return {"ll": g2 / (2 * v), "un": torch.ones_like(t), "re": g2 / 2, "rescale": rescale}[weighting]
 
 
@@ -102,6 +102,16 @@ def test_tabulated_proposal_agrees_with_the_closed_form(sde, weighting, eps):
         rho = torch.linspace(0, 1, 1001, dtype=torch.float64)
         np.testing.assert_allclose(table.time_at(rho), closed.time_at(rho), rtol=1e-5)
         assert table.integral == pytest.approx(closed.integral, rel=2e-6)
+
+
+@pytest.mark.parametrize("beta_end", [10.0, 10.01, 10.1, 12.0])
+def test_nearly_constant_beta_has_a_proposal(beta_end):
+    """Where the closed form for `un` would be the far tail of a Gaussian."""
+    sde = VPSDE(10.0, beta_end)
+    draw = TimeSampler(sde, "un", "importance", EPS)(torch.linspace(0, 1, 11, dtype=torch.float64))
+    exact = tabulated(sde, "un", EPS)
+    np.testing.assert_allclose(draw.weight * sde.signal_share(draw.t), exact.integral, rtol=1e-5)
+    assert draw.t[0] == EPS and draw.t[-1] == pytest.approx(1) and (draw.t.diff() > 0).all()
 
 
 @pytest.mark.parametrize("name", ["vpsde", "geometric", "ve"])

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lsgm.model import LSGM, importance_weighted
 from lsgm.progress import Progress
-from lsgm.streams import Streams
 
 
 @dataclass
@@ -67,7 +66,7 @@ def set_nelbo(
     chunks = torch.arange(len(x)).split(batch)
     with Progress(what, len(chunks), "img", batch) as bar:
         for chunk in chunks:
-            streams = Streams(seed, chunk.tolist(), model.latent_shape, model.device)
+            streams = model.streams(seed, chunk.tolist())
             images = x[chunk].to(model.device)
             terms = [model.nelbo_terms(images, streams, **settings) for _ in range(iw_samples)]
             each = torch.stack([torch.stack([t.nelbo, t.reconstruction, t.kl]).double().cpu() for t in terms])

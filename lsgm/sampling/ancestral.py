@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lsgm.errors import LSGMError
+from lsgm.errors import LSGMError, check_choice
 from lsgm.prior import ScorePrior
 from lsgm.sampling.ode import Solution
 from lsgm.sde import SDE, VPSDE, GeometricVPSDE, SubVPSDE
@@ -31,8 +31,8 @@ class Discretisation:
     def __init__(self, sde: SDE, steps: int) -> None:
         if isinstance(sde, SubVPSDE) or not isinstance(sde, (VPSDE, GeometricVPSDE)):
             raise LSGMError(
-                f"solver: the discretised process needs a variance-preserving diffusion, not the {type(sde).__name__}; "
-                "use the solver rk45, or sde.name vpsde or geometric_vpsde"
+                f"ancestral sampling and the discretised bound need a variance-preserving diffusion, not the "
+                f"{type(sde).__name__}: use the solver rk45 and the estimator ode, or sde.name vpsde or geometric_vpsde"
             )
         self.t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         self.alpha_bar = sde.signal_share(self.t)  # 1 - sigma^2
@@ -63,6 +63,7 @@ def sample(
         draw: gives N(0, I) like ``noise``, once for each step but the last, which returns the mean.
         variances: of a step: beta, or that of the true posterior (`posterior`).
     """
+    check_choice("variances", variances, get_args(Variances))
     process = Discretisation(prior.sde, steps)
     spread = (process.beta if variances == "beta" else process.posterior_beta).sqrt()
     z = noise

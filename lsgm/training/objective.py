@@ -31,7 +31,7 @@ def linear_anneal(step: int, total: int, const_portion: float, portion: float, s
     if portion == 0:
         return end
     progress = (step - const_portion * total) / (portion * total)
-    return min(max(start + (end - start) * progress, start), end)
+    return start + (end - start) * min(max(progress, 0.0), 1.0)
 
 
 def per_group(x: Tensor, groups: tuple[int, ...]) -> Tensor:

@@ -40,6 +40,7 @@ def train(
         )
     batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary)
     pretrained.to(device)
+    torch.manual_seed(config.seed)
     sde = stage.sde
     if sde.name == "vesde" and sde.sigma2_max is None:
         sde = sde.model_copy(update={"sigma2_max": largest_squared_distance(encodings(pretrained, batches))})

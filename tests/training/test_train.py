@@ -99,6 +99,7 @@ def test_inactive_latents_are_dropped_and_stored(trained):
         ({"q_uses_ema": True}, "use q_samples: own with q_pass: in_turn"),
         ({"q_uses_ema": True, "q_samples": "own", "q_pass": "joint"}, "q_pass: in_turn"),
         ({"kl_balance": True, "q_samples": "own"}, "kl_balance"),
+        ({"kl_balance": True}, "kl_balance: .* set kl_anneal too"),
         ({"q_samples": "other"}, "q_samples: expected 'shared', 'own' or 'reweighted', found 'other'"),
     ],
 )
