@@ -3,7 +3,7 @@
     python benchmarks/sampling.py [--model checkpoints/lsgm/mnist_demo] [--tol 1e-5] [--runs 5]
 
 Errors are relative, in the root mean square, to a solve in float64 at a thirtieth of the tolerance. Which steps an
-adaptive solver takes is chance (rounding decides), and its error varies by half: errors and NFE are means over a dozen
+adaptive solver takes is partly chance, and its error varies from start to start: errors and NFE are means over a dozen
 starts of 8 latents, times are those of 64, and our NFE at the error of another solver is read from a line fitted to log
 NFE against log error at five tolerances. All three run the same network; the runs are interleaved, so that a machine
 whose speed drifts is fair to all. "Beyond the network" is what is not spent in the score network: solver, mixing,
