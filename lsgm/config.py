@@ -10,12 +10,13 @@ This module imports neither torch nor the rest of the library: the workflow read
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from lsgm.errors import LSGMError
 
@@ -27,9 +28,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 GEOMETRIC_SIGMA2_MAX = 0.999
 
+LikelihoodName = Literal["bernoulli", "dml", "dl", "normal"]
 Stage = Literal["prepare", "pretrain", "train", "sample", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-DatasetName = Literal["mnist"]
+DatasetName = Literal["mnist", "omniglot", "cifar10", "celebahq256"]
 
 
 S = TypeVar("S", bound="Section")
@@ -70,33 +72,69 @@ class BlocksConfig(Section):
     cells: Count = Field(description="residual cells in a block")
 
 
-class VAEConfig(Section):
+class BackboneConfig(Section):
+    """What all VAEs have."""
+
+    likelihood: LikelihoodName = Field(
+        "bernoulli",
+        description="bernoulli; dml: mixture of ten discretised logistics; dl: one discretised logistic; normal",
+    )
+    x_bits: Annotated[int, Field(ge=1, le=8)] = Field(8, description="bits per value; the lower ones are dropped")
+    log_sigma_clamp: Positive = Field(5.0, description="soft clamp of the posterior's log sigma")
+
+
+class VAEConfig(BackboneConfig):
     """The NVAE (arXiv 2007.03898)."""
 
+    backbone: Literal["nvae"] = "nvae"
     arch: Literal["res_bnswish", "res_mbconv"] = Field(description="cells of the decoder")
     channels: Count = Field(description="channels after the stem, times channel_mult[0]")
     channel_mult: list[Count] = Field(
-        description="channels of the stem and after each pre-process block, in multiples of `channels`"
+        description="channels of the stem, after each pre-process block and of each smaller scale of latents, in "
+        "multiples of `channels`"
     )
-    groups_per_scale: Count = Field(description="latent groups")
+    latent_scales: Count = Field(1, description="resolutions with latents; the prior covers the smallest")
+    groups_per_scale: Count = Field(description="latent groups of each scale")
     latents_per_group: Count = Field(description="latent channels of a group")
     cells_per_cond: Count = Field(description="cells of a group, in the encoder and in the decoder")
     preprocess: BlocksConfig
     postprocess: BlocksConfig
     use_se: bool = Field(True, description="squeeze-and-excitation at the end of every cell")
-    likelihood: Literal["bernoulli"] = "bernoulli"
-    log_sigma_clamp: Positive = Field(5.0, description="soft clamp of the posterior's log sigma")
+    num_nf: Annotated[int, Field(ge=0)] = Field(0, description="pairs of normalising flow steps per group")
+    progressive_input: Literal["none", "input_skip"] = Field("none", description="image pyramid into the encoder")
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> VAEConfig:
-        if len(self.channel_mult) != self.preprocess.blocks + 1:
+        wanted = self.preprocess.blocks + self.latent_scales
+        if len(self.channel_mult) != wanted:
             raise ValueError(
-                f"channel_mult needs one entry for the stem and one per pre-process block: "
-                f"{self.preprocess.blocks + 1}, not {len(self.channel_mult)}"
+                f"channel_mult needs one entry for the stem, one per pre-process block and one per scale but the "
+                f"first: {wanted}, not {len(self.channel_mult)}"
             )
         if self.preprocess.blocks != self.postprocess.blocks:
             raise ValueError("preprocess.blocks and postprocess.blocks must be equal: the output has the input's size")
         return self
+
+
+class ConvVAEConfig(BackboneConfig):
+    """A plain convolutional VAE with one group of latents."""
+
+    backbone: Literal["conv"]
+    channels: Count = Field(description="channels at full resolution, times channel_mult[0]")
+    channel_mult: Annotated[list[Count], Field(min_length=2)] = Field(
+        description="channels at each resolution, in multiples of `channels`"
+    )
+    latents: Count = Field(description="latent channels")
+
+
+def _backbone(vae: Any) -> str:
+    return str(vae.get("backbone", "nvae") if isinstance(vae, dict) else getattr(vae, "backbone", "nvae"))
+
+
+BACKBONES = {"nvae": VAEConfig, "conv": ConvVAEConfig}
+AnyVAEConfig = Annotated[
+    Annotated[VAEConfig, Tag("nvae")] | Annotated[ConvVAEConfig, Tag("conv")], Discriminator(_backbone)
+]
 
 
 class ScheduleConfig(Section):
@@ -107,6 +145,11 @@ class ScheduleConfig(Section):
     warmup_epochs: NonNegative = Field(5.0, description="linear warm-up of the learning rates")
     lr_schedule: Literal["epoch", "iteration"] = Field(
         "epoch", description="when the cosine moves: once an epoch, as published, or at every step"
+    )
+    recompute: bool = Field(
+        False,
+        description="keep no feature maps inside of the blocks of NVAE and score network, compute them again for the "
+        "backward pass: less memory for more time",
     )
     seed: int = 1
 
@@ -140,6 +183,7 @@ class PriorConfig(Section):
     cells_per_scale: Count = Field(description="residual blocks at each resolution")
     fir: bool = Field(False, description="resample with the FIR kernel [1,3,3,1] (false: nearest and average)")
     dropout: Fraction = 0.2
+    embedding: Literal["positional", "fourier"] = Field("positional", description="of t; fourier: random frequencies")
     embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 128
     embedding_scale: Positive = 1000.0
     attention_resolution: Count = Field(16, description="attention where the feature map has this size")
@@ -215,7 +259,7 @@ class TrainConfig(ScheduleConfig):
         "memory and work) or in one pass of twice the batch (fewer kernels)",
     )
     q_uses_ema: bool = Field(False, description="the VAE's pass sees the average of the prior's weights (own, in_turn)")
-    train_vae: bool = Field(True, description="false: the VAE stays as it was pretrained (two-stage ablation)")
+    train_vae: bool = Field(True, description="false: the VAE stays as it is (two-stage ablation)")
     draws: Count = Field(1, description="draws of (t, noise) per image and step for the cross entropy")
     lr_vae: Positive = 1e-4
     lr_min_vae: NonNegative = 1e-5
@@ -229,6 +273,7 @@ class TrainConfig(ScheduleConfig):
     kl_balance: bool = Field(False, description="balance the groups' KLs while annealed, as in the first stage")
     spectral_reg_vae: NonNegative = 1e-2
     spectral_reg_prior: NonNegative = 0.0
+    spectral_reg_prior_convs: bool = Field(True, description="false: spectral_reg_prior acts on the norm layers only")
 
     @model_validator(mode="after")
     def _an_algorithm_fits(self) -> TrainConfig:
@@ -264,6 +309,9 @@ class SampleConfig(Section):
     steps: Count | None = Field(None, description="of the other solvers; null: 50, and 1000 for ancestral")
     variances: Literal["beta", "posterior"] = Field("beta", description="of the steps of ancestral sampling")
     temperature: Positive = Field(1.0, description="factor of every normal draw")
+    vae_batch_statistics: bool = Field(
+        False, description="the decoder's batch norm takes the statistics of the batch, as the paper's 256-pixel models"
+    )
     compile: bool = Field(False, description="compile the score network: for tens of thousands of images")
     batch: Count = 128
     seed: int = 1
@@ -289,21 +337,38 @@ class EvaluateConfig(Section):
         "probes makes it a little too low)",
     )
     batch: Count = 128
-    extractor: Literal["mnist_classifier"] = Field(description="features of the Fréchet distance")
+    extractor: Literal["mnist_classifier"] | None = Field(
+        description="features of the Fréchet distance; null: it is not computed"
+    )
     seed: int = 1
 
 
 class ModelConfig(Section):
-    """One model: everything from the dataset's name to the evaluation."""
+    """One model: everything from the dataset's name to the evaluation.
+
+    Its VAE is pretrained (``vae`` and ``pretrain``), or that of another model after its end-to-end training
+    (``vae_of``).
+    """
 
     dataset: DatasetName
-    vae: VAEConfig
-    pretrain: PretrainConfig
+    vae: AnyVAEConfig | None = None
+    pretrain: PretrainConfig | None = None
+    vae_of: Name | None = Field(None, description="the model whose trained VAE this one starts from, in place of vae")
     prior: PriorConfig
     sde: SDEConfig
     train: TrainConfig
     sample: SampleConfig
     evaluate: EvaluateConfig
+
+    @model_validator(mode="after")
+    def _has_one_vae(self) -> ModelConfig:
+        given = [key for key in ("vae", "pretrain", "vae_of") if getattr(self, key) is not None]
+        if given not in (["vae", "pretrain"], ["vae_of"]):
+            raise ValueError(
+                "a model has either vae and pretrain, or vae_of (the name of another model); this one has "
+                f"{' and '.join(given) or 'none of them'}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _discretised_diffusions_preserve_variance(self) -> ModelConfig:
@@ -331,7 +396,7 @@ class PretrainStage(StageConfig):
     stage: Literal["pretrain"] = "pretrain"
     model: Name
     dataset: DatasetName
-    vae: VAEConfig
+    vae: AnyVAEConfig
     pretrain: PretrainConfig
 
 
@@ -339,6 +404,7 @@ class TrainStage(StageConfig):
     stage: Literal["train"] = "train"
     model: Name
     dataset: DatasetName
+    vae_of: Name | None = None
     prior: PriorConfig
     sde: SDEConfig
     train: TrainConfig
@@ -372,7 +438,26 @@ class Params(Section):
         for name, model in self.models.items():
             if model.dataset not in self.datasets:
                 raise ValueError(f"models.{name}.dataset: {model.dataset!r} is missing under datasets")
+            seen = [name]
+            while (other := self.models[seen[-1]].vae_of) is not None:
+                if other not in self.models or other in seen:
+                    what = "is a circle" if other in seen else f"the models are {', '.join(self.models)}"
+                    raise ValueError(f"models.{seen[-1]}.vae_of: {other!r}: {what}")
+                if self.models[other].dataset != model.dataset:
+                    raise ValueError(f"models.{seen[-1]}.vae_of: {other!r} is a model of another dataset")
+                seen.append(other)
         return self
+
+    def lineage(self, name: str) -> list[str]:
+        """The models trained on the way to the model ``name``, the last of them; the first one's VAE is pretrained."""
+        other = self.models[name].vae_of
+        return [*(self.lineage(other) if other is not None else []), name]
+
+    def vae(self, name: str) -> AnyVAEConfig:
+        """The architecture of the VAE of the model ``name``."""
+        vae = self.models[self.lineage(name)[0]].vae
+        assert vae is not None
+        return vae
 
     def freeze(self, stage: Stage, name: str, code: str | None = None) -> StageConfig:
         """The sections that ``stage`` of the model (for ``prepare``: the dataset) ``name`` depends on, and no more."""
@@ -381,10 +466,18 @@ class Params(Section):
             return PrepareStage(code=code, dataset=dataset, source=self.datasets[dataset])
         model = self.models[name]
         if stage == "pretrain":
+            if model.vae is None or model.pretrain is None:
+                raise ConfigError(f"models.{name}: has no VAE to pretrain, it takes that of {model.vae_of}")
             return PretrainStage(code=code, model=name, dataset=model.dataset, vae=model.vae, pretrain=model.pretrain)
         if stage == "train":
             return TrainStage(
-                code=code, model=name, dataset=model.dataset, prior=model.prior, sde=model.sde, train=model.train
+                code=code,
+                model=name,
+                dataset=model.dataset,
+                vae_of=model.vae_of,
+                prior=model.prior,
+                sde=model.sde,
+                train=model.train,
             )
         if stage == "sample":
             return SampleStage(code=code, model=name, sample=model.sample)
@@ -424,12 +517,16 @@ def parse(kind: type[S], raw: Any, where: str | Path) -> S:
 def _explain(kind: type[Section], error: Any, where: str | Path) -> str:
     """One line for one mistake: file, path of the key, what was expected, what stands there."""
     loc = [str(part) for part in error["loc"] if part != "[key]"]
+    backbone = next((tag for before, tag in itertools.pairwise(loc) if before == "vae" and tag in BACKBONES), "nvae")
+    loc = [part for i, part in enumerate(loc) if not (i and loc[i - 1] == "vae" and part == backbone)]
     key = ".".join(loc) or "the whole file"
     if error["type"] == "extra_forbidden":
-        known = _keys_at(kind, loc[:-1])
+        known = _keys_at(kind, loc[:-1], backbone)
         close = difflib.get_close_matches(loc[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(known)}"
         return f"{where}: {key}: unknown key (its value is {error['input']!r}); {hint}"
+    if error["type"] == "union_tag_invalid":
+        return f"{where}: {key}.backbone: expected {' or '.join(map(repr, BACKBONES))}, found {error['ctx']['tag']!r}"
     if error["type"] == "missing":
         return f"{where}: {key}: missing, a value is required here"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -438,9 +535,12 @@ def _explain(kind: type[Section], error: Any, where: str | Path) -> str:
     return f"{where}: {key}: expected {message}, found {error['input']!r}"
 
 
-def _keys_at(kind: Any, path: list[str]) -> list[str]:
+def _keys_at(kind: Any, path: list[str], backbone: str) -> list[str]:
     """The keys that the configuration has at ``path``."""
     for part in path:
+        if kind is ModelConfig and part == "vae":
+            kind = BACKBONES[backbone]
+            continue
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = kind.model_fields[part].annotation
         elif get_args(kind):  # dict[str, Section]: every key leads to the same section

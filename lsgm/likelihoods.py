@@ -1,12 +1,23 @@
-"""Likelihoods p(x | z): what the decoder's output means (LSGM, appendix G; NVAE, section 4)."""
+"""Likelihoods p(x | z): what the decoder's output means (LSGM, appendix G; NVAE, section 4).
+
+All compute in float32 or wider, whatever the precision around them.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lsgm.config import BackboneConfig, ImageConfig
+from lsgm.errors import LSGMError
+from lsgm.networks.layers import wide
+
+COMPONENTS = 10
+MIN_LOG_SCALE = -7.0
 
 
 class Likelihood(ABC):
@@ -23,6 +34,23 @@ class Likelihood(ABC):
         """The mean image in [0, 1], [B, C, h, w]; what the model shows as its sample."""
 
 
+def logistic_bin(x: Tensor, mean: Tensor, log_scale: Tensor, bits: int) -> Tensor:
+    """log of the logistic distribution's mass in the bin of ``x``, an image of 2^bits values in [-1, 1].
+
+    The first and the last bin reach to infinity. Where a bin's mass is below 1e-5, its density at the centre times its
+    width. All arguments broadcast (PixelCNN++, arXiv 1701.05517, section 2.1).
+    """
+    half_width = 1 / (2**bits - 1)
+    inverse_scale = torch.exp(-log_scale)
+    centred = x - mean
+    above, below = inverse_scale * (centred + half_width), inverse_scale * (centred - half_width)
+    mass = torch.sigmoid(above) - torch.sigmoid(below)
+    middle = inverse_scale * centred
+    log_density = middle - log_scale - 2 * F.softplus(middle) + math.log(2 * half_width)
+    inner = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-10)), log_density)
+    return torch.where(x < -0.999, F.logsigmoid(above), torch.where(x > 0.999, F.logsigmoid(-below), inner))
+
+
 class Bernoulli(Likelihood):
     """One Bernoulli variable per pixel, over the central ``size`` x ``size`` pixels only (the rest is padding)."""
 
@@ -37,9 +65,106 @@ class Bernoulli(Likelihood):
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            logits, target = self._crop(parameters), self._crop(x)
-            logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            logits, target = wide(self._crop(parameters)), self._crop(x)
             return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(dim=(1, 2, 3))
 
     def mean(self, parameters: Tensor) -> Tensor:
-        return torch.sigmoid(self._crop(parameters))
+        return torch.sigmoid(wide(self._crop(parameters)))
+
+
+class DiscretisedLogistic(Likelihood):
+    """One discretised logistic per value; ``channels`` means, then as many log scales."""
+
+    def __init__(self, channels: int, bits: int) -> None:
+        self.bits = bits
+        self.parameters_per_pixel = 2 * channels
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            mean, log_scale = wide(parameters).chunk(2, dim=1)
+            log_scale = log_scale.clamp(min=MIN_LOG_SCALE)
+            return logistic_bin(2 * x - 1, mean, log_scale, self.bits).sum(dim=(1, 2, 3))
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return (wide(parameters).chunk(2, dim=1)[0].clamp(-1, 1) + 1) / 2
+
+
+class LogisticMixture(Likelihood):
+    """Mixture of ten discretised logistics per pixel, its colours autoregressive (PixelCNN++, arXiv 1701.05517).
+
+    Parameters, 100 channels: 10 mixture logits; then for each of three colours 10 means, 10 log scales and 10
+    coefficients. The mean of green adds c_0 red, that of blue c_1 red + c_2 green, c_k = tanh of the coefficients that
+    stand with the k-th colour. For grey images: 30 channels, no coefficients.
+    """
+
+    def __init__(self, channels: int, bits: int) -> None:
+        if channels not in (1, 3):
+            raise LSGMError(
+                f"vae.likelihood: the mixture of logistics is for images of 1 or 3 channels, not {channels}"
+            )
+        self.channels, self.bits = channels, bits
+        self.parameters_per_pixel = COMPONENTS * (10 if channels == 3 else 3)
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits [B, 10, H, W]; means, log scales and coefficients [B, C, 10, H, W]."""
+        parameters = wide(parameters)
+        logits, rest = parameters[:, :COMPONENTS], parameters[:, COMPONENTS:]
+        mean, log_scale, *coefficients = rest.unflatten(1, (self.channels, -1)).split(COMPONENTS, dim=2)
+        coefficient = torch.tanh(coefficients[0]) if coefficients else torch.zeros_like(mean)
+        return logits, mean, log_scale.clamp(min=MIN_LOG_SCALE), coefficient
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            logits, mean, log_scale, c = self._split(parameters)
+            colours = (2 * x - 1)[:, :, None]  # [B, C, 1, H, W]
+            if self.channels == 3:
+                red, green = colours[:, 0], colours[:, 1]
+                shift = [torch.zeros_like(mean[:, 0]), c[:, 0] * red, c[:, 1] * red + c[:, 2] * green]
+                mean = mean + torch.stack(shift, dim=1)
+            log_p = logistic_bin(colours, mean, log_scale, self.bits).sum(dim=1)  # [B, 10, H, W]
+            return torch.logsumexp(log_p + F.log_softmax(logits, dim=1), dim=1).sum(dim=(1, 2))
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        logits, mean, _, c = self._split(parameters)
+        share = F.softmax(logits, dim=1)[:, None]
+        mean, c = (share * mean).sum(dim=2), (share * c).sum(dim=2)  # [B, C, H, W]
+        if self.channels == 1:
+            return (mean.clamp(-1, 1) + 1) / 2
+        red = mean[:, 0].clamp(-1, 1)
+        green = (mean[:, 1] + c[:, 0] * red).clamp(-1, 1)
+        blue = (mean[:, 2] + c[:, 1] * red + c[:, 2] * green).clamp(-1, 1)
+        return (torch.stack([red, green, blue], dim=1) + 1) / 2
+
+
+class Normal(Likelihood):
+    """One normal density per value of the image in [-1, 1]; ``channels`` means, then as many log sigmas (a density, not
+    a probability: its nats do not compare with the others')."""
+
+    def __init__(self, channels: int) -> None:
+        self.parameters_per_pixel = 2 * channels
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            mean, log_sigma = wide(parameters).chunk(2, dim=1)
+            log_sigma = log_sigma.clamp(min=MIN_LOG_SCALE)
+            error = (2 * x - 1 - mean) * torch.exp(-log_sigma)
+            return -(0.5 * error.square() + log_sigma + 0.5 * math.log(math.tau)).sum(dim=(1, 2, 3))
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return (wide(parameters).chunk(2, dim=1)[0].clamp(-1, 1) + 1) / 2
+
+
+def build_likelihood(config: BackboneConfig, image: ImageConfig) -> Likelihood:
+    """The likelihood that the configuration names. Raises :class:`LSGMError`."""
+    if (config.likelihood == "bernoulli") != image.binary:
+        kind = "binary" if image.binary else "not binary"
+        raise LSGMError(
+            f"vae.likelihood: {config.likelihood!r} does not fit, the images are {kind}; see lsgm/config.py"
+        )
+    if config.likelihood == "bernoulli":
+        return Bernoulli(image.size)
+    if config.likelihood == "dml":
+        return LogisticMixture(image.channels, config.x_bits)
+    if config.likelihood == "dl":
+        return DiscretisedLogistic(image.channels, config.x_bits)
+    return Normal(image.channels)

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsgm.config import ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import AnyVAEConfig, ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig
 from lsgm.errors import LSGMError, check_choice
-from lsgm.likelihoods import Bernoulli
-from lsgm.networks.ncsnpp import NCSNpp
-from lsgm.networks.nvae import HALF_LOG_2PI, NVAE, Posterior
+from lsgm.likelihoods import build_likelihood
+from lsgm.networks.convvae import ConvVAE
+from lsgm.networks.layers import batch_statistics
+from lsgm.networks.ncsnpp import NCSNpp, width_multipliers
+from lsgm.networks.nvae import NVAE
+from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 from lsgm.prior import ScorePrior
 from lsgm.progress import Progress
 from lsgm.sampling import ancestral, ode
 from lsgm.sde import build_sde
 from lsgm.streams import Streams, mix
 
+Shape = tuple[int, ...]
 Solver = Literal["rk45", "euler", "heun", "rk4", "ancestral"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 Estimator = Literal["ode", "discretised"]
@@ -61,18 +67,13 @@ class LSGM(nn.Module):
     """
 
     def __init__(
-        self, image: ImageConfig, vae: VAEConfig, prior: PriorConfig | None = None, sde: SDEConfig | None = None
+        self, image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None = None, sde: SDEConfig | None = None
     ) -> None:
         super().__init__()
-        if image.padded_size % 2**vae.preprocess.blocks:
-            raise LSGMError(
-                f"vae.preprocess.blocks: {vae.preprocess.blocks} blocks need an image size divisible by "
-                f"{2**vae.preprocess.blocks}, not {image.padded_size}"
-            )
         self.image = image
         self.vae_config, self.prior_config, self.sde_config = vae, prior, sde
-        self.likelihood = Bernoulli(image.size)
-        self.vae = NVAE(vae, image.channels, image.padded_size, self.likelihood.parameters_per_pixel)
+        self.likelihood = build_likelihood(vae, image)
+        self.vae = build_backbone(vae, image, self.likelihood.parameters_per_pixel)
         self.prior: ScorePrior | None = None
         if prior is not None and sde is not None:
             size = self.latent_shape[1]
@@ -81,7 +82,9 @@ class LSGM(nn.Module):
                     f"prior.scales: {prior.scales} scales need latents of a size divisible by "
                     f"{2 ** (prior.scales - 1)}, not {size}x{size}"
                 )
-            network = NCSNpp(prior, self.latent_shape)
+            # The paper has 256-pixel images and those of 28 and 32 pixels; what lies between is taken for large.
+            widths = width_multipliers(prior.scales, large=image.padded_size >= 64)
+            network = NCSNpp(prior, self.latent_shape, widths)
             mixing_logit = prior.mixing_logit_init if prior.mixed_prediction else None
             self.prior = ScorePrior(build_sde(sde), network, self.latent_shape, mixing_logit)
         # the layout in which convolutions are fastest, everywhere
@@ -89,12 +92,12 @@ class LSGM(nn.Module):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the latents."""
+        """(C, H, W) of the latents that the prior covers, those of the smallest scale."""
         return self.vae.latent_shape
 
     @property
     def device(self) -> torch.device:
-        return self.vae.top.device
+        return next(self.vae.parameters()).device
 
     @property
     def dimensions(self) -> int:
@@ -104,33 +107,42 @@ class LSGM(nn.Module):
     def bits_per_dimension(self, nats: Tensor) -> Tensor:
         return nats / (math.log(2) * self.dimensions)
 
-    def _padded(self, x: Tensor) -> Tensor:
+    def _seen(self, x: Tensor) -> Tensor:
+        """Images of 256 values in [0, 1] as the VAE sees them: the upper `x_bits` bits, a border of zeros."""
+        bits = self.vae_config.x_bits
+        if bits < 8 and not self.image.binary:  # what has the fewer bits already stays as it is
+            x = (torch.round(255 * x) / 2 ** (8 - bits)).floor() / (2**bits - 1)
         border = (self.image.padded_size - x.shape[-1]) // 2
         return F.pad(x, (border,) * 4) if border else x
 
-    def encode(self, x: Tensor, noise: Tensor | None = None) -> Posterior:
+    def encode(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> Posterior:
         """Draw z0 ~ q(z0 | x) for images [B, C, H, W] in [0, 1]; ``noise`` replaces the normal draws."""
-        return self.vae.encode(2 * self._padded(x) - 1, noise)[0]
+        return self.vae.encode(2 * self._seen(x) - 1, noise)[0]
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean images [B, C, H, W] in [0, 1] of p(x | z) for latents [B, C', h, w]."""
-        return self.likelihood.mean(self.vae.decode(z))
+    def decode(self, z: Tensor, further: Sequence[Tensor] | None = None) -> Tensor:
+        """The mean images [B, C, H, W] in [0, 1] of p(x | z) for latents [B, C', h, w].
+
+        ``further`` are the latents of the larger scales, group by group; drawn from N(0, I) here if None (by PyTorch's
+        global generator).
+        """
+        if further is None:
+            further = [torch.randn(len(z), *shape, device=z.device, dtype=z.dtype) for shape in self.vae.further_shapes]
+        return self.likelihood.mean(self.vae.decode(z, further))
 
     @overload
     def sample(
         self, count: int, *, return_info: Literal[False] = False, seed: int = 0, solver: Solver = "rk45",
         tol: float = 1e-5, time_eps: float = 1e-5, steps: int | None = None, variances: ancestral.Variances = "beta",
-        temperature: float = 1.0, batch: int = 64,
+        temperature: float = 1.0, vae_batch_statistics: bool = False, batch: int = 64,
     ) -> Tensor: ...  # fmt: skip
 
     @overload
     def sample(
         self, count: int, *, return_info: Literal[True], seed: int = 0, solver: Solver = "rk45",
         tol: float = 1e-5, time_eps: float = 1e-5, steps: int | None = None, variances: ancestral.Variances = "beta",
-        temperature: float = 1.0, batch: int = 64,
+        temperature: float = 1.0, vae_batch_statistics: bool = False, batch: int = 64,
     ) -> tuple[Tensor, SampleInfo]: ...  # fmt: skip
 
-    @torch.no_grad()
     def sample(
         self,
         count: int,
@@ -143,6 +155,7 @@ class LSGM(nn.Module):
         steps: int | None = None,
         variances: ancestral.Variances = "beta",
         temperature: float = 1.0,
+        vae_batch_statistics: bool = False,
         batch: int = 64,
     ) -> Tensor | tuple[Tensor, SampleInfo]:
         """Draw ``count`` images: latents from the prior, then the mean of the decoder.
@@ -157,52 +170,81 @@ class LSGM(nn.Module):
             steps: of the other solvers; 50, and 1000 for `ancestral`, where None.
             variances: of the steps of `ancestral`: beta, or that of the true posterior (`posterior`).
             temperature: factor of every normal draw; below 1: less variety, more typical images.
+            vae_batch_statistics: the decoder's batch norm takes the statistics of the batch, as for the paper's
+                256-pixel images. An image then depends on those in its batch.
             batch: images at a time.
         Returns:
             images [count, C, H, W] in [0, 1] and, if ``return_info``, what it took.
         """
+        start = time.perf_counter()
+        images, nfe = [], []
+        for x, evaluations in self.sample_batches(
+            count, seed=seed, solver=solver, tol=tol, time_eps=time_eps, steps=steps, variances=variances,
+            temperature=temperature, vae_batch_statistics=vae_batch_statistics, batch=batch,
+        ):  # fmt: skip
+            images.append(x)
+            nfe.append(evaluations)
+        if not return_info:
+            return torch.cat(images)
+        if images[0].is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        info = SampleInfo(count, solver, tol if solver == "rk45" else None, sum(nfe) / len(nfe), temperature, seconds)
+        return torch.cat(images), info
+
+    def sample_batches(
+        self,
+        count: int,
+        *,
+        seed: int,
+        solver: Solver,
+        tol: float,
+        time_eps: float,
+        steps: int | None,
+        variances: ancestral.Variances,
+        temperature: float,
+        vae_batch_statistics: bool,
+        batch: int,
+    ) -> Iterator[tuple[Tensor, int]]:
+        """:meth:`sample`, batch by batch, for what does not fit into memory at once: images and NFE of each."""
         check_choice("solver", solver, SOLVERS)
         if steps is None:
             steps = 1000 if solver == "ancestral" else 50
-        if steps < 1:
-            raise LSGMError(f"steps: expected at least 1, found {steps}")
+        for name, value in (("steps", steps), ("count", count), ("batch", batch)):
+            if value < 1:
+                raise LSGMError(f"{name}: expected at least 1, found {value}")
         self.eval()
-        start = time.perf_counter()
-        images, nfe = [], []
+        nfe: list[int] = []
         groups = torch.arange(count).split(batch)
         with Progress("sampling", len(groups), "img", batch) as bar:
             for group in groups:
-                streams = Streams(seed, group.tolist(), self.latent_shape, self.device)
+                streams = Streams(seed, group.tolist(), self.device)
 
-                def draw(streams: Streams = streams) -> Tensor:
-                    return temperature * streams.normal()
+                def draw(shape: Shape = self.latent_shape, streams: Streams = streams) -> Tensor:
+                    return temperature * streams.normal(shape)
 
-                z = draw()
-                if self.prior is not None:
-                    if solver == "ancestral":
-                        solution = ancestral.sample(self.prior, z, steps, draw, variances)
-                    else:
-                        solution = ode.sample(self.prior, z, tol, time_eps, solver, steps)
-                    z = solution.y
-                    nfe.append(solution.nfe)
-                images.append(self.decode(z))
-                bar.step(f"NFE {sum(nfe) / len(images):.0f}")
-        x = torch.cat(images)
-        if not return_info:
-            return x
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        info = SampleInfo(count, solver, tol if solver == "rk45" else None, sum(nfe) / len(groups), temperature, 0.0)
-        info.seconds = time.perf_counter() - start
-        return x, info
+                with torch.no_grad():
+                    z = draw()
+                    nfe.append(0)
+                    if self.prior is not None:
+                        if solver == "ancestral":
+                            solution = ancestral.sample(self.prior, z, steps, draw, variances)
+                        else:
+                            solution = ode.sample(self.prior, z, tol, time_eps, solver, steps)
+                        z, nfe[-1] = solution.y, solution.nfe
+                    further = [draw(shape) for shape in self.vae.further_shapes]
+                    with batch_statistics(self.vae) if vae_batch_statistics else nullcontext():
+                        images = self.decode(z, further)
+                bar.step(f"NFE {sum(nfe) / len(nfe):.0f}")
+                yield images, nfe[-1]
 
     def compile_prior(self) -> None:
-        """Compile the score network for sampling; its weights must not change afterwards.
+        """Compile the prior for sampling; its weights must not change afterwards.
 
         Takes up to a minute, at the first call for each batch size; on the CPU it needs a C++ compiler.
         """
         if self.prior is not None:
-            self.prior.network.compile(dynamic=False, options={"freezing": True})
+            self.prior.compile(dynamic=False, options={"freezing": True})
 
     @torch.no_grad()
     def nelbo_terms(
@@ -233,21 +275,23 @@ class LSGM(nn.Module):
         check_choice("probe", probe, get_args(Probe))
         encoder_draws, prior_draws = streams
         self.eval()
-        padded = self._padded(x)
-        posterior, parameters = self.vae.encode(2 * padded - 1, encoder_draws.normal())
-        reconstruction = -self.likelihood.log_prob(padded, parameters)
+        x = self._seen(x)
+        shapes = (self.latent_shape, *self.vae.further_shapes)
+        posterior, parameters = self.vae.encode(2 * x - 1, [encoder_draws.normal(shape) for shape in shapes])
+        reconstruction = -self.likelihood.log_prob(x, parameters)
         nfe = 0
         if self.prior is None:
             log_p = -(0.5 * posterior.z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3))
         elif estimator == "discretised":
-            log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, prior_draws.normal)
+            draw = partial(prior_draws.normal, self.latent_shape)
+            log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, draw)
         else:
             directions = None
             if probe != "exact":
-                draw = prior_draws.normal if probe == "gaussian" else prior_draws.rademacher
-                directions = torch.stack([draw() for _ in range(probes)])
+                draws = prior_draws.normal if probe == "gaussian" else prior_draws.rademacher
+                directions = torch.stack([draws(self.latent_shape) for _ in range(probes)])
             log_p, nfe = ode.log_prob(self.prior, posterior.z, directions, tol, time_eps)
-        kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p
+        kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p + posterior.further_kl().sum(dim=1)
         return NELBO(reconstruction + kl, reconstruction, kl, nfe)
 
     def streams(self, seed: int, images: Iterable[int]) -> tuple[Streams, Streams]:
@@ -256,7 +300,7 @@ class LSGM(nn.Module):
         They are apart, so that models with different priors see the same encoder samples.
         """
         numbers = list(images)
-        of = [Streams(mix(seed, use), numbers, self.latent_shape, self.device) for use in range(2)]
+        of = [Streams(mix(seed, use), numbers, self.device) for use in range(2)]
         return of[0], of[1]
 
     def nelbo(self, x: Tensor, *, seed: int = 0, samples: int = 1, **settings: Any) -> Tensor:
@@ -276,3 +320,17 @@ class LSGM(nn.Module):
 def importance_weighted(nelbo: Tensor) -> Tensor:
     """The bound -log (1/K sum_k exp(-nelbo_k)), [B], from the negative ELBOs of K encoder samples, [K, B]."""
     return math.log(len(nelbo)) - torch.logsumexp(-nelbo, dim=0)
+
+
+def build_backbone(config: AnyVAEConfig, image: ImageConfig, output_channels: int) -> NVAE | ConvVAE:
+    """The VAE that the configuration names, a :class:`lsgm.networks.posterior.Backbone`. Raises :class:`LSGMError`."""
+    conv = isinstance(config, ConvVAEConfig)
+    keys = "channel_mult" if conv else "preprocess.blocks, vae.latent_scales"
+    halvings = len(config.channel_mult) - 1
+    if image.padded_size % 2**halvings:
+        raise LSGMError(
+            f"vae.{keys}: {halvings} halvings need an image size divisible by {2**halvings}, not {image.padded_size}"
+        )
+    if isinstance(config, ConvVAEConfig):
+        return ConvVAE(config, image.channels, image.padded_size, output_channels)
+    return NVAE(config, image.channels, image.padded_size, output_channels)

@@ -22,24 +22,20 @@ class Streams:
     Args:
         seed: of all; what draws are for may be part of it (:func:`mix`).
         images: the images' numbers; the stream of image i depends on (seed, i) alone, and no two are the same.
-        shape: of one image's draw.
         device: where draws are wanted.
     """
 
-    def __init__(
-        self, seed: int, images: Iterable[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, seed: int, images: Iterable[int], device: torch.device | str = "cpu") -> None:
         self._generators = [torch.Generator().manual_seed((mix(seed) + i) % 2**32) for i in images]
-        self._shape = shape
         self._device = device
 
-    def normal(self) -> Tensor:
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
         """The next draw from N(0, I), [B, *shape]."""
-        draws = torch.empty(len(self._generators), *self._shape)
+        draws = torch.empty(len(self._generators), *shape)
         for row, generator in zip(draws, self._generators, strict=True):
             row.normal_(generator=generator)
         return draws.to(self._device)
 
-    def rademacher(self) -> Tensor:
+    def rademacher(self, shape: tuple[int, ...]) -> Tensor:
         """The next draw of random signs, [B, *shape]."""
-        return torch.where(self.normal() < 0, -1.0, 1.0)
+        return torch.where(self.normal(shape) < 0, -1.0, 1.0)

@@ -13,22 +13,26 @@ from lsgm.errors import LSGMError
 from lsgm.streams import mix
 
 
-def preprocess(images: Tensor, generator: torch.Generator | None, pad_to: int = 32, binarise: bool = True) -> Tensor:
+def preprocess(
+    images: Tensor, generator: torch.Generator | None, pad_to: int = 32, binarise: bool = True, bits: int = 8
+) -> Tensor:
     """What a model sees of stored images: uint8 [B, C, h, w] in 0..255 -> float32 [B, C, pad_to, pad_to] in [0, 1].
 
     With ``binarise`` each pixel is one Bernoulli draw with probability pixel / 255, from ``generator`` (on the
-    images' device); without it, pixel / 255. The border is zero.
+    images' device); without it, the upper ``bits`` bits of the pixel, from 0 to 1. The border is zero.
     """
     batch, channels, height, width = images.shape
     if binarise:
         # r uniform in 0..254: P(r < pixel) is pixel / 255 exactly, and no float image is made on the way.
         noise = torch.empty_like(images).random_(0, 255, generator=generator)
         images = noise < images
+    elif bits < 8:
+        images = images >> (8 - bits)
     top, left = (pad_to - height) // 2, (pad_to - width) // 2
     padded = torch.zeros(batch, channels, pad_to, pad_to, dtype=torch.uint8, device=images.device)
     padded[:, :, top : top + height, left : left + width] = images
     x = padded.float()
-    return x if binarise else x.div_(255)
+    return x if binarise else x.div_(2**bits - 1)
 
 
 class Batches:
@@ -47,6 +51,7 @@ class Batches:
         seed: int,
         pad_to: int = 32,
         binarise: bool = True,
+        bits: int = 8,
     ) -> None:
         if not 1 <= batch <= len(images):
             raise LSGMError(f"batch: expected a number from 1 to the {len(images)} images of the set, found {batch}")
@@ -57,6 +62,7 @@ class Batches:
         self.seed = seed
         self.pad_to = pad_to
         self.binarise = binarise
+        self.bits = bits
         self._generator = torch.Generator(device)
         self._order: tuple[int, Tensor] | None = None  # the epoch it belongs to, [N]
 
@@ -75,7 +81,7 @@ class Batches:
             raise IndexError(f"step {step} of an epoch of {len(self)}")
         index = self.order(epoch)[step * self.batch : (step + 1) * self.batch]
         self._generator.manual_seed(mix(self.seed, epoch, step))
-        return preprocess(self.images.index_select(0, index), self._generator, self.pad_to, self.binarise)
+        return preprocess(self.images.index_select(0, index), self._generator, self.pad_to, self.binarise, self.bits)
 
     def order(self, epoch: int) -> Tensor:
         """The permutation of the set that ``epoch`` goes through: int64 [N] on the device."""

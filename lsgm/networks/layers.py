@@ -5,12 +5,27 @@ Feature maps are [B, C, H, W]. All arithmetic is plain PyTorch; nothing here is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_MOMENTUM = 0.05
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Within it operations on ``x``'s device keep the precision of their arguments."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precisions as float32, others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def soft_clamp(x: Tensor, limit: float = 5.0) -> Tensor:
@@ -46,23 +61,17 @@ class Conv2d(nn.Conv2d):
 class WNConv2d(Conv2d):
     """Weight-normalised convolution: w = exp(log_norm) * v / (||v|| + 1e-5), one norm per output channel."""
 
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel: int,
-        stride: int = 1,
-        *,
-        bias: bool = True,
-        groups: int = 1,
-        padding: int = -1,
-    ) -> None:
-        super().__init__(c_in, c_out, kernel, stride, bias=bias, groups=groups, padding=padding)
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, **options: Any) -> None:
+        super().__init__(c_in, c_out, kernel, stride, **options)
         norm = torch.linalg.vector_norm(self.weight.detach(), dim=(1, 2, 3), keepdim=True)
         self.log_weight_norm = nn.Parameter(torch.log(norm + 1e-2))
 
+    def direction(self) -> Tensor:
+        """v, [C_out, C_in / groups, k, k]."""
+        return self.weight
+
     def effective_weight(self) -> Tensor:
-        return normalise_weight(self.weight, self.log_weight_norm)
+        return normalise_weight(self.direction(), self.log_weight_norm)
 
 
 def normalise_weight(v: Tensor, log_norm: Tensor) -> Tensor:
@@ -85,6 +94,37 @@ class BatchNormSwish(BatchNorm):
         return F.silu(super().forward(x))
 
 
+class Untracked:
+    """Within it the batch norms of ``module`` leave their running statistics as they are. Can be entered again."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+
+    def __enter__(self) -> None:
+        self._before = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        for norm in self._norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, batches) in zip(self._norms, self._before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms take the mean and variance of the batch, and leave their running statistics as they are."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    before = [norm.training for norm in norms]
+    try:
+        with Untracked(module):
+            for norm in norms:
+                norm.train()
+            yield
+    finally:
+        for norm, training in zip(norms, before, strict=True):
+            norm.train(training)
+
+
 class SqueezeExcite(nn.Module):
     """Per-channel gate in (0, 1) from the global mean (arXiv 1709.01507); hidden width max(C / 16, 4)."""
 
@@ -96,8 +136,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The gate, [B, C, 1, 1]; float32 whatever the precision of ``x``."""
-        with torch.autocast(x.device.type, enabled=False):
-            mean = x.float().mean(dim=(2, 3)) if x.dtype in (torch.float16, torch.bfloat16) else x.mean(dim=(2, 3))
+        with no_autocast(x):
+            mean = wide(x).mean(dim=(2, 3))
             return torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))[:, :, None, None]
 
 
@@ -169,8 +209,8 @@ class MBConvBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm_1(self.expand(self.norm_in(x)))
         if self.upsample:
-            # The definition repeats pixels first. Everything up to here works pixel by pixel and batch statistics do
-            # not see repetition, so repeating here is the same function at a quarter of the work.
+            # The definition repeats pixels first. Everything up to here works pixel by pixel, and a batch's mean and
+            # variance do not see repetition: repeating here is the same function at a quarter of the work.
             h = F.interpolate(h, scale_factor=2, mode="nearest")
         return self.norm_out(self.project(self.norm_2(self.depthwise(h))))
 

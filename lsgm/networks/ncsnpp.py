@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsgm.config import PriorConfig
+from lsgm.networks.layers import no_autocast, wide
 
 NEAR_ZERO = 1e-10
 RSQRT2 = 1 / math.sqrt(2)
 
 
-def width_multipliers(scales: int, image_like: bool) -> tuple[int, ...]:
-    """Width of each resolution in multiples of `channels`; ``image_like``: latents of 256-pixel data (32x32 and up)."""
-    if not image_like or scales <= 3:
+def width_multipliers(scales: int, large: bool) -> tuple[int, ...]:
+    """Width of each resolution in multiples of `channels`; ``large``: for latents of large images (256 pixels)."""
+    if not large or scales <= 3:
         return (1,) * scales
     return {4: (1, 2, 2, 2), 5: (1, 1, 2, 2, 2)}[scales]
 
@@ -48,29 +49,33 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class TimeEmbedding(nn.Module):
-    """[sin, cos](t * scale * f_i) with f_i = 10000^(-i / (h - 1)), then linear -> swish -> linear -> swish.
+    """[sin, cos] of t times h frequencies, then linear -> swish -> linear -> swish.
 
+    Frequencies: scale * 10000^(-i / (h - 1)), or with ``fourier`` 2 pi N(0, scale^2), drawn once.
     The last swish, which every residual block would apply to the same vector, is applied here once.
     """
 
-    def __init__(self, dim: int, scale: float) -> None:
+    frequencies: Tensor
+
+    def __init__(self, dim: int, scale: float, fourier: bool) -> None:
         super().__init__()
         half = dim // 2
-        frequencies = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
-        self.register_buffer("frequencies", frequencies * scale, persistent=False)
+        frequencies = scale * torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
+        self.register_buffer("frequencies", None if fourier else frequencies[None], persistent=False)
+        self.w = nn.Parameter(torch.randn(1, half) * scale, requires_grad=False) if fourier else None
         self.linear_1 = linear(dim, 4 * dim)
         self.linear_2 = linear(4 * dim, 4 * dim)
 
     def forward(self, t: Tensor) -> Tensor:
         """[B] -> [B, 4 * dim]; float32 (or t's own, wider type) whatever the precision around it."""
-        with torch.autocast(t.device.type, enabled=False):
-            angles = t[:, None] * self.frequencies[None, :]  # type: ignore[index]
+        with no_autocast(t):
+            angles = t[:, None] * (self.frequencies if self.w is None else math.tau * self.w)
             embedding = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
             return F.silu(self.linear_2(F.silu(self.linear_1(embedding))))
 
 
 class Resample(nn.Module):
-    """Double (+1) or halve (-1) the resolution, by the FIR kernel [1, 3, 3, 1] or by nearest / average."""
+    """Double (+1) or halve (-1) the resolution, by the FIR kernel [1, 3, 3, 1] (in float32) or by nearest / average."""
 
     kernel: Tensor
 
@@ -86,11 +91,13 @@ class Resample(nn.Module):
         if not self.fir:
             return F.interpolate(x, scale_factor=2, mode="nearest") if self.direction > 0 else F.avg_pool2d(x, 2)
         channels = x.shape[1]
-        kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
-        if self.direction < 0:
-            return F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
-        # Zeros between the pixels and the (symmetric) kernel: a transposed convolution.
-        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)
+        with no_autocast(x):
+            x = wide(x)
+            kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
+            if self.direction < 0:
+                return F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+            # Zeros between the pixels and the (symmetric) kernel: a transposed convolution.
+            return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)
 
 
 class ResidualBlock(nn.Module):
@@ -152,7 +159,7 @@ class NCSNpp(nn.Module):
     Args:
         config: width, depth, resampling.
         latent_shape: (C, H, W) of the latents; H and W must be divisible by 2 ** (scales - 1).
-        multipliers: width of each resolution in multiples of config.channels.
+        multipliers: width of each resolution in multiples of config.channels; all 1 where None.
     """
 
     def __init__(
@@ -160,8 +167,7 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         latent_channels, size, _ = latent_shape
-        multipliers = multipliers or width_multipliers(config.scales, size >= 32)
-        widths = [config.channels * m for m in multipliers]
+        widths = [config.channels * m for m in multipliers or (1,) * config.scales]
         embedding = 4 * config.embedding_dim
 
         def block(c_in: int, c_out: int, resample: int = 0) -> ResidualBlock:
@@ -170,16 +176,16 @@ class NCSNpp(nn.Module):
         def attend(resolution: int, channels: int) -> list[nn.Module]:
             return [Attention(channels)] if resolution == config.attention_resolution else []
 
-        self.embedding = TimeEmbedding(config.embedding_dim, config.embedding_scale)
+        self.embedding = TimeEmbedding(config.embedding_dim, config.embedding_scale, config.embedding == "fourier")
         self.conv_in = conv(latent_channels, widths[0])
 
         # The result of each stage of the way down is a skip; each stage of the way up starts by joining one.
         self.down = nn.ModuleList()
         skips = [width := widths[0]]
-        for level, wide in enumerate(widths):
+        for level, level_width in enumerate(widths):
             for _ in range(config.cells_per_scale):
-                self.down.append(Stage([block(width, wide), *attend(size, wide)]))
-                skips.append(width := wide)
+                self.down.append(Stage([block(width, level_width), *attend(size, level_width)]))
+                skips.append(width := level_width)
             if level < len(widths) - 1:
                 self.down.append(Stage([block(width, width, resample=-1)]))
                 skips.append(width)
@@ -188,12 +194,12 @@ class NCSNpp(nn.Module):
         self.middle = Stage([block(width, width), Attention(width), block(width, width)])
 
         self.up = nn.ModuleList()
-        for level, wide in reversed(list(enumerate(widths))):
+        for level, level_width in reversed(list(enumerate(widths))):
             for last in [False] * config.cells_per_scale + [True]:
-                stage = Stage([block(width + skips.pop(), wide)])
-                width = wide
+                stage = Stage([block(width + skips.pop(), level_width)])
+                width = level_width
                 if last:
-                    stage.extend(attend(size, wide))
+                    stage.extend(attend(size, level_width))
                     if level > 0:
                         stage.append(block(width, width, resample=1))
                         size *= 2

@@ -8,36 +8,28 @@ cover all groups, concatenated on the channels.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsgm.config import VAEConfig
-from lsgm.networks.layers import BNSwishBranch, Cell, Conv2d, MBConvBranch, WNConv2d, soft_clamp
+from lsgm.networks.flow import Flow
+from lsgm.networks.layers import BatchNormSwish, BNSwishBranch, Cell, Conv2d, MBConvBranch, WNConv2d, soft_clamp
+from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 
-HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
 MBCONV_EXPANSION_TOWER = 6
 MBCONV_EXPANSION_POST = 3
 
 
-@dataclass
-class Posterior:
-    """What the encoder says of a batch: one sample of q(z0 | x) and its log density."""
-
-    z: Tensor  # [B, C, H, W], all groups concatenated on the channels
-    log_q: Tensor  # [B, C, H, W], nats per element
-    groups: tuple[int, ...]  # channels of each group, top first; they sum to C
-
-
 class NVAE(nn.Module):
-    """The VAE of one latent scale with ``groups_per_scale`` groups.
+    """The VAE of ``latent_scales`` scales with ``groups_per_scale`` groups each.
 
     Args:
         config: the architecture.
         image_channels: channels of the images.
-        image_size: their height and width; must be divisible by 2 ** preprocess.blocks.
+        image_size: their height and width; must be divisible by 2 ** (preprocess.blocks + latent_scales - 1).
         output_channels: parameters per pixel that the likelihood wants.
     """
 
@@ -45,12 +37,8 @@ class NVAE(nn.Module):
         super().__init__()
         self.log_sigma_clamp = config.log_sigma_clamp
         widths = [config.channels * m for m in config.channel_mult]
-        width = widths[-1]
-        groups = config.groups_per_scale
-        latents = config.latents_per_group
-        size = image_size // 2**config.preprocess.blocks
-        self.latent_shape = (groups * latents, size, size)
-        self.latent_groups = (latents,) * groups
+        scales, groups, latents = config.latent_scales, config.groups_per_scale, config.latents_per_group
+        blocks = config.preprocess.blocks
 
         def encoder_cell(c_in: int, c_out: int, resample: int = 0) -> Cell:
             return Cell(BNSwishBranch(c_in, c_out, resample), c_in, c_out, resample, config.use_se)
@@ -66,81 +54,134 @@ class NVAE(nn.Module):
         self.stem = WNConv2d(image_channels, widths[0], 3)
         # The last cell of a pre-process block halves the resolution and changes the channels ...
         self.preprocess = nn.Sequential()
-        for c_in, c_out in itertools.pairwise(widths):
+        for c_in, c_out in itertools.pairwise(widths[: blocks + 1]):
             self.preprocess.extend(encoder_cell(c_in, c_in) for _ in range(config.preprocess.cells - 1))
             self.preprocess.append(encoder_cell(c_in, c_out, resample=-1))
 
+        # Bottom up, from the largest latents to the smallest: the groups' cells, and a down cell between scales.
+        latent_widths = widths[blocks:]  # of each scale, largest resolution first
         self.encoder_groups = nn.ModuleList(
-            nn.Sequential(*(encoder_cell(width, width) for _ in range(config.cells_per_cond))) for _ in range(groups)
+            nn.Sequential(*(encoder_cell(width, width) for _ in range(config.cells_per_cond)))
+            for width in latent_widths
+            for _ in range(groups)
         )
-        # The decoder's first group is the encoder's last. Lists below are in the decoder's order, top first.
-        self.encoder_combiners = nn.ModuleList(WNConv2d(width, width, 1) for _ in range(groups - 1))
-        self.posterior_heads = nn.ModuleList(WNConv2d(width, 2 * latents, 3) for _ in range(groups))
+        pairs = list(itertools.pairwise(latent_widths))
+        self.encoder_down = nn.ModuleList(encoder_cell(c_in, c_out, resample=-1) for c_in, c_out in pairs)
+        self.input_pyramid = nn.ModuleList(
+            PyramidStep(c_in, c_out) for c_in, c_out in (pairs if config.progressive_input == "input_skip" else [])
+        )
 
-        self.top = nn.Parameter(torch.rand(width, size, size))
-        self.latent_convs = nn.ModuleList(WNConv2d(latents, latents, 3) for _ in range(groups))
-        self.decoder_mixers = nn.ModuleList(WNConv2d(width + latents, width, 1) for _ in range(groups))
+        # Top down: the decoder's first group is the encoder's last. Lists below are in the decoder's order.
+        sizes = [image_size // 2 ** (blocks + k) for k in range(scales)]
+        self.latent_shape = (groups * latents, sizes[-1], sizes[-1])
+        self.latent_groups = (latents,) * groups
+        self.further_shapes = tuple((latents, size, size) for size in sizes[-2::-1] for _ in range(groups))
+        of_group = [width for width in reversed(latent_widths) for _ in range(groups)]
+        self.groups_per_scale = groups
+        self.encoder_combiners = nn.ModuleList(WNConv2d(width, width, 1) for width in of_group[1:])
+        self.posterior_heads = nn.ModuleList(WNConv2d(width, 2 * latents, 3) for width in of_group)
+        self.flows = nn.ModuleList(Flow(latents, config.num_nf) for _ in of_group if config.num_nf)
+
+        self.top = nn.Parameter(torch.rand(latent_widths[-1], sizes[-1], sizes[-1]))
+        self.latent_convs = nn.ModuleList(WNConv2d(latents, latents, 3) for _ in of_group)
+        self.decoder_mixers = nn.ModuleList(WNConv2d(width + latents, width, 1) for width in of_group)
         self.decoder_groups = nn.ModuleList(
             nn.Sequential(
                 *(decoder_cell(width, width, 0, MBCONV_EXPANSION_TOWER) for _ in range(config.cells_per_cond))
             )
-            for _ in range(groups)
+            for width in of_group
+        )
+        self.decoder_up = nn.ModuleList(
+            decoder_cell(c_out, c_in, 1, MBCONV_EXPANSION_TOWER) for c_in, c_out in reversed(pairs)
         )
         # ... and the first cell of a post-process block doubles it.
         self.postprocess = nn.Sequential()
-        for c_in, c_out in zip(widths[::-1], widths[-2::-1], strict=False):
+        for c_in, c_out in itertools.pairwise(widths[blocks::-1]):
             self.postprocess.append(decoder_cell(c_in, c_out, 1, MBCONV_EXPANSION_POST))
             self.postprocess.extend(
                 decoder_cell(c_out, c_out, 0, MBCONV_EXPANSION_POST) for _ in range(config.postprocess.cells - 1)
             )
         self.output_head: Conv2d = WNConv2d(widths[0], output_channels, 3)
 
-    def encode(self, x: Tensor, noise: Tensor | None = None) -> tuple[Posterior, Tensor]:
+    def encode(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> tuple[Posterior, Tensor]:
         """Draw z0 ~ q(z0 | x).
 
         Args:
             x: images in [-1, 1], [B, C, H, W].
-            noise: standard normal draws in the shape of the latents; drawn here if None.
+            noise: standard normal draws: one in the shape of the top scale's latents, then one for each further group;
+                drawn here if None.
         Returns:
             the posterior sample and the likelihood's parameters [B, output_channels, H, W] that it decodes to
             (the decoder runs anyway: later groups depend on it).
         """
-        s = self.preprocess(self.stem(x))
-        states = []
-        for cells in self.encoder_groups:
-            s = cells(s)
-            states.append(s)
-
+        states = self._encoder_states(self.preprocess(self.stem(x)))
         if noise is None:
-            noise = torch.randn(x.shape[0], *self.latent_shape, device=x.device, dtype=x.dtype)
+            shapes = (self.latent_shape, *self.further_shapes)
+            noise = [torch.randn(x.shape[0], *shape, device=x.device, dtype=x.dtype) for shape in shapes]
+        draws = [*noise[0].split(self.latent_groups, dim=1), *noise[1:]]
         zs: list[Tensor] = []
         log_qs: list[Tensor] = []
         h = self._top(x.shape[0])
-        draws = noise.split(self.latent_groups, dim=1)
         for g, (state, draw) in enumerate(zip(reversed(states), draws, strict=True)):
             if g > 0:
                 state = state + self.encoder_combiners[g - 1](h)
             mu, log_sigma = self.posterior_heads[g](F.elu(state)).chunk(2, dim=1)
             mu, log_sigma = soft_clamp(mu), soft_clamp(log_sigma, self.log_sigma_clamp)
             z = torch.addcmul(mu, log_sigma.exp(), draw)
+            if self.flows:
+                z = self.flows[g](z)
             zs.append(z)
             log_qs.append(-0.5 * draw.square() - log_sigma - HALF_LOG_2PI)
             h = self._decode_group(g, h, z)
-        posterior = Posterior(torch.cat(zs, dim=1), torch.cat(log_qs, dim=1), self.latent_groups)
+        n = self.groups_per_scale
+        top, log_q = torch.cat(zs[:n], dim=1), torch.cat(log_qs[:n], dim=1)
+        posterior = Posterior(top, log_q, self.latent_groups, tuple(zs[n:]), tuple(log_qs[n:]))
         return posterior, self._image(h)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The likelihood's parameters [B, output_channels, H, W] for latents [B, C, h, w]."""
+    def decode(self, z: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
+        """The likelihood's parameters [B, output_channels, H, W] for latents of the top scale and of further groups."""
+        if len(further) != len(self.further_shapes):
+            raise ValueError(f"further: expected the latents of {len(self.further_shapes)} groups, got {len(further)}")
         h = self._top(z.shape[0])
-        for g, z_g in enumerate(z.split(self.latent_groups, dim=1)):
+        for g, z_g in enumerate([*z.split(self.latent_groups, dim=1), *further]):
             h = self._decode_group(g, h, z_g)
         return self._image(h)
+
+    def _encoder_states(self, s: Tensor) -> list[Tensor]:
+        """The state of each group, bottom up."""
+        states = []
+        pyramid = s
+        for i, cells in enumerate(self.encoder_groups):
+            s = cells(s)
+            states.append(s)
+            scale, last = divmod(i + 1, self.groups_per_scale)
+            if last == 0 and scale <= len(self.encoder_down):
+                s = self.encoder_down[scale - 1](s)
+                if self.input_pyramid:
+                    pyramid = self.input_pyramid[scale - 1](pyramid)
+                    s = s + pyramid
+        return states
 
     def _top(self, batch: int) -> Tensor:
         return self.top.expand(batch, -1, -1, -1)
 
     def _decode_group(self, g: int, h: Tensor, z: Tensor) -> Tensor:
-        return self.decoder_groups[g](self.decoder_mixers[g](torch.cat([h, self.latent_convs[g](z)], dim=1)))
+        h = self.decoder_groups[g](self.decoder_mixers[g](torch.cat([h, self.latent_convs[g](z)], dim=1)))
+        scale, last = divmod(g + 1, self.groups_per_scale)
+        return self.decoder_up[scale - 1](h) if last == 0 and scale <= len(self.decoder_up) else h
 
     def _image(self, h: Tensor) -> Tensor:
         return self.output_head(F.elu(self.postprocess(h)))
+
+
+class PyramidStep(nn.Module):
+    """A step of the input pyramid: batch norm -> swish -> conv3x3 of stride 2."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.norm = BatchNormSwish(c_in)
+        self.conv = WNConv2d(c_in, c_out, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(self.norm(x))
+        return y

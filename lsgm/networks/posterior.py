@@ -1,0 +1,50 @@
+"""What an encoder says, and what a model asks of its VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
+
+
+@dataclass
+class Posterior:
+    """What the encoder says of a batch: one sample of q(z0 | x) and its log density.
+
+    ``z`` are the latents that the score prior covers: those of the top (smallest) scale, all its groups concatenated on
+    the channels. Further scales have N(0, I), group by group.
+    """
+
+    z: Tensor  # [B, C, H, W]
+    log_q: Tensor  # [B, C, H, W], nats per element
+    groups: tuple[int, ...]  # channels of each group of the top scale, first drawn first; they sum to C
+    further: tuple[Tensor, ...] = ()  # latents of each further group, [B, C_g, H_g, W_g]
+    further_log_q: tuple[Tensor, ...] = ()
+
+    def further_kl(self) -> Tensor:
+        """log q - log N(0, I) of each further group at the sample, [B, number of further groups]."""
+        pairs = zip(self.further, self.further_log_q, strict=True)
+        kl = [(log_q + 0.5 * z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3)) for z, log_q in pairs]
+        return torch.stack(kl, dim=1) if kl else self.z.new_zeros(len(self.z), 0)
+
+
+class Backbone(Protocol):
+    """A VAE as :class:`lsgm.model.LSGM` uses it: an `nn.Module` that also has this."""
+
+    latent_shape: tuple[int, int, int]  # (C, H, W) of the latents that the score prior covers
+    latent_groups: tuple[int, ...]  # their groups; they sum to C. One group: (C,)
+    further_shapes: tuple[tuple[int, int, int], ...]  # of further groups, whose prior stays N(0, I); none: ()
+
+    def encode(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> tuple[Posterior, Tensor]:
+        """Draw z0 ~ q(z0 | x) for images [B, C, H, W] in [-1, 1]; also the parameters that z0 decodes to.
+
+        ``noise`` replaces the normal draws: one tensor [B, *latent_shape], then one for each of ``further_shapes``.
+        """
+
+    def decode(self, z: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
+        """The likelihood's parameters [B, parameters per pixel, H, W]."""
