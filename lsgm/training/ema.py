@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class EMA:
-    """Average w_ema <- decay w_ema + (1 - decay) w, starting from the weights after the first step."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+class EMA(Generic[M]):
+    """Average w_ema <- decay w_ema + (1 - decay) w, starting from the weights after the first step.
+
+    ``module`` is a copy of what was given, with the averaged weights; its buffers are those at the time of copying.
+    """
+
+    def __init__(self, module: M, decay: float) -> None:
         self.decay = decay
-        self._names = [name for name, _ in module.named_parameters()]
+        self.module: M = copy.deepcopy(module).requires_grad_(False)
         self._parameters: list[Tensor] = list(module.parameters())
-        self.average: list[Tensor] = []
+        self.average: list[Tensor] = list(self.module.parameters())
+        self._started = False
 
     @torch.no_grad()
     def update(self) -> None:
-        if not self.average:
-            self.average = [p.detach().clone() for p in self._parameters]
-        else:
+        if self._started:
             torch._foreach_lerp_(self.average, self._parameters, 1 - self.decay)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The average by the parameters' names; the weights themselves before the first step."""
-        return dict(zip(self._names, self.average or [p.detach() for p in self._parameters], strict=True))
+        else:
+            torch._foreach_copy_(self.average, self._parameters)
+            self._started = True
 
     @torch.no_grad()
     def copy_to_module(self) -> None:
-        """Overwrite the module's weights with the average."""
+        """Overwrite the weights of the module that was given with the average."""
         torch._foreach_copy_(self._parameters, self.average)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lsgm.data.batches import Batches, preprocess
 from lsgm.model import LSGM
-from lsgm.networks.nvae import HALF_LOG_2PI
+from lsgm.networks.posterior import HALF_LOG_2PI
 from lsgm.progress import Progress
 
 
@@ -34,7 +34,7 @@ def encodings(model: LSGM, batches: Batches, batch: int = 250) -> Tensor:
     chunks = batches.images.split(batch)
     with Progress("encodings", len(chunks), "img", batch) as bar:
         for images in chunks:
-            x = preprocess(images, generator, batches.pad_to, batches.binarise)
+            x = preprocess(images, generator, batches.pad_to, batches.binarise, batches.bits)
             found.append(model.vae.encode(2 * x - 1)[0].z.flatten(1).cpu())
             bar.step()
     return torch.cat(found)

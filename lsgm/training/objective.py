@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from lsgm.model import LSGM
-from lsgm.networks.nvae import HALF_LOG_2PI
+from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 from lsgm.prior import ScorePrior
 from lsgm.weighting import TimeDraw, TimeSampler
 
@@ -39,16 +39,23 @@ def per_group(x: Tensor, groups: tuple[int, ...]) -> Tensor:
     return torch.stack([g.sum(dim=1) for g in x.sum(dim=(2, 3)).split(groups, dim=1)], dim=1)
 
 
-def balancing(kl: Tensor, beta: float) -> Tensor | float:
+def balancing(kl: Tensor, beta: float, groups_per_scale: int) -> Tensor | float:
     """gamma_g of KL balancing, [G]: proportional to (mean |KL_g| + 0.01) / a_g, of mean 1, treated as constant.
 
-    a_g is proportional to the size of the group's scale over the number of its groups; with one scale it is 1. From
-    beta = 1 on there is no balancing.
+    a_g = 4^s, the size of the group's scale (s = 0 for the smallest, which comes first). From beta = 1 on there is no
+    balancing.
     """
     if beta >= 1 or kl.shape[1] == 1:
         return 1.0
-    gamma = kl.detach().abs().mean(dim=0) + 0.01
+    scale = torch.arange(kl.shape[1], device=kl.device) // groups_per_scale
+    gamma = (kl.detach().abs().mean(dim=0) + 0.01) / 4.0**scale
     return gamma / gamma.mean()
+
+
+def kl_to_normal(posterior: Posterior) -> Tensor:
+    """log q - log N(0, I) at the sample for each latent group, top first, [B, G]."""
+    top = per_group(posterior.log_q + 0.5 * posterior.z.square() + HALF_LOG_2PI, posterior.groups)
+    return torch.cat([top, posterior.further_kl()], dim=1)
 
 
 class VAEObjective:
@@ -57,8 +64,9 @@ class VAEObjective:
     def __call__(self, model: LSGM, x: Tensor, beta: float) -> Objective:
         posterior, parameters = model.vae.encode(2 * x - 1)
         reconstruction = -model.likelihood.log_prob(x, parameters)
-        kl = per_group(posterior.log_q + 0.5 * posterior.z.square() + HALF_LOG_2PI, posterior.groups)  # [B, G]
-        loss = (reconstruction + beta * (balancing(kl, beta) * kl).sum(dim=1)).mean()
+        kl = kl_to_normal(posterior)  # [B, G]
+        gamma = balancing(kl, beta, len(posterior.groups))
+        loss = (reconstruction + beta * (gamma * kl).sum(dim=1)).mean()
         kl_total = kl.detach().sum(dim=1).mean()
         terms = {"reconstruction": reconstruction.detach().mean(), "kl": kl_total}
         return Objective(loss, {"nelbo": terms["reconstruction"] + kl_total} | terms)
@@ -83,7 +91,7 @@ class LSGMObjective:
         p: draws t for the prior.
         q: draws t for the VAE; `own` only.
         joint: `own` takes both through the network in one pass of twice the batch, else in turn.
-        q_weights: gives the prior's weights by name for q's pass (`own` in turn); its current ones where None.
+        q_prior: the prior that q's pass sees (`own` in turn), one with averaged weights; the trained one where None.
         draws: (t, noise) per latent and step. More cost passes of the score network and lower the gradient's variance,
             the encoder's too.
         balance: balance the groups' KLs (`shared` only).
@@ -97,12 +105,12 @@ class LSGMObjective:
         *,
         q: TimeSampler | None = None,
         joint: bool = False,
-        q_weights: Callable[[], dict[str, Tensor]] | None = None,
+        q_prior: ScorePrior | None = None,
         draws: int = 1,
         balance: bool = False,
         train_vae: bool = True,
     ) -> None:
-        self.p, self.q_samples, self.q, self.joint, self.q_weights = p, q_samples, q, joint, q_weights
+        self.p, self.q_samples, self.q, self.joint, self.q_prior = p, q_samples, q, joint, q_prior
         self.draws, self.balance, self.train_vae = draws, balance, train_vae
 
     def __call__(self, model: LSGM, x: Tensor, beta: float) -> Objective:
@@ -113,6 +121,8 @@ class LSGMObjective:
             reconstruction = -model.likelihood.log_prob(x, parameters).mean()
         groups = posterior.groups
         negative_entropy = per_group(posterior.log_q, groups)  # [B, G]
+        further_kl = posterior.further_kl()  # of the scales that the prior does not cover, [B, F]
+        kl_without_prior = torch.cat([negative_entropy, further_kl], dim=1).sum(dim=1).mean()
         z0 = posterior.z.repeat(self.draws, 1, 1, 1)
         draw = self.p(torch.rand(z0.shape[0], device=x.device))
         noise = torch.randn_like(z0)
@@ -127,22 +137,26 @@ class LSGMObjective:
             cross_entropy = loss_prior = error.sum(dim=1).mean()
             shares = torch.tensor(groups, device=x.device) / sum(groups)
             kl = negative_entropy + error.view(self.draws, -1, len(groups)).mean(dim=0) + constant * shares
-            loss = reconstruction + beta * (kl * (balancing(kl, beta) if self.balance else 1.0)).sum(dim=1).mean()
+            kl = torch.cat([kl, further_kl], dim=1)
+            gamma = balancing(kl, beta, len(groups)) if self.balance else 1.0
+            loss = reconstruction + beta * (kl * gamma).sum(dim=1).mean()
         elif self.q_samples == "reweighted":
             factor = beta * draw.likelihood_weight / draw.weight
             error = self.squared_error(prior, z0, noise, draw.t, factor=factor).sum(dim=1)
             loss_prior = (draw.weight * error).mean()
             cross_entropy = (draw.likelihood_weight * error.detach()).mean()
-            loss = reconstruction + beta * negative_entropy.sum(dim=1).mean() + loss_prior
+            loss = reconstruction + beta * kl_without_prior + loss_prior
         else:
             cross_entropy, loss_prior = self._own(prior, z0, noise, draw)
-            loss = reconstruction + beta * (negative_entropy.sum(dim=1).mean() + cross_entropy) + loss_prior
+            loss = reconstruction + beta * (kl_without_prior + cross_entropy) + loss_prior
 
         terms = {
             "reconstruction": reconstruction.detach(),
             "negative_entropy": negative_entropy.detach().sum(dim=1).mean(),
             "cross_entropy": cross_entropy.detach() + constant,
         }
+        if posterior.further:
+            terms["further_kl"] = further_kl.detach().sum(dim=1).mean()
         terms = {"nelbo": torch.stack(list(terms.values())).sum()} | terms
         return Objective(loss, terms | {"loss_prior": loss_prior.detach()})
 
@@ -153,14 +167,18 @@ class LSGMObjective:
         z_q = prior.sde.diffuse(z0, noise, q_draw.t[:, None, None, None])
         z_p = prior.sde.diffuse(z0.detach(), noise, draw.t[:, None, None, None])
         leaf = z_q.detach().requires_grad_()  # q's graph through the network ends here, and is freed before p's starts
+
+        def q_loss(predicted: Tensor) -> tuple[Tensor, Tensor]:
+            loss = (q_draw.weight * (noise - predicted).square().sum(dim=(1, 2, 3))).mean()
+            return loss, torch.autograd.grad(loss, leaf, retain_graph=self.joint)[0]
+
         if self.joint:
             predicted_q, predicted_p = prior(torch.cat([leaf, z_p]), torch.cat([q_draw.t, draw.t])).chunk(2)
+            cross_entropy, gradient = q_loss(predicted_q)
         else:
-            weights = self.q_weights() if self.q_weights else {n: w.detach() for n, w in prior.named_parameters()}
-            predicted_q = functional_call(prior, weights, (leaf, q_draw.t))
-        cross_entropy = (q_draw.weight * (noise - predicted_q).square().sum(dim=(1, 2, 3))).mean()
-        (gradient,) = torch.autograd.grad(cross_entropy, leaf, retain_graph=self.joint)
-        if not self.joint:
+            q_prior = self.q_prior or prior
+            with _frozen(q_prior):
+                cross_entropy, gradient = q_loss(q_prior(leaf, q_draw.t))
             predicted_p = prior(z_p, draw.t)
         loss_prior = (draw.weight * (noise - predicted_p).square().sum(dim=(1, 2, 3))).mean()
         linear = (z_q * gradient).sum()  # has the cross entropy's gradient; its value is put right below
@@ -183,6 +201,18 @@ class LSGMObjective:
         if factor is not None:
             z_t = _ScaleGradient.apply(z_t, factor[:, None, None, None])
         return per_group((noise - prior(z_t, t)).square(), groups or (z0.shape[1],))
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No gradient goes to the module's weights."""
+    before = [p.requires_grad for p in module.parameters()]
+    try:
+        module.requires_grad_(False)
+        yield
+    finally:
+        for p, wanted in zip(module.parameters(), before, strict=True):
+            p.requires_grad_(wanted)
 
 
 class _ScaleGradient(torch.autograd.Function):

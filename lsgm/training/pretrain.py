@@ -14,6 +14,7 @@ from lsgm.data.store import ImageStore
 from lsgm.model import LSGM
 from lsgm.training.engine import ROWS, History, Optimised, Schedule, fit
 from lsgm.training.objective import VAEObjective, linear_anneal
+from lsgm.training.recompute import recompute
 from lsgm.training.regularisation import SpectralRegulariser
 
 
@@ -26,11 +27,15 @@ def pretrain(
     store = ImageStore(data, stage.dataset)
     image = checkpoint.image_config(store.dataset)
     model = LSGM(image, stage.vae).to(device).train()
-    batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary)
+    batches = Batches(
+        store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, stage.vae.x_bits
+    )
     schedule = Schedule(config, len(batches))
     optimiser = torch.optim.Adamax(
         model.vae.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay, foreach=True
     )
+    if config.recompute:
+        recompute(model)
     objective = VAEObjective()
     regulariser = SpectralRegulariser(model.vae)
 

@@ -22,18 +22,20 @@ class SpectralRegulariser:
 
     The singular values are followed by power iteration (40 steps on the first call, then 4 a call), for all weights
     of one shape at once. Convolutions count with the weight they apply (weight norm included) as [C_out, the rest].
+    With ``convs`` False they do not count at all.
     """
 
-    def __init__(self, network: nn.Module, seed: int = 0) -> None:
+    def __init__(self, network: nn.Module, seed: int = 0, convs: bool = True) -> None:
         generator = torch.Generator().manual_seed(seed)
-        convs: dict[tuple[object, ...], list[nn.Conv2d]] = defaultdict(list)
+        by_shape: dict[tuple[object, ...], list[nn.Conv2d]] = defaultdict(list)
         norms: dict[int, list[Tensor]] = defaultdict(list)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                convs[(*module.weight.shape, isinstance(module, WNConv2d))].append(module)
+                if convs:
+                    by_shape[(*module.weight.shape, isinstance(module, WNConv2d))].append(module)
             elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
                 norms[module.weight.numel()].append(module.weight)
-        self._convs, self._norms = list(convs.values()), list(norms.values())
+        self._convs, self._norms = list(by_shape.values()), list(norms.values())
         self._left = []  # estimates of the left singular vectors, [N, 1, C_out] for each shape
         for group in self._convs:
             start = torch.randn(len(group), 1, group[0].weight.shape[0], generator=generator)
@@ -44,7 +46,7 @@ class SpectralRegulariser:
         """Sum over all convolutions of the largest singular value."""
         total: Tensor | float = 0.0
         for i, group in enumerate(self._convs):
-            weight = torch.stack([conv.weight for conv in group])
+            weight = torch.stack([conv.direction() if isinstance(conv, WNConv2d) else conv.weight for conv in group])
             if isinstance(group[0], WNConv2d):
                 weight = normalise_weight(weight, torch.stack([conv.log_weight_norm for conv in group]))  # type: ignore[misc]
             matrix = weight.flatten(2)  # [N, C_out, rest]

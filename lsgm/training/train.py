@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from lsgm.training.ema import EMA
 from lsgm.training.engine import ROWS, History, Optimised, Schedule, fit
 from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance
 from lsgm.training.objective import LSGMObjective, linear_anneal
+from lsgm.training.recompute import recompute
 from lsgm.training.regularisation import SpectralRegulariser
 from lsgm.weighting import TimeSampler
 
@@ -28,7 +30,8 @@ def train(
 ) -> None:
     """Train VAE and prior from the VAE in ``vae``; write model (EMA prior, raw VAE), configuration and history.
 
-    With ``train_vae: false`` the VAE stays as it is, in evaluation mode.
+    ``vae`` is a pretrained VAE, or an LSGM whose own is taken. With ``train_vae: false`` the VAE stays as it is, in
+    evaluation mode.
     """
     config = stage.train
     store = ImageStore(data, stage.dataset)
@@ -38,7 +41,8 @@ def train(
         raise LSGMError(
             f"{vae}: this VAE was trained on other images ({pretrained.image}) than those of {data} ({image})"
         )
-    batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary)
+    bits = pretrained.vae_config.x_bits
+    batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, bits)
     pretrained.to(device)
     torch.manual_seed(config.seed)
     sde = stage.sde
@@ -56,6 +60,7 @@ def train(
         inactive = kl <= stage.prior.drop_inactive.threshold
         prior.deactivate(inactive)
         log.info(f"{int(inactive.sum())} of {len(kl)} latent channels are inactive and left to N(0, I)")
+    del pretrained
     if not config.train_vae:
         model.vae.eval().requires_grad_(False)
 
@@ -75,14 +80,17 @@ def train(
         )
         optimised.append(Optimised(name, optimiser, lr, lr_min))
         if spectral_reg > 0:
-            regularisers.append((spectral_reg, SpectralRegulariser(network)))
+            convs = name == "vae" or config.spectral_reg_prior_convs
+            regularisers.append((spectral_reg, SpectralRegulariser(network, convs=convs)))
+    if config.recompute:
+        recompute(model)
     ema = EMA(prior, config.ema)
     objective = LSGMObjective(
         TimeSampler(prior.sde, config.p_weighting, config.p_sampling, sde.time_eps),
         config.q_samples,
         q=TimeSampler(prior.sde, "ll", config.q_sampling, sde.time_eps),
         joint=config.q_pass == "joint",
-        q_weights=ema.weights if config.q_uses_ema else None,
+        q_prior=ema.module if config.q_uses_ema else None,
         draws=config.draws,
         balance=config.kl_balance,
         train_vae=config.train_vae,
@@ -109,5 +117,9 @@ def train(
     history = History(max(1, schedule.steps // ROWS), tensorboard)
     summary = fit("LSGM", batches, schedule, optimised, update, history)
     ema.copy_to_module()
-    checkpoint.save(model, out, stages=[*checkpoint.stages(vae), stage], summary=summary.__dict__)
+    start = checkpoint.read_config(vae)
+    facts: dict[str, Any] = {**summary.__dict__, "seconds_before": 0.0}  # of earlier end-to-end trainings
+    if start.prior is not None:
+        facts["seconds_before"] = sum(float(str(start.training.get(k, 0))) for k in ("seconds", "seconds_before"))
+    checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
     history.write(out / "history.csv")

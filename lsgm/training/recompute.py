@@ -1,0 +1,35 @@
+"""Activation checkpointing: feature maps inside of blocks are computed twice in place of being kept."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lsgm.networks.flow import Shift
+from lsgm.networks.layers import Cell, Untracked
+from lsgm.networks.ncsnpp import Attention, ResidualBlock
+
+BLOCKS = (Cell, Shift, ResidualBlock, Attention)
+
+
+def recompute(network: nn.Module) -> None:
+    """From now on, of each residual cell, flow step and attention layer only the input is kept for the backward pass.
+
+    Values and gradients stay the same: the second run has the dropout of the first, and leaves the running statistics
+    of batch norms alone.
+    """
+    for block in network.modules():
+        if isinstance(block, BLOCKS):
+            block.forward = partial(_recomputed, block)  # type: ignore[method-assign]
+
+
+def _recomputed(block: nn.Module, *inputs: Any) -> Any:
+    forward = partial(type(block).forward, block)
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), Untracked(block)))
