@@ -18,7 +18,10 @@ __all__ = ["load"]
 
 
 def load(folder: str | Path, device: str = "cpu") -> LSGM:
-    """Read the model that `lsgm pretrain` or `lsgm train` wrote to ``folder``; see :func:`lsgm.checkpoint.load`."""
-    from lsgm import checkpoint  # late: the workflow imports lsgm.config and must not wait for torch
+    """Read the model in ``folder``, as `lsgm pretrain` or `lsgm train` wrote it, or in a published checkpoint file.
 
-    return checkpoint.load(folder, device)
+    See :func:`lsgm.checkpoint.load` and :func:`lsgm.published.load`.
+    """
+    from lsgm import checkpoint, published  # late: the workflow imports lsgm.config and must not wait for torch
+
+    return published.load(folder, device) if published.is_published(folder) else checkpoint.load(folder, device)

@@ -14,15 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from lsgm.config import (
-    ImageConfig,
-    PriorConfig,
-    SDEConfig,
-    Section,
-    StageConfig,
-    VAEConfig,
-    parse,
-)
+from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig, Section, StageConfig, parse
 from lsgm.data.registry import Dataset
 from lsgm.errors import LSGMError
 from lsgm.files import atomic, write_json
@@ -34,7 +26,7 @@ class CheckpointConfig(Section):
 
     format: Literal[1] = 1
     image: ImageConfig
-    vae: VAEConfig
+    vae: AnyVAEConfig
     prior: PriorConfig | None = None
     sde: SDEConfig | None = None
     stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import math
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,20 +45,28 @@ def sample(args: argparse.Namespace) -> None:
 
     from lsgm import checkpoint
     from lsgm.evaluation.figures import save_grid
+    from lsgm.model import SampleInfo
 
     stage = load_stage(SampleStage, args.config)
     config = stage.sample
     model = checkpoint.load(args.model, device(args.device))
     if config.compile:
         model.compile_prior()
-    images, info = model.sample(return_info=True, **config.model_dump(exclude={"compile"}))
-    array = images.mul(255).round().byte().cpu().numpy()
-    with atomic(args.out / "samples.npy") as part, open(part, "wb") as file:
-        np.save(file, array)
+    image, start, done, nfe = model.image, time.perf_counter(), 0, 0
+    with atomic(args.out / "samples.npy") as part:
+        shape = (config.count, image.channels, image.size, image.size)
+        array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+        for images, evaluations in model.sample_batches(**config.model_dump(exclude={"compile"})):
+            array[done : done + len(images)] = images.mul(255).round().byte().cpu().numpy()
+            done, nfe = done + len(images), nfe + evaluations
+        array.flush()
+    seconds = time.perf_counter() - start
+    batches = math.ceil(config.count / config.batch)
+    tol = config.tol if config.solver == "rk45" else None
+    info = SampleInfo(config.count, config.solver, tol, nfe / batches, config.temperature, seconds)
     save_grid(array[:256], args.out / "grid.png")
-    write_json(
-        args.out / "sampling.json", {**asdict(info), "device": checkpoint.device_name(model.device), "code": stage.code}
-    )
+    device_used = checkpoint.device_name(model.device)
+    write_json(args.out / "sampling.json", {**asdict(info), "device": device_used, "code": stage.code})
     log.info(f"{args.out}: {info.images} images, NFE {info.nfe:.0f}, {info.seconds:.1f} s")
 
 
@@ -72,7 +82,7 @@ def evaluate(args: argparse.Namespace) -> None:
         stage, args.data, args.model, args.samples, args.vae, args.vae_samples, device(args.device)
     )
     panels = {
-        "MNIST, test set": ImageStore(args.data).images("test")[:64],
+        f"{stage.dataset}, test set": ImageStore(args.data).images("test")[:64],
         "VAE, prior N(0, I)": evaluation.read_samples(args.vae_samples)[:64],
         "LSGM": evaluation.read_samples(args.samples)[:64],
     }
@@ -87,6 +97,45 @@ def tabulate(args: argparse.Namespace) -> None:
     from lsgm.evaluation.tables import tabulate as run
 
     run(args.results, args.out)
+
+
+def import_published(args: argparse.Namespace) -> None:
+    from lsgm import checkpoint, published
+
+    model = published.load(args.file)
+    checkpoint.save(model, args.out, stages=[], summary={"imported_from": args.file.name})
+    log.info(f"{args.out}: {'LSGM' if model.prior is not None else 'VAE'}, latents {list(model.latent_shape)}")
+
+
+def export_published(args: argparse.Namespace) -> None:
+    from lsgm import checkpoint, published
+
+    dataset = args.dataset
+    if dataset is None:
+        found = [stage["dataset"] for stage in checkpoint.stages(args.model)]
+        if not found:
+            raise LSGMError(f"{args.model}: does not say what it was trained on; name it: --dataset cifar10")
+        dataset = found[-1]
+    published.export(checkpoint.load(args.model), args.out, str(dataset))
+    log.info(f"{args.out}: written")
+
+
+def describe(args: argparse.Namespace) -> None:
+    from lsgm import checkpoint
+    from lsgm.config import load_params
+    from lsgm.data.registry import DATASETS
+    from lsgm.describe import describe as run
+
+    if Path(args.model).is_dir():
+        config = checkpoint.read_config(args.model)
+        print(run(config.image, config.vae, config.prior, config.sde))
+        return
+    params = load_params("params.yaml")
+    if args.model not in params.models:
+        raise LSGMError(f"{args.model}: neither a model's folder nor one of params.yaml: {', '.join(params.models)}")
+    model = params.models[args.model]
+    image = checkpoint.image_config(DATASETS[model.dataset])
+    print(run(image, params.vae(args.model), model.prior, model.sde, model.train.train_vae))
 
 
 def device(name: str) -> torch.device:
@@ -127,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
 
     config = ("--config", "frozen configuration of the job (JSON; the workflow writes it from params.yaml)")
     data = ("--data", "folder that `lsgm prepare` wrote")
-    vae = ("--vae", "folder that `lsgm pretrain` wrote")
+    vae = ("--vae", "folder of the VAE: what `lsgm pretrain` wrote; `lsgm train` takes that of an LSGM too")
     command(
         "prepare", prepare, "Get a dataset and write it as an array store.", config, ("--out", "folder of the store")
     )
@@ -144,6 +193,14 @@ def parser() -> argparse.ArgumentParser:
         *(config, data, model, ("--samples", "folder that `lsgm sample` wrote for the model"), vae),
         *(("--vae-samples", "the same for the VAE"), ("--out", "folder of the results")),
     )
+    bring = command("import-published", import_published, "Turn a checkpoint of the authors' release into a model.",
+                    ("--out", "folder"))  # fmt: skip
+    bring.add_argument("file", type=Path, help="the published file, of the VAE or of the LSGM")
+    write = command("export-published", export_published, "Write a model as the authors' code reads it.", model,
+                    ("--out", "file"))  # fmt: skip
+    write.add_argument("--dataset", help="their name of the dataset; the one that the model was trained on")
+    about = command("describe", describe, "Layers, parameters, latents, FLOPs and memory of a model.")
+    about.add_argument("model", help="a model of params.yaml, or the folder of one")
     tables = command("tabulate", tabulate, "Tables and figures of evaluated models.", ("--out", "folder"))
     tables.add_argument("--results", type=Path, nargs="+", required=True, help="folders that `lsgm evaluate` wrote")
     return top

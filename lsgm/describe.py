@@ -1,0 +1,159 @@
+"""What a model is made of and what it costs, without allocating it (PyTorch's meta device)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.model import LSGM
+from lsgm.training.recompute import BLOCKS, recompute
+
+
+@dataclass
+class NetworkCost:
+    """Of one network."""
+
+    parameters: int
+    flops: int  # of a forward pass, per image; a multiplication and an addition are two
+    activations: int  # bytes that a training step keeps for the backward pass, per image, in float32
+    activations_recompute: int  # the same with `recompute: true`
+
+
+@dataclass
+class Part:
+    """A child of a network."""
+
+    name: str
+    layers: int  # modules with weights of their own
+    parameters: int
+
+
+@dataclass
+class Description:
+    latent_shape: tuple[int, int, int]  # of the smallest scale
+    further_shapes: tuple[tuple[int, int, int], ...]  # of each group of the larger scales
+    parts: list[Part]
+    vae: NetworkCost
+    prior: NetworkCost | None
+    train_vae: bool  # False: the second stage leaves the VAE as it is
+
+    def memory(self, batch: int, recompute: bool = False) -> int:
+        """Bytes that training in float32 takes: weights, gradients, two moments, the prior's average, activations.
+
+        For one draw of (t, noise) per image and one pass through the score network (`draws`, `q_pass`).
+        An estimate from below: what single operations need for themselves while they run is not in it.
+        """
+        trained = [(self.vae, 4)] if self.train_vae else []
+        trained += [(self.prior, 5)] if self.prior is not None else []
+        weights = sum(copies * cost.parameters for cost, copies in trained)
+        weights += 0 if self.train_vae else self.vae.parameters
+        per_image = sum(cost.activations_recompute if recompute else cost.activations for cost, _ in trained)
+        return 4 * weights + batch * per_image
+
+    def __str__(self) -> str:
+        lines = [f"{'part':28}{'layers':>8}{'parameters':>15}"]
+        lines += [f"{part.name:28}{part.layers:>8}{part.parameters:>15,}" for part in self.parts]
+        shapes = [self.latent_shape, *self.further_shapes]
+        counts = {shape: shapes.count(shape) for shape in shapes}
+        drawn = [f"{n} x ({_by(shape)})" if n > 1 else _by(shape) for shape, n in counts.items()]
+        lines += ["", f"latents: {' + '.join(drawn)}" + (" (the prior covers the first)" if len(drawn) > 1 else "")]
+        for name, cost in (("VAE", self.vae), ("score prior", self.prior)):
+            if cost is not None:
+                kept, less = _mib(cost.activations), _mib(cost.activations_recompute)
+                lines.append(
+                    f"{name}: {cost.parameters:,} parameters, {cost.flops / 1e9:.4g} GFLOP per image and forward pass, "
+                    f"activations {kept} per image ({less} with recompute)"
+                )
+        weights = _gib(self.memory(0))
+        per_batch = [f"batch {b}: {_gib(self.memory(b))} ({_gib(self.memory(b, True))})" for b in (1, 16, 64)]
+        lines.append(f"training memory, float32 (with recompute): {', '.join(per_batch)}; of it weights {weights}")
+        return "\n".join(lines)
+
+
+def describe(
+    image: ImageConfig,
+    vae: AnyVAEConfig,
+    prior: PriorConfig | None = None,
+    sde: SDEConfig | None = None,
+    train_vae: bool = True,
+) -> Description:
+    """Describe the model of these configurations. Raises :class:`LSGMError` where they fit no model."""
+    batch = 2
+    if sde is not None and sde.name == "vesde":  # found when training starts; costs do not depend on it
+        sde = sde.model_copy(update={"sigma2_max": sde.sigma2_max or 1000.0})
+    with torch.device("meta"):
+        model = LSGM(image, vae, prior, sde)
+        x = torch.zeros(batch, image.channels, image.padded_size, image.padded_size)
+        cost = _cost(model.vae, model.vae.encode, (x,))
+        cost_prior = None
+        if model.prior is not None:
+            cost_prior = _cost(model.prior, model.prior, (torch.zeros(batch, *model.latent_shape), torch.zeros(batch)))
+    networks: dict[str, nn.Module] = {"vae": model.vae}
+    if model.prior is not None:
+        networks["prior.network"] = model.prior.network
+    parts = [
+        Part(f"{prefix} itself", 0, sum(p.numel() for p in network.parameters(recurse=False) if p.requires_grad))
+        for prefix, network in (("vae", model.vae), ("prior", model.prior))
+        if network is not None and list(network.parameters(recurse=False))
+    ]
+    parts += [
+        Part(f"{prefix}.{name}", sum(1 for m in child.modules() if list(m.parameters(recurse=False))), _count(child))
+        for prefix, network in networks.items()
+        for name, child in network.named_children()
+    ]
+    return Description(model.latent_shape, model.vae.further_shapes, parts, cost, cost_prior, train_vae)
+
+
+def _cost(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, ...]) -> NetworkCost:
+    batch = len(inputs[0])
+    with FlopCounterMode(display=False) as counter:
+        kept = _kept(module, forward, inputs)
+    recompute(module)
+    return NetworkCost(
+        _count(module), counter.get_total_flops() // batch, kept // batch, _kept(module, forward, inputs) // batch
+    )
+
+
+def _kept(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, ...]) -> int:
+    """Bytes that autograd keeps of a forward pass, the module's own tensors apart."""
+    own = {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    kept: dict[int, Tensor] = {}  # keeps them alive: no id is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        if id(tensor) not in own:
+            kept[id(tensor)] = tensor
+        return tensor
+
+    def keep_inputs(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        for tensor in arguments:
+            keep(tensor)
+
+    recomputed = [m for m in module.modules() if isinstance(m, BLOCKS) and "forward" in vars(m)]
+    handles = [m.register_forward_pre_hook(keep_inputs) for m in recomputed]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward(*inputs)
+    for handle in handles:
+        handle.remove()
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
