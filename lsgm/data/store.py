@@ -1,7 +1,7 @@
 """The array store: a dataset as plain .npy files of bytes beside a manifest.
 
 {split}_images.npy   uint8 [N, C, H, W]
-{split}_labels.npy   uint8 [N]
+{split}_labels.npy   uint8 [N], where the dataset has them
 manifest.json        written last: a folder with a manifest is whole
 """
 
@@ -61,13 +61,14 @@ def build(dataset: Dataset, out: str | Path, path: str | Path | None = None) -> 
             },
             "licence": dataset.licence,
         }
-        for file in dataset.files:
-            array = acquired.arrays[file.name]
-            if file.kind == "images":
+        contents = {f"{file.split}_{file.kind}": acquired.arrays[file.name] for file in dataset.files}
+        for content, array in (contents or acquired.arrays).items():
+            split, kind = content.split("_")
+            if kind == "images":
                 array = array.reshape(-1, *dataset.image_shape)
-            name = f"{file.split}_{file.kind}.npy"
+            name = f"{content}.npy"
             np.save(part / name, array)
-            manifest["splits"].setdefault(file.split, len(array))
+            manifest["splits"].setdefault(split, len(array))
             manifest["files"][name] = {
                 "shape": list(array.shape),
                 "dtype": str(array.dtype),

@@ -81,6 +81,7 @@ class Samplings(Part):
 
 class Training(Part):
     seconds: float
+    seconds_before: float = 0.0  # of end-to-end trainings that this one started from
 
 
 class Trainings(Part):
@@ -96,7 +97,7 @@ class Metrics(Part):
     device: str
     date: str
     nelbo: NELBOs
-    frechet: Frechet
+    frechet: Frechet | None
     sampling: Samplings
     training: Trainings
 
@@ -185,14 +186,14 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
             }
             if key != "lsgm_with_normal_prior":  # its prior is not the one that it was trained for: no samples
                 sampling: Sampling = getattr(metrics.sampling, key)
-                row |= {
-                    _frechet_name(metrics): getattr(metrics.frechet, key),
+                row |= _frechet(metrics, key) | {
                     "nfe": sampling.nfe,
                     "sampling_s_per_1000": 1000 * sampling.seconds / sampling.images if sampling.images else None,
                 }
-            training = metrics.training.vae.seconds + (0 if key == "vae" else metrics.training.lsgm.seconds)
+            lsgm = metrics.training.lsgm
+            training = metrics.training.vae.seconds + (0 if key == "vae" else lsgm.seconds_before + lsgm.seconds)
             rows.append(row | {"training_s": training})
-    extractors = list(dict.fromkeys(map(_frechet_name, models)))
+    extractors = list(dict.fromkeys(name for metrics in models for name in _frechet(metrics, "lsgm")))
     measured = ["nelbo", "nelbo_stderr", "nelbo_paper", "reconstruction", "kl"]
     if any(row["iw_bound"] is not None for row in rows):
         measured += ["iw_bound", "iw_stderr"]
@@ -220,7 +221,7 @@ def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
     """:func:`comparison` for readers: the best of each dataset in bold, and below it what the numbers rest on."""
     unit = " / ".join(dict.fromkeys(metrics.nelbo.unit for metrics in models))
     extractors = [name for name in table.columns if name.startswith("frechet_")]
-    counts = " / ".join(dict.fromkeys(str(metrics.frechet.images) for metrics in models))
+    counts = " / ".join(dict.fromkeys(str(metrics.frechet.images) for metrics in models if metrics.frechet))
     samples = " / ".join(dict.fromkeys(str(metrics.nelbo.lsgm.iw_samples) for metrics in models))
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "reconstruction": ("reconstruction", _number(2)),
@@ -270,7 +271,7 @@ def summary(metrics: Metrics) -> dict[str, Any]:
         if nelbo.iw_bound is not None:
             found[f"iw_bound_{nelbo.iw_samples}"] = nelbo.iw_bound
         if key != "lsgm_with_normal_prior":
-            found[_frechet_name(metrics)] = getattr(metrics.frechet, key)
+            found |= _frechet(metrics, key)
             found["nfe"] = getattr(metrics.sampling, key).nfe
         return {name: _rounded(value) for name, value in found.items()}
 
@@ -280,13 +281,16 @@ def summary(metrics: Metrics) -> dict[str, Any]:
 
 def _caption(metrics: Metrics) -> str:
     frechet, gain = metrics.frechet, metrics.nelbo.gain
-    return (
+    text = (
         f"**{metrics.model}** ({metrics.dataset}): NELBO of {metrics.nelbo.images} test images; the LSGM's gain over "
-        f"the VAE is {gain.nelbo:.2f} ± {gain.stderr:.2f} {metrics.nelbo.unit} (paired). Fréchet distance of "
-        f"N = {frechet.images} samples to the training images in {frechet.extractor} features; its floor, two disjoint "
-        f"sets of {frechet.images} real images against each other, is {frechet.floor:.2f}. Measured on "
-        f"{metrics.device}, {metrics.date}."
+        f"the VAE is {gain.nelbo:.2f} ± {gain.stderr:.2f} {metrics.nelbo.unit} (paired). "
     )
+    if frechet is not None:
+        text += (
+            f"Fréchet distance of N = {frechet.images} samples to the training images in {frechet.extractor} features; "
+            f"its floor, two disjoint sets of {frechet.images} real images against each other, is {frechet.floor:.2f}. "
+        )
+    return f"{text}Measured on {metrics.device}, {metrics.date}."
 
 
 def _bars(metrics: Metrics) -> list[Bar]:
@@ -294,8 +298,10 @@ def _bars(metrics: Metrics) -> list[Bar]:
     return [Bar(label, part.reconstruction, part.kl, part.nelbo, part.stderr) for label, part in parts.items()]
 
 
-def _frechet_name(metrics: Metrics) -> str:
-    return f"frechet_{metrics.frechet.extractor}"
+def _frechet(metrics: Metrics, key: str) -> dict[str, float]:
+    """The Fréchet distance under its column's name; nothing where it was not measured."""
+    frechet = metrics.frechet
+    return {f"frechet_{frechet.extractor}": getattr(frechet, key)} if frechet is not None else {}
 
 
 def _number(digits: int) -> Callable[[float], str]:

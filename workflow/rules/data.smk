@@ -1,13 +1,10 @@
 rule prepare:
     input:
         config="configs/prepare/{dataset}.json",
+        arrays=arrays_of,
     output:
         manifest="data/{dataset}/manifest.json",
-        arrays=expand(
-            "data/{{dataset}}/{split}_{content}.npy",
-            split=["train", "test"],
-            content=["images", "labels"],
-        ),
+        arrays=expand("data/{{dataset}}/{split}_images.npy", split=["train", "test"]),
     log:
         "logs/prepare/{dataset}.log",
     threads: 1

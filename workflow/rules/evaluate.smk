@@ -2,14 +2,14 @@ rule evaluate_model:
     input:
         config="configs/evaluate/{model}.json",
         data=store_of,
-        checkpoints=expand(
-            "checkpoints/{kind}/{{model}}/{file}",
-            kind=["vae", "lsgm"],
+        checkpoints=lambda wildcards: expand(
+            "checkpoints/{folder}/{file}",
+            folder=[f"vae/{pretrained(wildcards.model)}", f"lsgm/{wildcards.model}"],
             file=["model.safetensors", "config.json", "history.csv"],
         ),
-        samples=expand(
-            "samples/{kind}/{{model}}/{file}",
-            kind=["vae", "lsgm"],
+        samples=lambda wildcards: expand(
+            "samples/{folder}/{file}",
+            folder=[f"vae/{pretrained(wildcards.model)}", f"lsgm/{wildcards.model}"],
             file=["samples.npy", "sampling.json"],
         ),
     output:
@@ -24,8 +24,9 @@ rule evaluate_model:
         runtime=12 * 60,
     params:
         data=folder_of_store,
+        vae=lambda wildcards: pretrained(wildcards.model),
     shell:
         "exec lsgm evaluate --config {input.config} --data {params.data}"
         " --model checkpoints/lsgm/{wildcards.model} --samples samples/lsgm/{wildcards.model}"
-        " --vae checkpoints/vae/{wildcards.model} --vae-samples samples/vae/{wildcards.model}"
+        " --vae checkpoints/vae/{params.vae} --vae-samples samples/vae/{params.vae}"
         " --out results/models/{wildcards.model} --log {log}"

@@ -2,8 +2,7 @@ rule train_lsgm:
     input:
         config="configs/train/{model}.json",
         data=store_of,
-        weights=rules.pretrain_vae.output.weights,
-        vae=rules.pretrain_vae.output.config,
+        vae=start_of,
     output:
         weights="checkpoints/lsgm/{model}/model.safetensors",
         config="checkpoints/lsgm/{model}/config.json",
@@ -16,6 +15,7 @@ rule train_lsgm:
         runtime=24 * 60,
     params:
         data=folder_of_store,
+        vae=folder_of_start,
     shell:
-        "exec lsgm train --config {input.config} --data {params.data} --vae checkpoints/vae/{wildcards.model}"
+        "exec lsgm train --config {input.config} --data {params.data} --vae {params.vae}"
         " --out checkpoints/lsgm/{wildcards.model} --tensorboard logs/tensorboard/lsgm/{wildcards.model} --log {log}"

@@ -1,43 +1,42 @@
 """What one asks for by name: `snakemake MODEL`, and the phases that the stages of dvc.yaml run."""
 
-# Everything that is made for one model.
-PRODUCTS = [
-    *rules.pretrain_vae.output,
-    *rules.train_lsgm.output,
-    *expand(rules.sample.output, kind=["vae", "lsgm"], allow_missing=True),
-    *rules.evaluate_model.output,
-]
+RUN_DATASETS = sorted({PARAMS.models[model].dataset for model in PARAMS.run})
+RUN_PRETRAINED = list(dict.fromkeys(map(pretrained, PARAMS.run)))
+RUN_TRAINED = list(dict.fromkeys(step for model in PARAMS.run for step in PARAMS.lineage(model)))
 
 
 rule configs:
     input:
-        expand("configs/prepare/{dataset}.json", dataset=sorted({PARAMS.models[model].dataset for model in PARAMS.run})),
-        expand("configs/{stage}/{model}.json", stage=STAGES[1:], model=PARAMS.run),
+        expand("configs/prepare/{dataset}.json", dataset=RUN_DATASETS),
+        expand("configs/pretrain/{model}.json", model=RUN_PRETRAINED),
+        expand("configs/train/{model}.json", model=RUN_TRAINED),
+        expand("configs/sample/{model}.json", model=sorted({*RUN_PRETRAINED, *PARAMS.run})),
+        expand("configs/evaluate/{model}.json", model=PARAMS.run),
         rules.tabulate.input.config,
     localrule: True
 
 
 rule data:
     input:
-        expand(rules.prepare.output, dataset=sorted({PARAMS.models[model].dataset for model in PARAMS.run})),
+        expand(rules.prepare.output, dataset=RUN_DATASETS),
     localrule: True
 
 
 rule pretrain:
     input:
-        expand(rules.pretrain_vae.output, model=PARAMS.run),
+        expand(rules.pretrain_vae.output, model=RUN_PRETRAINED),
     localrule: True
 
 
 rule train:
     input:
-        expand(rules.train_lsgm.output, model=PARAMS.run),
+        expand(rules.train_lsgm.output, model=RUN_TRAINED),
     localrule: True
 
 
 rule evaluate:
     input:
-        expand(PRODUCTS, model=PARAMS.run),
+        list(dict.fromkeys(file for model in PARAMS.run for file in products(model))),
         rules.tabulate.output,
     localrule: True
 
@@ -48,5 +47,5 @@ for model in PARAMS.models:
         name:
             model
         input:
-            expand(PRODUCTS, model=model),
+            products(model),
         localrule: True
