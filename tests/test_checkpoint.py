@@ -11,6 +11,7 @@ import torch
 import lsgm
 from lsgm import checkpoint
 from lsgm.config import ImageConfig, PretrainConfig, PretrainStage, PriorConfig, SDEConfig, VAEConfig
+from lsgm.data.batches import preprocess
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM, importance_weighted
 
@@ -102,7 +103,7 @@ def test_temperature_scales_the_draws(folder):
     x = model.sample(3, temperature=0.0, solver="heun", steps=4)
     torch.testing.assert_close(x[1:], x[:1].expand(2, -1, -1, -1), atol=1e-5, rtol=0)
     model.prior, seen = None, []
-    model.decode = lambda z: seen.append(z) or z
+    model.decode = lambda z, further: seen.append(z) or z
     model.sample(64, temperature=0.5)
     model.sample(64)
     torch.testing.assert_close(seen[0], 0.5 * seen[1])
@@ -228,5 +229,19 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(LSGMError, match="prior.scales: 5 scales need latents of a size divisible by 16, not 8x8"):
         LSGM(IMAGE, VAE, PRIOR.model_copy(update={"scales": 5}), SDEConfig())
-    with pytest.raises(LSGMError, match="vae.preprocess.blocks: 2 blocks need an image size divisible by 4, not 30"):
+    with pytest.raises(
+        LSGMError, match="vae.preprocess.blocks, .*: 2 halvings need an image size divisible by 4, not 30"
+    ):
         LSGM(IMAGE.model_copy(update={"padded_size": 30}), VAE)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_images_lose_their_lower_bits_once(bits):
+    """All 256 values are seen as training sees them, and what has fewer bits already stays as it is."""
+    image = ImageConfig(channels=1, size=16, padded_size=16, binary=False)
+    model = LSGM(image, VAE.model_copy(update={"likelihood": "dl", "x_bits": bits}))
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    in_training = preprocess(values, None, 16, binarise=False, bits=bits)
+    assert len(in_training.unique()) == 2**bits
+    for x in (values / 255, values.double() / 255, in_training, in_training.double()):
+        torch.testing.assert_close(model._seen(x).float(), in_training, rtol=1e-6, atol=0)

@@ -42,11 +42,17 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ONE_THREAD)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, mnist_store):
-    """Every stage run once; what each said on stderr."""
+CONV = {"backbone": "conv", "channels": 4, "channel_mult": [1, 2, 2, 2], "latents": 4}
+
+
+@pytest.fixture(scope="module", params=["nvae", "conv"])
+def made(request, tmp_path_factory, mnist_store):
+    """Every stage run once, with each backbone; what each said on stderr."""
     folder = tmp_path_factory.mktemp("cli")
-    params = parse(Params, yaml.safe_load(TINY), "tiny")
+    raw = yaml.safe_load(TINY)
+    if request.param == "conv":
+        raw["models"]["tiny"]["vae"] = CONV
+    params = parse(Params, raw, "tiny")
     said = {}
     for stage in ("pretrain", "train", "sample", "evaluate"):
         (folder / f"{stage}.json").write_text(params.freeze(stage, "tiny", code="c0de").model_dump_json())

@@ -92,3 +92,44 @@ def test_discretised_diffusions_must_preserve_variance(key, value):
     raw["models"]["mnist_demo"]["sde"]["name"] = "sub_vpsde"
     with pytest.raises(ConfigError, match=f"{key}: '{value}' needs sde.name vpsde or geometric_vpsde"):
         parse(Params, raw, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae": None}, "models.celebahq256_qualitative_joint: a model has either .* this one has pretrain"),
+        ({"vae_of": "mnist_demo"}, "either vae and pretrain, or vae_of .* this one has vae and pretrain and vae_of"),
+        ({"vae": None, "pretrain": None}, "this one has none of them"),
+        (
+            {"vae": None, "pretrain": None, "vae_of": "celebahq256_qualitative"},
+            "vae_of: 'celebahq256_qualitative_joint': is a circle|vae_of: 'celebahq256_qualitative': is a circle",
+        ),
+        ({"vae": None, "pretrain": None, "vae_of": "mnist_demo"}, "'mnist_demo' is a model of another dataset"),
+        ({"vae": None, "pretrain": None, "vae_of": "other"}, "vae_of: 'other': the models are mnist_demo"),
+    ],
+)
+def test_a_model_has_one_vae(changes, message):
+    raw = copy.deepcopy(RAW)
+    section = raw["models"]["celebahq256_qualitative_joint"]
+    section.update(changes)
+    with pytest.raises(ConfigError, match=message):
+        parse(Params, {**raw, "models": {k: {a: b for a, b in m.items() if b is not None} for k, m in
+                                         raw["models"].items()}}, "params.yaml")  # fmt: skip
+
+
+def test_a_lineage_starts_where_the_vae_is_pretrained():
+    params = load_params(PARAMS)
+    assert params.lineage("celebahq256_qualitative") == ["celebahq256_qualitative_joint", "celebahq256_qualitative"]
+    assert params.lineage("mnist") == ["mnist"]
+    assert params.vae("celebahq256_qualitative") == params.models["celebahq256_qualitative_joint"].vae
+    with pytest.raises(ConfigError, match="has no VAE to pretrain, it takes that of celebahq256_qualitative_joint"):
+        params.freeze("pretrain", "celebahq256_qualitative")
+
+
+def test_a_key_of_another_backbone_is_explained():
+    with pytest.raises(ConfigError, match=r"mnist_demo_conv.vae.arch: unknown key .*the keys here are likelihood"):
+        parse(Params, changed("models.mnist_demo_conv.vae.arch", "res_mbconv"), "params.yaml")
+    with pytest.raises(ConfigError, match="mnist_demo.vae.chanels: unknown key .* did you mean 'channels'"):
+        parse(Params, changed("models.mnist_demo.vae.chanels", 3), "params.yaml")
+    with pytest.raises(ConfigError, match="mnist_demo.vae.backbone: expected 'nvae' or 'conv', found 'resnet'"):
+        parse(Params, changed("models.mnist_demo.vae.backbone", "resnet"), "params.yaml")

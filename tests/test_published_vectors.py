@@ -3,7 +3,6 @@
 The vectors are found through the environment variable LSGM_FIXTURES (see CONTRIBUTING.md).
 """
 
-import argparse
 import os
 from pathlib import Path
 
@@ -11,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lsgm.config import ImageConfig, PretrainConfig, PriorConfig, SDEConfig, VAEConfig
-from lsgm.model import LSGM
-from lsgm.networks.ncsnpp import NCSNpp
-from lsgm.prior import ScorePrior
+from lsgm import published
+from lsgm.config import PretrainConfig
 from lsgm.published import published_names
 from lsgm.sampling import ancestral, ode
 from lsgm.sampling.ancestral import Discretisation
@@ -29,20 +26,12 @@ FIXTURES = os.environ.get("LSGM_FIXTURES")
 pytestmark = pytest.mark.skipif(not FIXTURES, reason="LSGM_FIXTURES names no folder with published vectors")
 
 
+def file(name):
+    return Path(FIXTURES or "") / f"{name}.pt"
+
+
 def load(name):
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(Path(FIXTURES or "") / f"{name}.pt", weights_only=True)
-
-
-def fill(network, published):
-    """Load a network from tensors under their published names; all of them must be used."""
-    names = published_names(network)
-    transpose = {theirs for theirs in names.values() if theirs.endswith(".W")}
-    state = {ours: published[t].T if t in transpose else published[t] for ours, t in names.items()}
-    network.load_state_dict(state)
-    left = {key for key in set(published) - set(names.values()) if not key.endswith("weight_normalized")}
-    assert left <= {"mixing_logit"}
-    return network
+    return torch.load(file(name), weights_only=True)
 
 
 def close(ours, theirs, tolerance):
@@ -59,25 +48,18 @@ def vectors():
 
 @pytest.fixture
 def model():
-    blocks = {"blocks": 2, "cells": 2}
-    vae = VAEConfig(
-        arch="res_mbconv", channels=16, channel_mult=[1, 2, 2], groups_per_scale=2, latents_per_group=4,
-        cells_per_cond=1, preprocess=blocks, postprocess=blocks,
-    )  # fmt: skip
-    prior = PriorConfig(channels=32, scales=2, cells_per_scale=1, dropout=0, mixing_logit_init=-6)
-    image = ImageConfig(channels=1, size=28, padded_size=32, binary=True)
-    model = LSGM(image, vae, prior, SDEConfig())
-    checkpoint = load("mnist_like.published")
-    fill(model.vae, checkpoint["vae_state_dict"])
-    fill(model.prior.network, checkpoint["dae_state_dict"])
-    model.prior.mixing_logit.data = checkpoint["dae_state_dict"]["mixing_logit"]
-    return model.eval()
+    return published.load(file("mnist_like.published")).requires_grad_(True)
+
+
+@pytest.fixture
+def flow_model():
+    return published.load(file("cifar_like_flow.published")).requires_grad_(True)
 
 
 def test_vae(model, vectors):
     expected = vectors["vae"]
     noise = torch.cat(list(expected["normal_draws"]), dim=1)
-    posterior, logits = model.vae.encode(vectors["x_vae"], noise)
+    posterior, logits = model.vae.encode(vectors["x_vae"], [noise])
     close(posterior.z, torch.cat(list(expected["eps"]), dim=1), 1e-5)
     close(posterior.log_q, torch.cat(list(expected["log_q"]), dim=1), 1e-5)
     close(logits, expected["logits"], 1e-5)
@@ -100,19 +82,31 @@ def flow_vectors():
 
 
 @pytest.fixture(scope="module")
-def flow_prior(flow_vectors):
+def flow_prior():
     """Score prior with FIR resampling and attention, on the geometric VPSDE."""
-    checkpoint = load("cifar_like_flow.published")
-    a, state = checkpoint["args"], checkpoint["dae_state_dict"]
-    config = PriorConfig(
-        channels=a.num_channels_dae, scales=a.num_scales_dae, cells_per_scale=a.num_cell_per_scale_dae, fir=a.fir,
-        dropout=0, embedding_dim=a.embedding_dim, embedding_scale=a.embedding_scale, mixing_logit_init=-6,
-    )  # fmt: skip
-    shape = tuple(flow_vectors["dae"]["eps_t"].shape[1:])
-    prior = ScorePrior(GeometricVPSDE(a.sigma2_min, a.sigma2_max, a.sigma2_0), NCSNpp(config, shape), shape, -6)
-    fill(prior.network, state)
-    prior.mixing_logit.data = state["mixing_logit"]
-    return prior.eval()
+    return published.load(file("cifar_like_flow.published")).prior
+
+
+def test_vae_with_flows_and_mixture_of_logistics(flow_model, flow_vectors):
+    expected, vae = flow_vectors["vae"], flow_model.vae
+    noise = torch.cat(list(expected["normal_draws"]), dim=1)
+    posterior, logits = vae.encode(flow_vectors["x_vae"], [noise])
+    close(posterior.z, torch.cat(list(expected["eps"]), dim=1), 1e-5)
+    close(posterior.log_q, torch.cat(list(expected["log_q"]), dim=1), 1e-5)
+    close(logits, expected["logits"], 1e-5)
+    close(-flow_model.likelihood.log_prob(flow_vectors["x"], logits), expected["recon_loss"], 1e-5)
+    close(flow_model.decode(posterior.z), expected["sample_given_eps"], 1e-5)
+    close(2 * flow_model.likelihood.mean(logits) - 1, expected["decoder_mean_raw"], 1e-5)
+    assert torch.equal(vae.decode(posterior.z), logits)
+
+
+@pytest.mark.parametrize("name", ["mnist_like", "cifar_like_flow"])
+def test_first_and_second_stage_files_hold_the_same_vae(name):
+    vae, both = published.load(file(f"{name}.vae.published")), published.load(file(f"{name}.published"))
+    assert vae.prior is None and both.prior is not None
+    assert vae.vae_config == both.vae_config
+    state = both.vae.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in vae.vae.state_dict().items())
 
 
 def test_score_network_with_fir_and_attention(flow_prior, flow_vectors):

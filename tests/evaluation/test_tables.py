@@ -82,6 +82,25 @@ def test_csv_holds_the_numbers(tmp_path: Path) -> None:
     assert np.isnan([normal["frechet_mnist_classifier"], normal["nfe"], lsgm["nelbo_paper"]]).all()
 
 
+def test_a_model_without_frechet_distance(tmp_path: Path) -> None:
+    """Beside one that has it its cells are empty; alone there is no column."""
+
+    def without(metrics: dict[str, Any]) -> None:
+        metrics["frechet"] = None
+
+    one = folder(tmp_path / "models" / "mnist_demo")
+    two = folder(tmp_path / "models" / "other", without)
+    tabulate([one, two], tmp_path / "both")
+    table = pd.read_csv(tmp_path / "both" / "tables" / "comparison.csv")
+    column = table["frechet_mnist_classifier"]
+    assert column.notna().tolist() == [True, False, True, False, False, False]
+    text = (tmp_path / "both" / "tables" / "comparison.md").read_text()
+    assert text.count("its floor, two disjoint sets") == 1 and "N = 2000) ↓" in text
+    tabulate([two], tmp_path / "alone")
+    assert "frechet" not in (tmp_path / "alone" / "tables" / "comparison.csv").read_text()
+    assert "frechet" not in (tmp_path / "alone" / "metrics.json").read_text()
+
+
 def test_markdown_shows_the_best_in_bold_and_what_the_numbers_rest_on(tmp_path: Path) -> None:
     tabulate([folder(tmp_path / "models" / "mnist_demo")], tmp_path)
     text = (tmp_path / "tables" / "comparison.md").read_text()

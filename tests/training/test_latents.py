@@ -23,7 +23,7 @@ class Encoder(torch.nn.Module):
     vae = property(lambda self: self)
 
     def encode(self, x):
-        from lsgm.networks.nvae import Posterior
+        from lsgm.networks.posterior import Posterior
 
         c = torch.arange(3.0)[None, :, None, None]
         noise = torch.randn(len(x), *self.latent_shape)
@@ -33,7 +33,7 @@ class Encoder(torch.nn.Module):
 
 
 class Images:
-    batch, seed, pad_to, binarise = 100, 0, 8, True
+    batch, seed, pad_to, binarise, bits = 100, 0, 8, True, 8
     images = torch.zeros(300, 1, 8, 8, dtype=torch.uint8)
 
     def __len__(self):

@@ -1,5 +1,6 @@
 """Objectives against closed forms."""
 
+import copy
 import math
 
 import pytest
@@ -220,14 +221,17 @@ def test_own_samples_in_one_pass_or_in_turn_are_the_same(double, monkeypatch):
 def test_q_can_see_the_averaged_prior(double, monkeypatch):
     """The VAE's gradient is that of a model whose prior has the average's weights, the prior's its own."""
     rho, q_rho = torch.rand(2, 4, dtype=torch.float64)
-    average = {n: p.detach() * 1.2 for n, p in double.prior.named_parameters()}
+    average = copy.deepcopy(double.prior)
+    with torch.no_grad():
+        for p in average.parameters():
+            p.mul_(1.2)
     samplers = {"p": sampler(double, "un"), "q_samples": "own", "q": sampler(double, "ll")}
     plain, _ = gradients(double, LSGMObjective(**samplers), 1.0, monkeypatch, rho, q_rho)
-    mixed, _ = gradients(double, LSGMObjective(**samplers, q_weights=lambda: average), 1.0, monkeypatch, rho, q_rho)
+    mixed, _ = gradients(double, LSGMObjective(**samplers, q_prior=average), 1.0, monkeypatch, rho, q_rho)
     assert_same(plain, mixed, "prior", rtol=1e-9, atol=1e-13)
     with torch.no_grad():
-        for n, p in double.prior.named_parameters():
-            p.copy_(average[n])
+        for p, other in zip(double.prior.parameters(), average.parameters(), strict=True):
+            p.copy_(other)
     averaged, _ = gradients(double, LSGMObjective(**samplers), 1.0, monkeypatch, rho, q_rho)
     assert_same(averaged, mixed, "vae", rtol=1e-9, atol=1e-13)
 

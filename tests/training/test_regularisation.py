@@ -1,6 +1,7 @@
 import torch
 from torch import nn
 
+from lsgm.networks.flow import Shift
 from lsgm.networks.layers import BatchNorm, Conv2d, WNConv2d
 from lsgm.training.ema import EMA
 from lsgm.training.regularisation import SpectralRegulariser
@@ -10,14 +11,14 @@ def network():
     torch.manual_seed(0)
     return nn.Sequential(
         WNConv2d(3, 8, 3), WNConv2d(8, 8, 3), WNConv2d(8, 8, 3), Conv2d(8, 8, 5, groups=8, bias=False),
-        BatchNorm(8), nn.GroupNorm(2, 8), nn.Linear(8, 8), nn.Conv2d(8, 4, 1),
+        BatchNorm(8), nn.GroupNorm(2, 8), nn.Linear(8, 8), nn.Conv2d(8, 4, 1), Shift(3, mirrored=True),
     ).double()  # fmt: skip
 
 
 def test_spectral_norms_against_svd():
     net = network()
     regulariser = SpectralRegulariser(net)
-    weights = [net[i].effective_weight() for i in range(4)] + [net[7].weight]
+    weights = [conv.effective_weight() for conv in [*net[:4], *net[8].children()]] + [net[7].weight]
     exact = sum(torch.linalg.svdvals(w.detach().flatten(1))[0] for w in weights)
     for _ in range(100):
         value = regulariser.spectral()
@@ -30,10 +31,11 @@ def test_spectral_gradient_against_svd():
     regulariser = SpectralRegulariser(net)
     for _ in range(200):
         regulariser.spectral()
-    parameters = [net[1].weight, net[1].log_weight_norm, net[3].weight, net[7].weight]
+    parameters = [net[1].weight, net[1].log_weight_norm, net[3].weight, net[7].weight, net[8].conv_in.weight]
     ours = torch.autograd.grad(regulariser.spectral(), parameters)
     exact = sum(torch.linalg.svdvals(net[i].effective_weight().flatten(1))[0] for i in (1, 3))
     exact = exact + torch.linalg.svdvals(net[7].weight.flatten(1))[0]
+    exact = exact + torch.linalg.svdvals(net[8].conv_in.effective_weight().flatten(1))[0]
     for a, b in zip(ours, torch.autograd.grad(exact, parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
@@ -43,7 +45,8 @@ def test_norm_scales():
     with torch.no_grad():
         net[4].weight[3] = -7.0
         net[5].weight[0] = 2.0
-    assert SpectralRegulariser(net).norm_scales().item() == 9.0
+    regulariser = SpectralRegulariser(net, convs=False)
+    assert regulariser.norm_scales().item() == regulariser().item() == 9.0
 
 
 def test_ema_is_the_weighted_sum_of_the_past():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 if TYPE_CHECKING:
     from .conftest import Project
+
+REPOSITORY = Path(__file__).parents[2]
 
 EVERYTHING = {
     "freeze": 6,
@@ -45,6 +49,47 @@ def test_a_second_run_does_nothing(finished: Project) -> None:
     assert finished.dry_run() == {}
     assert finished.run("dvc", "repro").count("didn't change, skipping") == 5
     assert "up to date" in finished.run("dvc", "status")
+
+
+@pytest.mark.parametrize(
+    ("model", "stages"),
+    [("cifar10_best_fid", 1), ("omniglot", 1), ("celebahq256_qualitative", 2)],
+)
+def test_the_plan_of_a_model_of_the_paper(fresh: Project, model: str, stages: int) -> None:
+    """From data to evaluation; for the three-stage model with two end-to-end trainings, one after the other."""
+    with fresh.edited(
+        "params.yaml", (fresh.path / "params.yaml").read_text(), (REPOSITORY / "params.yaml").read_text()
+    ):
+        plan = fresh.dry_run(model)
+        said = fresh.run("snakemake", "--dry-run", model)
+    assert plan == {
+        "freeze": 4 + 2 * (stages - 1) + 1,
+        "prepare": 1,
+        "pretrain_vae": 1,
+        "train_lsgm": stages,
+        "sample": 2,
+        "evaluate_model": 1,
+    }
+    if stages == 2:
+        joint = "checkpoints/lsgm/celebahq256_qualitative_joint/model.safetensors"
+        assert re.search(rf"rule train_lsgm:\n +input: .*{joint}.*\n +output: checkpoints/lsgm/{model}/", said)
+
+
+def test_a_model_on_the_vae_of_another(finished: Project) -> None:
+    """It takes what the other one left, is a model to `run` like any, and a change of the other reaches it."""
+    tiny = yaml.safe_load((finished.path / "params.yaml").read_text())["models"]["tiny"]
+    third = {key: value for key, value in tiny.items() if key not in ("vae", "pretrain")} | {"vae_of": "tiny"}
+    added = {"freeze": 4, "train_lsgm": 1, "sample": 1, "evaluate_model": 1, "tabulate": 1}
+    with finished.parameter("models.third", third):
+        assert finished.dry_run("third") == {"freeze": 3, "train_lsgm": 1, "sample": 1, "evaluate_model": 1}
+        with finished.parameter("run", ["tiny", "third"]):
+            assert finished.dry_run() == added
+            assert finished.dry_run("configs")["freeze"] == 4
+            with finished.parameter("models.tiny.train.ema", 0.95):
+                twice = {"train_lsgm": 2, "sample": 2, "evaluate_model": 2, "freeze": 5}
+                assert finished.dry_run() == added | twice
+        with finished.parameter("run", ["third"]):
+            assert finished.dry_run("configs")["freeze"] == 4
 
 
 def test_a_model_that_is_not_run_is_a_target(finished: Project) -> None:

@@ -1,0 +1,208 @@
+"""Published checkpoint files: what is written is read, and what is wrong is named."""
+
+import argparse
+import collections
+import copy
+
+import pytest
+import torch
+
+import lsgm
+from lsgm import cli, published
+from lsgm.config import ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.errors import LSGMError
+from lsgm.model import LSGM
+
+ONE_BLOCK = {"blocks": 1, "cells": 2}
+COLOUR = ImageConfig(channels=3, size=32, padded_size=32, binary=False)
+MODELS = {
+    "mnist": (
+        ImageConfig(channels=1, size=28, padded_size=32, binary=True),
+        {"arch": "res_mbconv", "channels": 4, "channel_mult": [1, 2, 2], "groups_per_scale": 2, "latents_per_group": 2,
+         "cells_per_cond": 1, "preprocess": {"blocks": 2, "cells": 2}, "postprocess": {"blocks": 2, "cells": 1}},
+        {"channels": 16, "scales": 2, "cells_per_scale": 1, "mixing_logit_init": -6},
+        {"name": "vpsde"},
+    ),
+    "cifar10": (
+        COLOUR,
+        {"arch": "res_bnswish", "channels": 4, "channel_mult": [1, 2], "groups_per_scale": 3, "latents_per_group": 2,
+         "cells_per_cond": 2, "preprocess": ONE_BLOCK, "postprocess": ONE_BLOCK, "num_nf": 2, "likelihood": "dml"},
+        {"channels": 16, "scales": 2, "cells_per_scale": 1, "fir": True, "mixing_logit_init": -3,
+         "embedding": "fourier"},
+        {"name": "geometric_vpsde", "time_eps": 0.0, "sigma2_max": 0.999, "sigma2_0": 3e-5},
+    ),
+    "celeba_32": (
+        COLOUR,
+        {"arch": "res_mbconv", "channels": 4, "channel_mult": [1, 1, 2, 4], "latent_scales": 3, "groups_per_scale": 2,
+         "latents_per_group": 2, "cells_per_cond": 1, "preprocess": ONE_BLOCK, "postprocess": ONE_BLOCK, "num_nf": 1,
+         "likelihood": "dml", "x_bits": 5, "progressive_input": "input_skip"},
+        {"channels": 16, "scales": 1, "cells_per_scale": 1, "mixing_logit_init": -6},
+        {"name": "vpsde"},
+    ),
+}  # fmt: skip
+
+
+def make(name):
+    image, vae, prior, sde = MODELS[name]
+    torch.manual_seed(0)
+    model = LSGM(image, VAEConfig(**vae), PriorConfig(**prior), SDEConfig(**sde))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_exported_is_imported(name, tmp_path):
+    """Configuration and every tensor, for the LSGM and for its VAE alone; and it samples."""
+    model = make(name)
+    published.export(model, tmp_path / "checkpoint.pt", name)
+    again = lsgm.load(tmp_path / "checkpoint.pt")
+    assert (again.image, again.vae_config, again.prior_config) == (model.image, model.vae_config, model.prior_config)
+    assert vars(again.prior.sde) == vars(model.prior.sde)
+    state = again.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    x = again.sample(2, solver="heun", steps=2, time_eps=1e-2)
+    assert torch.equal(x, model.sample(2, solver="heun", steps=2, time_eps=1e-2)) and torch.isfinite(x).all()
+    model.prior = None
+    published.export(model, tmp_path / "vae.pt", name)
+    assert lsgm.load(tmp_path / "vae.pt").prior is None
+
+
+def test_the_average_is_taken_from_the_optimiser(tmp_path):
+    """As in a second-stage training checkpoint: numbered by registration, frozen parameters without an entry."""
+    model = make("mnist")
+    published.export(model, tmp_path / "a.pt", "mnist")
+    content = published.read(tmp_path / "a.pt")
+    names = list(content["dae_state_dict"])
+    state = {i: {"ema": value + 1.0} for i, value in enumerate(content["dae_state_dict"].values()) if i != 3}
+    content["dae_optimizer"] = {"state": state, "param_groups": []}
+    torch.save(content, tmp_path / "b.pt")
+    raw, averaged = published.load(tmp_path / "a.pt"), published.load(tmp_path / "b.pt")
+    ours = {theirs: key for key, theirs in published.published_names(raw.prior.network).items()}
+    before, after = raw.prior.network.state_dict(), averaged.prior.network.state_dict()
+    for i, theirs in enumerate(names):
+        if theirs == "mixing_logit":
+            torch.testing.assert_close(averaged.prior.mixing_logit, raw.prior.mixing_logit + 1)
+        else:
+            torch.testing.assert_close(after[ours[theirs]], before[ours[theirs]] + (i != 3))
+
+
+def test_dropped_channels_are_found_again(tmp_path):
+    model = make("mnist")
+    model.prior.deactivate(torch.tensor([True, False, True, False]))
+    published.export(model, tmp_path / "a.pt", "mnist")
+    assert torch.equal(published.load(tmp_path / "a.pt").prior.active, model.prior.active)
+
+
+def test_old_files_lack_arguments(tmp_path):
+    model = make("cifar10")
+    published.export(model, tmp_path / "a.pt", "cifar10")
+    content = published.read(tmp_path / "a.pt")
+    for key in published.OLD:
+        delattr(content["args"], key)
+    torch.save(content, tmp_path / "old.pt")
+    assert published.load(tmp_path / "old.pt").vae_config == model.vae_config
+
+
+class Foreign(collections.OrderedDict):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["vae_state_dict"].pop("stem.weight"), "vae_state_dict: .*missing: stem.weight"),
+        (lambda c: c["dae_state_dict"].update(extra=torch.zeros(1)), "dae_state_dict: .*unknown: extra"),
+        (lambda c: setattr(c["args"], "num_channels_enc", 8), "num_channels_enc, args.num_channels_dec: 8 and 4"),
+        (lambda c: vars(c["args"]).update(num_channels_enc=8, num_channels_dec=8), "of other shapes"),
+        (
+            lambda c: setattr(c["args"], "progressive_input", "input_skip"),
+            "progressive_input: .* is not supported",
+        ),
+        (lambda c: delattr(c["args"], "fir"), "args: fir is missing"),
+        (lambda c: delattr(c["args"], "num_channels_dae"), "args: num_channels_dae is missing"),
+        (lambda c: c.update(args=None), "b.pt: args: "),
+        (
+            lambda c: setattr(c["args"], "decoder_dist", "gauss"),
+            "decoder_dist: expected one of bin, dml, dl, normal, f",
+        ),
+        (lambda c: setattr(c["args"], "dataset", "things"), "b.pt: args.dataset: cannot tell"),
+        (
+            lambda c: c.update(dae_optimizer={"state": {1: {"ema": torch.zeros(3, 2)}}}),
+            r"b.pt: dae_optimizer.state.1.ema: \(3, 2\) does not fit all_modules.0.weight",
+        ),
+        (lambda c: setattr(c["args"], "arch_instance", "res_elu"), "arch_instance|arch"),
+        (lambda c: c.pop("vae_state_dict"), "no checkpoint of an NVAE or LSGM"),
+        (lambda c: c.update(best_score_fid=Foreign()), "object of the class .*Foreign"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, message):
+    published.export(make("mnist"), tmp_path / "a.pt", "mnist")
+    content = copy.deepcopy(published.read(tmp_path / "a.pt"))
+    change(content)
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(LSGMError, match=message):
+        published.load(tmp_path / "b.pt")
+
+
+def test_truncated_and_missing_files(tmp_path):
+    published.export(make("mnist"), tmp_path / "a.pt", "mnist")
+    content = (tmp_path / "a.pt").read_bytes()
+    for length in (0, 10, len(content) // 2):
+        (tmp_path / "b.pt").write_bytes(content[:length])
+        with pytest.raises(LSGMError, match=r"b.pt: .*(truncated|damaged|not a torch file)"):
+            published.load(tmp_path / "b.pt")
+    for content in (b"<!DOCTYPE html><title>404</title>", b'{"message": "not found"}', bytes(100), b"\xff" * 50):
+        (tmp_path / "b.pt").write_bytes(content)
+        with pytest.raises(LSGMError, match=r"b.pt: .*not a torch file") as caught:
+            published.load(tmp_path / "b.pt")
+        assert "could execute" not in str(caught.value)
+    with pytest.raises(LSGMError, match="none.pt: not found"):
+        lsgm.load(tmp_path / "none.pt")
+
+
+def test_the_dataset_must_fit():
+    with pytest.raises(LSGMError, match="--dataset cifar10"):
+        published.export(make("mnist"), "never.pt", "cifar10")
+    sizes = {"celeba_256": 256, "ffhq": 256, "celeba_64": 64, "lsun_church_256": 256, "celeba_256_lmdb": 256,
+             "imagenet_32": 32, "cifar10": 32}  # fmt: skip
+    assert {name: published.image_of(name).size for name in sizes} == sizes
+    with pytest.raises(LSGMError, match="cannot tell the size"):
+        published.image_of("things")
+
+
+def test_arguments_are_a_namespace(tmp_path):
+    published.export(make("mnist"), tmp_path / "a.pt", "mnist")
+    assert isinstance(published.read(tmp_path / "a.pt")["args"], argparse.Namespace)
+
+
+def test_command_line(tmp_path, capsys):
+    """From a published file to a model's folder and back; what cannot be is one message."""
+    model = make("celeba_32")
+    published.export(model, tmp_path / "a.pt", "celeba_32")
+    assert cli.main(["import-published", str(tmp_path / "a.pt"), "--out", str(tmp_path / "model")]) == 0
+    again = lsgm.load(tmp_path / "model")
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    x = torch.rand(2, 3, 32, 32).mul(31).round() / 31
+    nelbo = again.nelbo(x, tol=1e-2, time_eps=1e-2)
+    assert torch.isfinite(nelbo).all() and torch.equal(nelbo, model.nelbo(x, tol=1e-2, time_eps=1e-2))
+
+    export = ["export-published", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "b.pt")]
+    assert cli.main(export) == 1
+    assert "does not say what it was trained on; name it: --dataset" in capsys.readouterr().err
+    assert cli.main([*export, "--dataset", "celeba_32"]) == 0
+    one, two = published.read(tmp_path / "a.pt"), published.read(tmp_path / "b.pt")
+    for part in ("vae_state_dict", "dae_state_dict"):
+        assert one[part].keys() == two[part].keys()
+        assert all(torch.equal(value, two[part][key]) for key, value in one[part].items())
+    (tmp_path / "b.pt").write_bytes(b"no checkpoint")
+    assert cli.main(["import-published", str(tmp_path / "b.pt"), "--out", str(tmp_path / "never")]) == 1
+    assert "lsgm import-published: error: " in capsys.readouterr().err and not (tmp_path / "never").exists()
+
+
+def test_only_the_nvae_can_be_exported(tmp_path):
+    config = ConvVAEConfig(backbone="conv", channels=4, channel_mult=[1, 2], latents=2, likelihood="dml")
+    with pytest.raises(LSGMError, match="NVAE backbone only"):
+        published.export(LSGM(COLOUR, config), tmp_path / "never.pt", "cifar10")
