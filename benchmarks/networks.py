@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(BATCH), choices=list(BATCH))
     parser.add_argument("--networks", nargs="+", default=["vae", "score"], choices=["vae", "score"])
+    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), help="of compiled ones")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--device", default="cpu")
@@ -98,6 +99,8 @@ def main() -> None:
         variants: dict[str, dict[str, Callable[[], object]]] = {}
         for compiled in (False,) if args.eager else (False, True):
             for layout, memory_format in LAYOUTS.items():
+                if compiled and layout not in args.layouts:
+                    continue
                 torch.manual_seed(0)
                 model = LSGM(image, vae, prior, sde).to(device)
                 model.to(memory_format=memory_format)  # type: ignore[call-overload]

@@ -30,6 +30,7 @@ class Project:
         self.path = path
         self.environment = environment
         self.log = ""  # what the first run said
+        self.said = ""  # what the last dry run said
 
     def run(self, *command: str, fails: bool = False) -> str:
         """Run a command; returns what it wrote to both streams."""
@@ -45,7 +46,7 @@ class Project:
 
     def dry_run(self, *targets: str) -> dict[str, int]:
         """How often each rule would run; empty if there is nothing to do."""
-        output = self.run("snakemake", "--dry-run", *targets)
+        output = self.said = self.run("snakemake", "--dry-run", *targets)
         if "Nothing to be done" in output:
             return {}
         table = output.partition("Job stats:")[2].partition("\n\n")[0]
