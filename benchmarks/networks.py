@@ -131,6 +131,7 @@ def main() -> None:
                 cell = f"**{cell}**" if median == min(medians.values()) else cell
                 cells.append(cell)
             rows.append([what, *cells])
+            print(f"{name}: {what}: {', '.join(cells)} ms", file=sys.stderr)
         print(f"\n{name}: batch {batch}, ms (median of {args.runs} ± half the interquartile range)\n")
         print(table(["", *variants], rows), flush=True)
 
