@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsgm.config import EvaluateStage, PrepareStage, PretrainStage, SampleStage, TrainStage, load_stage
-from lsgm.errors import LSGMError
+from lsgm.errors import LSGMError, Stopped
 from lsgm.files import atomic, write_json
 from lsgm.progress import log, set_up_logging
 
@@ -207,12 +207,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 on an error that the user can mend (2: wrong arguments)."""
+    """Run one command; 0 on success, 1 on an error that the user can mend (2: wrong arguments), 75: stopped, go on."""
     args = parser().parse_args(argv)
     try:
         set_up_logging(args.log)
         keep_freed_memory()
         args.run(args)
+    except Stopped as stopped:
+        log.error(f"lsgm {args.command}: {stopped}")
+        return 75
     except (LSGMError, OSError) as error:
         log.error(f"lsgm {args.command}: error: {error}")
         return 1

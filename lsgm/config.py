@@ -137,8 +137,20 @@ AnyVAEConfig = Annotated[
 ]
 
 
+class RescueConfig(Section):
+    """What happens to steps whose loss or gradient is not finite, or whose gradient explodes: they are left out."""
+
+    bad_steps: Count = Field(10, description="so many in a row, and the training goes back to its last state")
+    tries: Annotated[int, Field(ge=0)] = Field(3, description="times it goes back before it gives up")
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="of the learning rates, each time")
+    spectral_factor: Annotated[float, Field(ge=1)] = Field(2.0, description="of the spectral regularisation, each time")
+    explosion: Annotated[float, Field(gt=1)] = Field(
+        1e4, description="a gradient so many times the median norm of the last hundred counts as bad"
+    )
+
+
 class ScheduleConfig(Section):
-    """Length of a training stage and its learning-rate schedule."""
+    """Length of a training stage, its learning-rate schedule, and how it is run."""
 
     epochs: Positive = Field(description="passes over the training set; fractions are allowed")
     batch: Count = Field(description="images per step")
@@ -151,6 +163,14 @@ class ScheduleConfig(Section):
         description="keep no feature maps inside of the blocks of NVAE and score network, compute them again for the "
         "backward pass: less memory for more time",
     )
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32", description="of matrix products and convolutions; fp16 scales the loss"
+    )
+    compile: bool = Field(False, description="compile the networks: minutes at first, for long trainings")
+    accumulate: Count = Field(1, description="parts that each process's share of a batch is taken in")
+    grad_clip: NonNegative = Field(0.0, description="largest norm of the gradient; 0: any")
+    state_minutes: Positive = Field(10.0, description="minutes between two saved states")
+    rescue: RescueConfig = RescueConfig()
     seed: int = 1
 
 

@@ -9,6 +9,10 @@ class LSGMError(Exception):
     """Something the user can mend. The message names the key or the file, what was expected and the way out."""
 
 
+class Stopped(Exception):
+    """A training was told to stop, and can go on: exit code 75 (EX_TEMPFAIL)."""
+
+
 def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise :class:`LSGMError` unless ``value`` is one of ``allowed``."""
     if value not in allowed:

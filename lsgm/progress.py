@@ -45,14 +45,20 @@ class Progress:
         total: number of steps.
         unit: what is counted, `img` or the like.
         unit_size: units per step.
+        done: steps that were done before.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "it", unit_size: int = 1, every: float = 10.0) -> None:
+    def __init__(
+        self, what: str, total: int, unit: str = "it", unit_size: int = 1, every: float = 10.0, done: int = 0
+    ) -> None:
         self.what, self.total, self.unit, self.unit_size, self.every = what, total, unit, unit_size, every
-        self.done = 0
+        self.done = self._before = done
         self.start = self._last = time.monotonic()
         self.on_terminal = sys.stderr.isatty() and bool(log.handlers)
-        self._bar = tqdm(total=total * unit_size, unit=unit, desc=what, disable=not self.on_terminal, leave=False)
+        self._bar = tqdm(
+            total=total * unit_size, initial=done * unit_size, unit=unit, desc=what, disable=not self.on_terminal,
+            leave=False,
+        )  # fmt: skip
 
     def __enter__(self) -> Progress:
         return self
@@ -81,7 +87,7 @@ class Progress:
 
     def rate(self) -> float:
         """Units per second so far."""
-        return self.done * self.unit_size / max(time.monotonic() - self.start, 1e-9)
+        return (self.done - self._before) * self.unit_size / max(time.monotonic() - self.start, 1e-9)
 
 
 def _clock(seconds: float) -> str:

@@ -75,13 +75,16 @@ class Batches:
         for step in range(len(self)):
             yield self.batch_at(epoch, step)
 
-    def batch_at(self, epoch: int, step: int) -> Tensor:
-        """Batch ``step`` (0 .. len - 1) of epoch ``epoch``: float32 [batch, C, pad_to, pad_to] in [0, 1]."""
+    def batch_at(self, epoch: int, step: int, rows: slice = slice(None)) -> Tensor:
+        """Batch ``step`` (0 .. len - 1) of epoch ``epoch``, or some of its ``rows``: float32 [B, C, pad_to, pad_to]."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)}")
         index = self.order(epoch)[step * self.batch : (step + 1) * self.batch]
         self._generator.manual_seed(mix(self.seed, epoch, step))
-        return preprocess(self.images.index_select(0, index), self._generator, self.pad_to, self.binarise, self.bits)
+        if not self.binarise:  # nothing is drawn
+            index, rows = index[rows], slice(None)
+        x = preprocess(self.images.index_select(0, index), self._generator, self.pad_to, self.binarise, self.bits)
+        return x[rows]
 
     def order(self, epoch: int) -> Tensor:
         """The permutation of the set that ``epoch`` goes through: int64 [N] on the device."""

@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BATCH_NORM_EPS = 1e-5
@@ -81,10 +83,30 @@ def normalise_weight(v: Tensor, log_norm: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm with NVAE's momentum, synchronised over all processes when the trainer converts it."""
+    """Batch norm with NVAE's momentum, whose batch is that of all processes where several train one model.
+
+    (PyTorch's SyncBatchNorm is for GPUs only.)
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(x)
+        with no_autocast(x):
+            world, wide_x = dist.get_world_size(), wide(x)
+            mean = all_reduce(wide_x.mean(dim=(0, 2, 3))) / world
+            centred = wide_x - mean[:, None, None]
+            variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / world
+            if self.momentum:  # none while a pass is recomputed
+                n = world * x.numel() // x.shape[1]
+                with torch.no_grad():
+                    self.running_mean.lerp_(mean, self.momentum)
+                    self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+                    self.num_batches_tracked.add_(1)
+            scale = self.weight * torch.rsqrt(variance + self.eps)
+            return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
 
 
 class BatchNormSwish(BatchNorm):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,13 @@ class EMA(Generic[M]):
         else:
             torch._foreach_copy_(self.average, self._parameters)
             self._started = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "started": self._started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self._started = bool(state["started"])
 
     @torch.no_grad()
     def copy_to_module(self) -> None:

@@ -1,23 +1,38 @@
-"""The loop that both training stages share: steps, learning rates, history, progress."""
+"""The loop that both training stages share: devices and precision, steps, learning rates, history, saving and going on.
+
+Every random number of a step depends on (seed, step) alone, so that what goes on after an interruption is what would have
+been. Steps whose loss or gradient is not finite, or whose gradient explodes, are left out; after several in a row the
+training goes back to its last state, more careful.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
+import signal
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from lsgm.config import ScheduleConfig
+from lsgm.config import RescueConfig, ScheduleConfig
 from lsgm.data.batches import Batches
-from lsgm.errors import LSGMError
+from lsgm.errors import LSGMError, Stopped
 from lsgm.files import atomic
+from lsgm.model import LSGM
 from lsgm.progress import Progress, log
+from lsgm.streams import mix
+from lsgm.training.distributed import Ranks, average
+from lsgm.training.draws import Draws
+from lsgm.training.objective import Objective
+from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.state import States
 
 ROWS = 200  # of a history, at most
 
@@ -99,6 +114,12 @@ class History:
                 self._writer.add_scalar(name, value, step)
         return row
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "sums": self._sums, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self._sums, self._count = list(state["rows"]), dict(state["sums"]), int(state["count"])
+
     def write(self, path: Path) -> None:
         """The rows as CSV."""
         with atomic(path) as part, open(part, "w", newline="") as file:
@@ -109,50 +130,293 @@ class History:
             self._writer.close()
 
 
+def rows_every(config: ScheduleConfig, steps_per_epoch: int) -> int:
+    """Steps from one row of the history to the next."""
+    return max(1, Schedule(config, steps_per_epoch).steps // ROWS)
+
+
+def compile_networks(model: LSGM) -> None:
+    """Compile what a training step runs most."""
+    model.vae.encode = torch.compile(model.vae.encode, dynamic=False)  # type: ignore[method-assign]
+    if model.prior is not None:
+        model.prior.network.compile(dynamic=False)
+
+
+class Stateful(Protocol):
+    """What a state is made of."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclass
+class Task:
+    """What a stage asks the engine to do.
+
+    Attributes:
+        objective: (images of this process, step, steps, draws) -> what is minimised; the mean over its images.
+        regularisers: (weight, sum to be minimised too).
+        after_step: called after each step of the optimisers.
+        parts: what a state holds beside optimisers and history, by name.
+        networks: the networks whose gradients are watched, by name.
+    """
+
+    optimised: list[Optimised]
+    objective: Callable[[Tensor, int, int, Draws], Objective]
+    regularisers: list[tuple[float, SpectralRegulariser]]
+    after_step: Callable[[], None]
+    parts: dict[str, Stateful]
+    networks: dict[str, nn.Module]
+
+
 @dataclass
 class Summary:
-    """What a training stage took."""
+    """What a training stage took; ``seconds`` of all attempts together."""
 
     steps: int
     images_per_second: float
     seconds: float
+    skipped: int  # steps left out
+    restarts: int  # times the training went back to an earlier state
+    processes: int
 
 
-def fit(
-    what: str,
-    batches: Batches,
-    schedule: Schedule,
-    optimised: list[Optimised],
-    update: Callable[[Tensor, int, int], dict[str, Tensor]],
-    history: History,
-) -> Summary:
-    """Run a training stage.
+@dataclass
+class Care:
+    """How the training fares, and how careful it has become."""
 
-    Args:
-        what: its name in the log.
-        update: does one step (batch, step, steps) -> terms to record, scalars on the device; ``loss`` among them.
-    Raises:
-        LSGMError: the loss is not finite.
-    """
-    start = time.perf_counter()
-    steps = schedule.steps
-    with Progress(what, steps, "img", batches.batch) as bar:
-        for step in range(steps):
-            for item in optimised:
-                for group in item.optimiser.param_groups:
-                    group["lr"] = schedule.learning_rate(step, item.lr, item.lr_min)
-            x = batches.batch_at(*divmod(step, len(batches)))
-            history.add(update(x, step, steps))
-            if (step + 1) % history.every == 0 or step + 1 == steps:
-                facts = {"epoch": (step + 1) / len(batches), "images_per_second": bar.rate()}
-                facts |= {f"lr_{item.name}": item.optimiser.param_groups[0]["lr"] for item in optimised}
-                row = history.record(step + 1, facts)
-                if not math.isfinite(row["loss"]):
-                    bad = ", ".join(name for name, value in row.items() if not math.isfinite(value))
-                    raise LSGMError(
-                        f"{what}: diverged before step {step + 1} (not finite: {bad}); a lower learning rate, a longer "
-                        "warm-up or a larger spectral_reg is the way out"
-                    )
-            bar.step(lambda: f"NELBO {history.rows[-1]['nelbo']:.1f} nats" if history.rows else "")
-        seconds = time.perf_counter() - start
-        return Summary(steps, steps * batches.batch / seconds, seconds)
+    bad: int = 0  # bad steps in a row
+    skipped: int = 0
+    restarts: int = 0
+    seconds: float = 0.0  # before this process took over
+    norms: list[float] = field(default_factory=list)  # of the last gradients
+
+    def lr_factor(self, config: RescueConfig) -> float:
+        return config.lr_factor**self.restarts
+
+    def spectral_factor(self, config: RescueConfig) -> float:
+        return config.spectral_factor**self.restarts
+
+
+class Engine:
+    """Runs a training stage, from its beginning or from the newest state in ``states``."""
+
+    def __init__(
+        self,
+        what: str,
+        task: Task,
+        batches: Batches,
+        config: ScheduleConfig,
+        history: History,
+        states: States,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self.what, self.task, self.batches, self.config = what, task, batches, config
+        self.history, self.states, self.ranks, self.device = history, states, ranks, device
+        self.schedule = Schedule(config, len(batches))
+        self.care = Care()
+        self.step = 0
+        share, rest = divmod(batches.batch, ranks.world * config.accumulate)
+        if rest:
+            raise LSGMError(
+                f"batch: {batches.batch} images cannot be shared evenly by {ranks.world} processes of "
+                f"{config.accumulate} parts (accumulate)"
+            )
+        self.share = share  # images of one forward pass
+        self.generator = torch.Generator(device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        if config.precision == "tf32":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        self.stop = False
+
+    # -- state
+
+    def _state(self) -> dict[str, Any]:
+        parts = {name: part.state_dict() for name, part in self.task.parts.items()}
+        optimisers = {item.name: item.optimiser.state_dict() for item in self.task.optimised}
+        return {
+            "parts": parts,
+            "optimisers": optimisers,
+            "scaler": self.scaler.state_dict(),
+            "history": self.history.state_dict(),
+            "care": asdict(self.care),
+        }
+
+    def _save(self) -> None:
+        if self.ranks.first:
+            self.care.seconds, before = self.care.seconds + time.monotonic() - self._began, self.care.seconds
+            self.states.save(self.step, self._state())
+            self.care.seconds = before
+        self._saved = time.monotonic()
+
+    def _restore(self) -> bool:
+        found = self.states.load()
+        if found is None:
+            return False
+        self.step, state = found
+        for name, part in self.task.parts.items():
+            part.load_state_dict(state["parts"][name])
+        for item in self.task.optimised:
+            item.optimiser.load_state_dict(state["optimisers"][item.name])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history.load_state_dict(state["history"])
+        self.care = Care(**state["care"])
+        return True
+
+    # -- steps
+
+    def fit(self) -> Summary:
+        """Train to the end.
+
+        Raises:
+            Stopped: on SIGTERM, after the state was saved.
+            LSGMError: the training diverged and did not recover.
+        """
+        self._began = time.monotonic()
+        if self._restore():
+            log.info(f"{self.what}: going on after step {self.step} of {self.schedule.steps}")
+        elif self.schedule.steps:
+            self._save()  # something to go back to
+        self._saved = time.monotonic()
+        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM,)}
+        try:
+            with Progress(self.what, self.schedule.steps, "img", self.batches.batch, done=self.step) as bar:
+                while self.step < self.schedule.steps:
+                    self._one_step(bar)
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+        seconds = self.care.seconds + time.monotonic() - self._began
+        rate = self.schedule.steps * self.batches.batch / seconds
+        care = self.care
+        return Summary(self.schedule.steps, rate, seconds, care.skipped, care.restarts, self.ranks.world)
+
+    def _on_signal(self, *_: object) -> None:
+        self.stop = True
+
+    def _one_step(self, bar: Progress) -> None:
+        step, config = self.step, self.config
+        for item in self.task.optimised:
+            lr = self.schedule.learning_rate(step, item.lr, item.lr_min) * self.care.lr_factor(config.rescue)
+            for group in item.optimiser.param_groups:
+                group["lr"] = lr
+        terms, norm = self._gradients(step)
+        # What the host must know of a step, in one transfer: is it good, is anyone to stop?
+        facts = torch.stack([terms["loss"].float(), norm, torch.tensor(float(self.stop), device=self.device)])
+        if self.ranks.world > 1:
+            worst = torch.stack([(~torch.isfinite(facts[:2])).any().float(), facts[2]])
+            dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+            bad_anywhere, stop = (value > 0 for value in worst.tolist())
+            loss, size = facts[:2].tolist()
+        else:
+            loss, size, stop_here = facts.tolist()
+            bad_anywhere, stop = not (math.isfinite(loss) and math.isfinite(size)), stop_here > 0
+        if bad_anywhere or self._explodes(size):
+            self._bad_step(terms, size)
+        else:
+            for item in self.task.optimised:
+                self.scaler.step(item.optimiser)
+            self.task.after_step()
+            self.care.bad = 0
+            self.care.norms = [*self.care.norms[-99:], size]
+            self.history.add({**terms, "gradient_norm": norm})
+            self.step += 1
+            self._record(bar)
+        self.scaler.update()
+        if stop:
+            self._save()
+            raise Stopped(f"{self.what}: told to stop after step {self.step}; the same command goes on from here")
+        if time.monotonic() - self._saved > 60 * config.state_minutes and not self.care.bad:
+            self._save()
+
+    def _gradients(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Forward and backward; the terms (means over all images) and the gradients' norm."""
+        config, parts = self.config, self.config.accumulate
+        torch.manual_seed(mix(config.seed, step, self.ranks.rank))  # dropout's
+        for item in self.task.optimised:
+            item.optimiser.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+        for part in range(parts):
+            start = (self.ranks.rank * parts + part) * self.share
+            x = self.batches.batch_at(*divmod(step, len(self.batches)), rows=slice(start, start + self.share))
+            self.generator.manual_seed(mix(config.seed, step, -1))
+            draws = Draws(start, self.share, self.batches.batch, self.device, self.generator)
+            with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+                value = self.task.objective(x, step, self.schedule.steps, draws)
+            self.scaler.scale(value.loss / parts).backward()
+            for name, term in {"loss": value.loss.detach(), **value.terms}.items():
+                sums[name] = sums[name] + term / parts if name in sums else term / parts
+        average(sums.values())
+        for weight, regulariser in self.task.regularisers:
+            spectral = weight * self.care.spectral_factor(config.rescue) * regulariser()
+            self.scaler.scale(spectral).backward()
+            sums["loss"] = sums["loss"] + spectral.detach()
+        parameters = [p for item in self.task.optimised for g in item.optimiser.param_groups for p in g["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        average(gradients)
+        for item in self.task.optimised:
+            self.scaler.unscale_(item.optimiser)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if config.grad_clip > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
+        return sums, norm.float()
+
+    def _explodes(self, norm: float) -> bool:
+        """Far beyond what the last hundred steps had."""
+        norms = self.care.norms
+        return len(norms) >= 20 and norm > self.config.rescue.explosion * statistics.median(norms)
+
+    def _bad_step(self, terms: dict[str, Tensor], norm: float) -> None:
+        rescue, care = self.config.rescue, self.care
+        care.bad += 1
+        care.skipped += 1
+        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:
+            care.bad = 0  # half precision looks for its scale
+        diagnosis = self._diagnosis(terms, norm)
+        log.info(f"{self.what}: step {self.step} left out ({diagnosis})")
+        self.step += 1
+        if care.bad < rescue.bad_steps:
+            return
+        if care.restarts >= rescue.tries:
+            raise LSGMError(
+                f"{self.what}: diverged at step {self.step}, after {care.restarts} restarts with lower learning rates "
+                f"({diagnosis}); a lower learning rate, a longer warm-up or a larger spectral_reg is the way out"
+            )
+        skipped, restarts, seconds = care.skipped, care.restarts + 1, care.seconds
+        if not self._restore():
+            raise LSGMError(f"{self.what}: diverged at step {self.step} and there is no state to go back to")
+        self.care.skipped, self.care.restarts, self.care.bad = skipped, restarts, 0
+        self.care.seconds = seconds
+        log.info(
+            f"{self.what}: back to step {self.step}, learning rates x {self.care.lr_factor(rescue):g}, spectral "
+            f"regularisation x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.tries})"
+        )
+
+    def _diagnosis(self, terms: dict[str, Tensor], norm: float) -> str:
+        """What is wrong: the terms that are not finite, and the layer with the largest gradient."""
+        wrong = [name for name, value in terms.items() if not math.isfinite(value.item())]
+        worst, size = "", -1.0
+        for name, network in self.task.networks.items():
+            for key, p in network.named_parameters():
+                if p.grad is not None:
+                    value = p.grad.norm().item()
+                    if not math.isfinite(value):
+                        worst, size = f"{name}.{key}", value
+                        break
+                    if value > size:
+                        worst, size = f"{name}.{key}", value
+        text = f"not finite: {', '.join(wrong)}; " if wrong else ""
+        return f"{text}gradient norm {norm:.3g}, largest in {worst}: {size:.3g}"
+
+    def _record(self, bar: Progress) -> None:
+        step = self.step
+        if step % self.history.every == 0 or step == self.schedule.steps:
+            facts = {"epoch": step / len(self.batches)}
+            facts |= {f"lr_{item.name}": item.optimiser.param_groups[0]["lr"] for item in self.task.optimised}
+            facts |= {"skipped": float(self.care.skipped), "restarts": float(self.care.restarts)}
+            self.history.record(step, facts)
+        rows = self.history.rows
+        bar.step(lambda: f"NELBO {rows[-1]['nelbo']:.1f} nats" if rows else "")

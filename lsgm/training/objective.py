@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lsgm.model import LSGM
 from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 from lsgm.prior import ScorePrior
+from lsgm.training.draws import Draws, all_of
 from lsgm.weighting import TimeDraw, TimeSampler
 
 QSamples = Literal["shared", "own", "reweighted"]
@@ -58,11 +59,16 @@ def kl_to_normal(posterior: Posterior) -> Tensor:
     return torch.cat([top, posterior.further_kl()], dim=1)
 
 
+def _noise(model: LSGM, random: Draws) -> list[Tensor]:
+    """The encoder's normal draws."""
+    return [random.normal(shape) for shape in (model.latent_shape, *model.vae.further_shapes)]
+
+
 class VAEObjective:
     """First stage: reconstruction + beta * sum over groups of gamma_g KL_g(q || N(0, I)), balanced while beta < 1."""
 
-    def __call__(self, model: LSGM, x: Tensor, beta: float) -> Objective:
-        posterior, parameters = model.vae.encode(2 * x - 1)
+    def __call__(self, model: LSGM, x: Tensor, beta: float, random: Draws | None = None) -> Objective:
+        posterior, parameters = model.vae.encode(2 * x - 1, _noise(model, random or all_of(x)))
         reconstruction = -model.likelihood.log_prob(x, parameters)
         kl = kl_to_normal(posterior)  # [B, G]
         gamma = balancing(kl, beta, len(posterior.groups))
@@ -113,19 +119,20 @@ class LSGMObjective:
         self.p, self.q_samples, self.q, self.joint, self.q_prior = p, q_samples, q, joint, q_prior
         self.draws, self.balance, self.train_vae = draws, balance, train_vae
 
-    def __call__(self, model: LSGM, x: Tensor, beta: float) -> Objective:
+    def __call__(self, model: LSGM, x: Tensor, beta: float, random: Draws | None = None) -> Objective:
         prior = model.prior
         assert isinstance(prior, ScorePrior)
+        random = random or all_of(x)
         with torch.set_grad_enabled(self.train_vae):
-            posterior, parameters = model.vae.encode(2 * x - 1)
+            posterior, parameters = model.vae.encode(2 * x - 1, _noise(model, random))
             reconstruction = -model.likelihood.log_prob(x, parameters).mean()
         groups = posterior.groups
         negative_entropy = per_group(posterior.log_q, groups)  # [B, G]
         further_kl = posterior.further_kl()  # of the scales that the prior does not cover, [B, F]
         kl_without_prior = torch.cat([negative_entropy, further_kl], dim=1).sum(dim=1).mean()
         z0 = posterior.z.repeat(self.draws, 1, 1, 1)
-        draw = self.p(torch.rand(z0.shape[0], device=x.device))
-        noise = torch.randn_like(z0)
+        draw = self.p(random.uniform(self.draws))
+        noise = random.normal(model.latent_shape, self.draws)
         constant = self.p.cross_entropy_constant() * z0[0].numel()
 
         if not self.train_vae:
@@ -147,7 +154,7 @@ class LSGMObjective:
             cross_entropy = (draw.likelihood_weight * error.detach()).mean()
             loss = reconstruction + beta * kl_without_prior + loss_prior
         else:
-            cross_entropy, loss_prior = self._own(prior, z0, noise, draw)
+            cross_entropy, loss_prior = self._own(prior, z0, noise, draw, random.uniform(self.draws))
             loss = reconstruction + beta * (kl_without_prior + cross_entropy) + loss_prior
 
         terms = {
@@ -160,10 +167,12 @@ class LSGMObjective:
         terms = {"nelbo": torch.stack(list(terms.values())).sum()} | terms
         return Objective(loss, terms | {"loss_prior": loss_prior.detach()})
 
-    def _own(self, prior: ScorePrior, z0: Tensor, noise: Tensor, draw: TimeDraw) -> tuple[Tensor, Tensor]:
+    def _own(
+        self, prior: ScorePrior, z0: Tensor, noise: Tensor, draw: TimeDraw, rho: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """q's cross entropy without its constant, with a gradient for the encoder alone, and p's loss."""
         assert self.q is not None
-        q_draw = self.q(torch.rand(z0.shape[0], device=z0.device))
+        q_draw = self.q(rho)
         z_q = prior.sde.diffuse(z0, noise, q_draw.t[:, None, None, None])
         z_p = prior.sde.diffuse(z0.detach(), noise, draw.t[:, None, None, None])
         leaf = z_q.detach().requires_grad_()  # q's graph through the network ends here, and is freed before p's starts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,17 +13,24 @@ from lsgm.config import PretrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.model import LSGM
-from lsgm.training.engine import ROWS, History, Optimised, Schedule, fit
-from lsgm.training.objective import VAEObjective, linear_anneal
+from lsgm.training import distributed
+from lsgm.training.draws import Draws
+from lsgm.training.engine import Engine, History, Optimised, Task, compile_networks, rows_every
+from lsgm.training.objective import Objective, VAEObjective, linear_anneal
 from lsgm.training.recompute import recompute
 from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.state import States
 
 
 def pretrain(
     stage: PretrainStage, data: Path, out: Path, device: torch.device, tensorboard: Path | None = None
 ) -> None:
-    """Train the VAE of ``stage`` on the store ``data``; write model, configuration and history to ``out``."""
+    """Train the VAE of ``stage`` on the store ``data``; write model, configuration and history to ``out``.
+
+    Goes on from the last state in ``out``/state where there is one.
+    """
     config = stage.pretrain
+    ranks, device = distributed.start(device)
     torch.manual_seed(config.seed)
     store = ImageStore(data, stage.dataset)
     image = checkpoint.image_config(store.dataset)
@@ -30,33 +38,37 @@ def pretrain(
     batches = Batches(
         store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, stage.vae.x_bits
     )
-    schedule = Schedule(config, len(batches))
     optimiser = torch.optim.Adamax(
         model.vae.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay, foreach=True
     )
+    vae_objective = VAEObjective()
+    regulariser = SpectralRegulariser(model.vae)
     if config.recompute:
         recompute(model)
-    objective = VAEObjective()
-    regulariser = SpectralRegulariser(model.vae)
+    if config.compile:
+        compile_networks(model)
 
-    def update(x: Tensor, step: int, steps: int) -> dict[str, Tensor]:
+    def objective(x: Tensor, step: int, steps: int, random: Draws) -> Objective:
         beta = linear_anneal(
             step, steps, config.kl_const_portion, config.kl_anneal_portion, config.kl_const_coeff, config.kl_max_coeff
         )
-        objective_value = objective(model, x, beta)
-        spectral = regulariser()
-        loss = objective_value.loss + config.spectral_reg * spectral
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        return {
-            "loss": loss.detach(),
-            **objective_value.terms,
-            "kl_coeff": torch.tensor(beta, device=x.device),
-            "spectral": spectral.detach(),
-        }
+        value = vae_objective(model, x, beta, random)
+        value.terms["kl_coeff"] = torch.tensor(beta, device=x.device)
+        return value
 
-    history = History(max(1, schedule.steps // ROWS), tensorboard)
-    summary = fit("VAE", batches, schedule, [Optimised("vae", optimiser, config.lr, config.lr_min)], update, history)
-    checkpoint.save(model, out, stages=[stage], summary=summary.__dict__)
-    history.write(out / "history.csv")
+    task = Task(
+        optimised=[Optimised("vae", optimiser, config.lr, config.lr_min)],
+        objective=objective,
+        regularisers=[(config.spectral_reg, regulariser)] if config.spectral_reg > 0 else [],
+        after_step=lambda: None,
+        parts={"model": model, "regulariser": regulariser},
+        networks={"vae": model.vae},
+    )
+    history = History(rows_every(config, len(batches)), tensorboard if ranks.first else None)
+    states = States(out / "state", stage.model_dump(mode="json"))
+    summary = Engine("VAE", task, batches, config, history, states, ranks, device).fit()
+    if ranks.first:
+        checkpoint.save(model, out, stages=[stage], summary=asdict(summary))
+        history.write(out / "history.csv")
+        states.clear()
+    distributed.barrier()

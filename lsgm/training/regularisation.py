@@ -6,6 +6,7 @@ lambda * (sum over convolutions of the largest singular value + sum over norm la
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,15 @@ class SpectralRegulariser:
             total = total + (left @ matrix * right).sum()
         self._iterations = ITERATIONS
         return torch.as_tensor(total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The power iteration's vectors."""
+        return {"left": list(self._left), "iterations": self._iterations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, left in enumerate(state["left"]):
+            self._left[i] = left.to(self._left[i])
+        self._iterations = int(state["iterations"])
 
     def norm_scales(self) -> Tensor:
         """Sum over all norm layers of max |gamma|."""

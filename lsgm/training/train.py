@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
 from lsgm.training.ema import EMA
-from lsgm.training.engine import ROWS, History, Optimised, Schedule, fit
+from lsgm.training import distributed
+from lsgm.training.draws import Draws
+from lsgm.training.engine import Engine, History, Optimised, Task, compile_networks, rows_every
 from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance
-from lsgm.training.objective import LSGMObjective, linear_anneal
+from lsgm.training.objective import LSGMObjective, Objective, linear_anneal
 from lsgm.training.recompute import recompute
 from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.state import States
 from lsgm.weighting import TimeSampler
 
 
@@ -34,6 +38,7 @@ def train(
     evaluation mode.
     """
     config = stage.train
+    ranks, device = distributed.start(device)
     store = ImageStore(data, stage.dataset)
     pretrained = checkpoint.load(vae)
     image = checkpoint.image_config(store.dataset)
@@ -64,7 +69,6 @@ def train(
     if not config.train_vae:
         model.vae.eval().requires_grad_(False)
 
-    schedule = Schedule(config, len(batches))
     networks: dict[str, tuple[nn.Module, float, float, float, float]] = {}
     if config.train_vae:
         networks["vae"] = (model.vae, config.lr_vae, config.lr_min_vae, config.adam_eps_vae, config.spectral_reg_vae)
@@ -85,7 +89,9 @@ def train(
     if config.recompute:
         recompute(model)
     ema = EMA(prior, config.ema)
-    objective = LSGMObjective(
+    if config.compile:
+        compile_networks(model)
+    lsgm_objective = LSGMObjective(
         TimeSampler(prior.sde, config.p_weighting, config.p_sampling, sde.time_eps),
         config.q_samples,
         q=TimeSampler(prior.sde, "ll", config.q_sampling, sde.time_eps),
@@ -97,29 +103,32 @@ def train(
     )
     anneal = config.kl_anneal
 
-    def update(x: Tensor, step: int, steps: int) -> dict[str, Tensor]:
+    def objective(x: Tensor, step: int, steps: int, random: Draws) -> Objective:
         beta = linear_anneal(step, steps, 0.0, anneal.portion, anneal.start, anneal.end) if anneal else 1.0
-        value = objective(model, x, beta)
-        loss = value.loss
-        for weight, regulariser in regularisers:
-            loss = loss + weight * regulariser()
-        for item in optimised:
-            item.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for item in optimised:
-            item.optimiser.step()
-        ema.update()
-        terms = {"loss": loss.detach(), **value.terms, "kl_coeff": torch.tensor(beta, device=x.device)}
+        value = lsgm_objective(model, x, beta, random)
+        value.terms["kl_coeff"] = torch.tensor(beta, device=x.device)
         if prior.mixing_logit is not None:
-            terms["alpha_mean"] = torch.sigmoid(prior.mixing_logit.detach()).mean()
-        return terms
+            value.terms["alpha_mean"] = torch.sigmoid(prior.mixing_logit.detach()).mean()
+        return value
 
-    history = History(max(1, schedule.steps // ROWS), tensorboard)
-    summary = fit("LSGM", batches, schedule, optimised, update, history)
-    ema.copy_to_module()
-    start = checkpoint.read_config(vae)
-    facts: dict[str, Any] = {**summary.__dict__, "seconds_before": 0.0}  # of earlier end-to-end trainings
-    if start.prior is not None:
-        facts["seconds_before"] = sum(float(str(start.training.get(k, 0))) for k in ("seconds", "seconds_before"))
-    checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
-    history.write(out / "history.csv")
+    task = Task(
+        optimised=optimised,
+        objective=objective,
+        regularisers=regularisers,
+        after_step=ema.update,
+        parts={"model": model, "ema": ema} | {f"regulariser {i}": r for i, (_, r) in enumerate(regularisers)},
+        networks={name: parts[0] for name, parts in networks.items()},
+    )
+    history = History(rows_every(config, len(batches)), tensorboard if ranks.first else None)
+    states = States(out / "state", stage.model_dump(mode="json"))
+    summary = Engine("LSGM", task, batches, config, history, states, ranks, device).fit()
+    if ranks.first:
+        ema.copy_to_module()
+        facts: dict[str, Any] = {**asdict(summary), "seconds_before": 0.0}  # of earlier end-to-end trainings
+        start = checkpoint.read_config(vae)
+        if start.prior is not None:
+            facts["seconds_before"] = sum(float(str(start.training.get(k, 0))) for k in ("seconds", "seconds_before"))
+        checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
+        history.write(out / "history.csv")
+        states.clear()
+    distributed.barrier()

@@ -1,0 +1,100 @@
+"""What a training needs to go on exactly where it was: written atomically, the last two kept, checked when read.
+
+A state file is a torch file of tensors and plain values (nothing in it is executed) with its SHA-256 in the name of a
+second, tiny file beside it. Random streams need no state: what a step draws depends on (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsgm.errors import LSGMError
+from lsgm.files import atomic, sha256
+from lsgm.progress import log
+
+KEPT = 2
+
+
+class States:
+    """The state files of one training.
+
+    Args:
+        folder: where they are; made when the first is written.
+        identity: what the training is (its frozen configuration); a state of another one is refused.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state after ``step`` steps, then drop all but the last two. Raises :class:`LSGMError`."""
+        buffer = io.BytesIO()
+        torch.save({"step": step, "identity": self.identity, "state": state}, buffer)
+        content = buffer.getbuffer()
+        path = self.folder / f"step-{step:09}.pt"
+        try:
+            with atomic(path) as part, open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            with atomic(path.with_suffix(".sha256")) as part:
+                part.write_text(hashlib.sha256(content).hexdigest() + "\n")
+        except OSError as error:
+            raise LSGMError(
+                f"{path}: the state of the training cannot be written ({error.strerror}); make room or name another "
+                "folder, and start the job again: it goes on from the last state"
+            ) from None
+        for old in self._steps()[:-KEPT]:
+            self._path(old).unlink(missing_ok=True)
+            self._path(old).with_suffix(".sha256").unlink(missing_ok=True)
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """Steps done and state of the newest file that is whole; None where there is none.
+
+        Raises:
+            LSGMError: the state is that of another training.
+        """
+        for step in reversed(self._steps()):
+            path = self._path(step)
+            try:
+                expected = path.with_suffix(".sha256").read_text().strip()
+                if sha256(path) != expected:
+                    raise OSError("its checksum differs")
+                found = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:
+                log.info(f"{path}: damaged ({error}); trying the one before")
+                continue
+            if found["identity"] != self.identity:
+                differing = [k for k in self.identity if found["identity"].get(k) != self.identity[k]]
+                raise LSGMError(
+                    f"{path}: is of a training with other settings ({', '.join(differing)}); put them back to go on, "
+                    f"or remove {self.folder} to begin anew"
+                )
+            return int(found["step"]), dict(found["state"])
+        return None
+
+    def clear(self) -> None:
+        """Remove all: the training is done."""
+        for step in self._steps():
+            self._path(step).unlink(missing_ok=True)
+        if self.folder.is_dir():
+            for path in self.folder.glob("step-*.sha256"):
+                path.unlink(missing_ok=True)
+            self.folder.rmdir() if not any(self.folder.iterdir()) else None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09}.pt"
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        found = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
