@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import math
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -210,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error that the user can mend (2: wrong arguments), 75: stopped, go on."""
     args = parser().parse_args(argv)
     try:
-        set_up_logging(args.log)
+        set_up_logging(args.log, quiet=os.environ.get("RANK", "0") != "0")
         keep_freed_memory()
         args.run(args)
     except Stopped as stopped:

@@ -20,13 +20,13 @@ class _TerminalHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def set_up_logging(log_file: str | Path | None = None) -> None:
-    """Send the `lsgm` logger to stderr and, if given, to a file (replaced) as well."""
+def set_up_logging(log_file: str | Path | None = None, quiet: bool = False) -> None:
+    """Send the `lsgm` logger to stderr and, if given, to a file (replaced) as well; if ``quiet``, errors to stderr."""
     log.handlers.clear()
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
     handlers: list[logging.Handler] = [_TerminalHandler()]
-    if log_file is not None:
+    if log_file is not None and not quiet:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="w"))
     for handler in handlers:

@@ -41,6 +41,19 @@ def close(ours, theirs, tolerance):
     assert (ours - theirs).abs().max().item() <= tolerance * scale
 
 
+class Given:
+    """The draws of a training step."""
+
+    def __init__(self, normals, uniforms):
+        self.normals, self.uniforms = iter(normals), iter(uniforms)
+
+    def normal(self, shape, repeats=1):
+        return next(self.normals)
+
+    def uniform(self, repeats=1):
+        return next(self.uniforms)
+
+
 @pytest.fixture(scope="module")
 def vectors():
     return load("mnist_like.vectors")
@@ -249,17 +262,14 @@ OWN = [run for run in RUNS if "reweight" not in run]
 @pytest.mark.parametrize(
     ("run", "joint"), [(run, False) for run in RUNS] + [(run, True) for run in OWN], ids=lambda x: str(x)
 )
-def test_end_to_end_loss_and_gradients(model, vectors, run, joint, monkeypatch):
+def test_end_to_end_loss_and_gradients(model, vectors, run, joint):
     objectives = vectors["objectives"]
     expected = objectives["runs"][run]
     own = run in OWN
     weighting, sampling = MODES[expected["iw_sample_p"]]
     model.train(expected["train_mode"])
     posterior_draws = torch.cat(list(vectors["vae"]["normal_draws"]), dim=1)
-    rho = iter([objectives["rho_p"], objectives["rho_q"]])
-    monkeypatch.setattr(torch, "randn", lambda *a, **k: posterior_draws)
-    monkeypatch.setattr(torch, "rand", lambda *a, **k: next(rho))
-    monkeypatch.setattr(torch, "randn_like", lambda x: objectives["noise"])
+    random = Given([posterior_draws, objectives["noise"]], [objectives["rho_p"], objectives["rho_q"]])
     sde = VPSDE(0.1, 20.0)
     balance = "balance" in run
     objective = LSGMObjective(
@@ -270,7 +280,7 @@ def test_end_to_end_loss_and_gradients(model, vectors, run, joint, monkeypatch):
         balance=balance,
     )
     beta = linear_anneal(expected["global_step"], 1000, 0.0, 0.1, 0.7, 1.0) if balance else 1.0
-    value = objective(model, vectors["x"], beta)
+    value = objective(model, vectors["x"], beta, random)
     close(value.loss if balance else value.terms["nelbo"], expected["q_loss"], 1e-4)
     value.loss.backward()
     check_gradients(model.vae, expected["vae_grad_norm"])
@@ -317,14 +327,13 @@ def check_gradients(network, norms):
 
 
 @pytest.mark.parametrize("key", ["eval | 0", "eval | 500", "train | 500"])
-def test_pretraining_loss_and_gradients(model, vectors, key, monkeypatch):
+def test_pretraining_loss_and_gradients(model, vectors, key):
     expected = vectors["pretrain"][key]
     model.train(key.startswith("train"))
     beta = linear_anneal(expected["global_step"], expected["num_total_iter"], 1e-4, 1.0, 1e-4, 0.7)
     assert beta == pytest.approx(expected["kl_coeff"], rel=1e-9)
     noise = torch.cat(list(vectors["vae"]["normal_draws"]), dim=1)
-    monkeypatch.setattr(torch, "randn", lambda *a, **k: noise)
-    value = VAEObjective()(model, vectors["x"], beta)
+    value = VAEObjective()(model, vectors["x"], beta, Given([noise], []))
     close(value.loss, expected["loss"], 1e-4)
     value.loss.backward()
     check_gradients(model.vae, expected["grad_norm"])

@@ -102,8 +102,10 @@ class History:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
-    def record(self, step: int, facts: dict[str, float]) -> dict[str, float]:
-        """Close a row: the means of what was added since the last, and ``facts`` as they are."""
+    def record(self, step: int, facts: dict[str, float]) -> dict[str, float] | None:
+        """Close a row: the means of what was added since the last, and ``facts`` as they are. None if nothing was."""
+        if not self._count:
+            return None
         names = list(self._sums)
         means = (torch.stack([self._sums[name] for name in names]) / self._count).tolist()
         row = {"step": step, **facts, **dict(zip(names, means, strict=True))}
@@ -323,7 +325,7 @@ class Engine:
             self.care.norms = [*self.care.norms[-99:], size]
             self.history.add({**terms, "gradient_norm": norm})
             self.step += 1
-            self._record(bar)
+        self._record(bar)
         self.scaler.update()
         if stop:
             self._save()
@@ -419,4 +421,5 @@ class Engine:
             facts |= {"skipped": float(self.care.skipped), "restarts": float(self.care.restarts)}
             self.history.record(step, facts)
         rows = self.history.rows
+        bar.done = self.step - 1
         bar.step(lambda: f"NELBO {rows[-1]['nelbo']:.1f} nats" if rows else "")

@@ -167,9 +167,7 @@ class LSGMObjective:
         terms = {"nelbo": torch.stack(list(terms.values())).sum()} | terms
         return Objective(loss, terms | {"loss_prior": loss_prior.detach()})
 
-    def _own(
-        self, prior: ScorePrior, z0: Tensor, noise: Tensor, draw: TimeDraw, rho: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _own(self, prior: ScorePrior, z0: Tensor, noise: Tensor, draw: TimeDraw, rho: Tensor) -> tuple[Tensor, Tensor]:
         """q's cross entropy without its constant, with a gradient for the encoder alone, and p's loss."""
         assert self.q is not None
         q_draw = self.q(rho)

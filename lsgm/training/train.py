@@ -17,9 +17,9 @@ from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
-from lsgm.training.ema import EMA
 from lsgm.training import distributed
 from lsgm.training.draws import Draws
+from lsgm.training.ema import EMA
 from lsgm.training.engine import Engine, History, Optimised, Task, compile_networks, rows_every
 from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance
 from lsgm.training.objective import LSGMObjective, Objective, linear_anneal

@@ -108,18 +108,30 @@ def sampler(model, weighting, sampling="importance"):
     return TimeSampler(model.prior.sde, weighting, sampling, 0.01)
 
 
-def gradients(model, objective, beta, monkeypatch, rho=None, q_rho=None, noise=None):
+class Given:
+    """Draws of a step: these where they are given, else the same every time."""
+
+    def __init__(self, rho, q_rho, noise):
+        self.uniforms, self.noise = iter([rho, q_rho]), noise
+        self.generator = torch.Generator().manual_seed(3)
+        self.encoder = True
+
+    def normal(self, shape, repeats=1):
+        if self.noise is not None and not self.encoder:
+            return self.noise.repeat(repeats, 1, 1, 1)
+        self.encoder = False
+        return torch.randn(repeats * len(IMAGES), *shape, generator=self.generator, dtype=torch.float64)
+
+    def uniform(self, repeats=1):
+        given = next(self.uniforms)
+        return torch.rand(repeats * len(IMAGES), generator=self.generator).double() if given is None else given
+
+
+def gradients(model, objective, beta, rho=None, q_rho=None, noise=None):
     """Gradients by name after one backward pass, with the posterior's and the diffusion's noise held fixed."""
     model.zero_grad()
-    draws = iter([rho, q_rho])
-    if rho is not None:
-        monkeypatch.setattr(torch, "rand", lambda *a, **k: next(draws))
-    if noise is not None:
-        monkeypatch.setattr(torch, "randn_like", lambda z: noise.repeat(len(z) // len(noise), 1, 1, 1))
-    torch.manual_seed(3)
-    value = objective(model, IMAGES, beta)
+    value = objective(model, IMAGES, beta, Given(rho, q_rho, noise))
     value.loss.backward()
-    monkeypatch.undo()
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, value
 
 
@@ -131,23 +143,21 @@ def assert_same(one, two, prefix, **tolerance):
             torch.testing.assert_close(one[name] / scale, two[name] / scale, **tolerance)
 
 
-def test_algorithm_1_is_algorithm_3_with_ll(double, monkeypatch):
+def test_algorithm_1_is_algorithm_3_with_ll(double):
     """One loss or two, for one weighting: the same gradients, everywhere, to rounding."""
     rho = torch.rand(8, dtype=torch.float64)
-    one, value_1 = gradients(double, LSGMObjective(sampler(double, "ll"), "shared", draws=2), 1.0, monkeypatch, rho)
-    three, value_3 = gradients(
-        double, LSGMObjective(sampler(double, "ll"), "reweighted", draws=2), 1.0, monkeypatch, rho
-    )
+    one, value_1 = gradients(double, LSGMObjective(sampler(double, "ll"), "shared", draws=2), 1.0, rho)
+    three, value_3 = gradients(double, LSGMObjective(sampler(double, "ll"), "reweighted", draws=2), 1.0, rho)
     assert_same(one, three, "", rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(value_1.terms["nelbo"], value_3.terms["nelbo"])
 
 
 @pytest.mark.parametrize("weighting", ["un", "re", "rescale"])
-def test_one_backward_pass_of_algorithm_3_is_the_two_of_the_paper(double, weighting, monkeypatch):
+def test_one_backward_pass_of_algorithm_3_is_the_two_of_the_paper(double, weighting):
     """Against one loss for each, differentiated on its own: p's with respect to theta, q's to encoder and decoder."""
     beta, rho = 0.8, torch.rand(4, dtype=torch.float64)
     p = sampler(double, weighting)
-    found, _ = gradients(double, LSGMObjective(p, "reweighted"), beta, monkeypatch, rho)
+    found, _ = gradients(double, LSGMObjective(p, "reweighted"), beta, rho)
 
     torch.manual_seed(3)
     posterior, parameters = double.vae.encode(2 * IMAGES - 1)
@@ -163,21 +173,19 @@ def test_one_backward_pass_of_algorithm_3_is_the_two_of_the_paper(double, weight
         assert_same(exact, found, prefix, rtol=1e-9, atol=1e-12)
 
 
-def test_all_algorithms_give_the_vae_the_same_expected_gradient(double, monkeypatch):
+def test_all_algorithms_give_the_vae_the_same_expected_gradient(double):
     """Over t, by a midpoint rule with 200 nodes: 4 % of the largest gradient, where p's proposal is far from q's."""
     n = 200
     noise = torch.randn(4, *double.latent_shape, dtype=torch.float64)
     rho = ((torch.arange(n, dtype=torch.float64) + 0.5) / n).repeat_interleave(4)
-    one, _ = gradients(
-        double, LSGMObjective(sampler(double, "ll"), "shared", draws=n), 0.9, monkeypatch, rho, noise=noise
-    )
+    one, _ = gradients(double, LSGMObjective(sampler(double, "ll"), "shared", draws=n), 0.9, rho, noise=noise)
     others = {
         "2": LSGMObjective(sampler(double, "un"), "own", q=sampler(double, "ll"), draws=n),
         "3, un": LSGMObjective(sampler(double, "un"), "reweighted", draws=n),
         "3, re": LSGMObjective(sampler(double, "re"), "reweighted", draws=n),
     }
     for objective in others.values():
-        other, _ = gradients(double, objective, 0.9, monkeypatch, rho, rho, noise)
+        other, _ = gradients(double, objective, 0.9, rho, rho, noise)
         assert_same(one, other, "vae", rtol=0, atol=0.04)
 
 
@@ -188,7 +196,7 @@ def test_losses_train_only_what_they_should(double, joint, monkeypatch):
 
     def of(p, q, beta=1.0):
         objective = LSGMObjective(sampler(double, p), "own", q=sampler(double, "ll", q), joint=joint)
-        return gradients(double, objective, beta, monkeypatch, rho, q_rho)[0]
+        return gradients(double, objective, beta, rho, q_rho)[0]
 
     base = of("un", "importance")
     assert_same(base, of("re", "importance"), "vae", rtol=1e-9, atol=1e-13)
@@ -202,23 +210,23 @@ def test_losses_train_only_what_they_should(double, joint, monkeypatch):
     zero = LSGMObjective(sampler(double, "un"), "own", q=sampler(double, "ll"), joint=joint)
     monkeypatch.setattr(zero, "p", lambda rho: TimeDraw(rho, 0 * rho, 0 * rho))
     monkeypatch.setattr(zero.p, "cross_entropy_constant", lambda: 0.0, raising=False)
-    found, _ = gradients(double, zero, 1.0, monkeypatch)
+    found, _ = gradients(double, zero, 1.0)
     assert all(not g.any() for n, g in found.items() if n.startswith("prior"))
     assert any(g.any() for n, g in found.items() if n.startswith("vae"))
 
 
-def test_own_samples_in_one_pass_or_in_turn_are_the_same(double, monkeypatch):
+def test_own_samples_in_one_pass_or_in_turn_are_the_same(double):
     rho, q_rho = torch.rand(2, 8, dtype=torch.float64)
     p, q = sampler(double, "re"), sampler(double, "ll")
     found = []
     for joint in (False, True):
         objective = LSGMObjective(p, "own", q=q, joint=joint, draws=2)
-        found.append(gradients(double, objective, 0.9, monkeypatch, rho, q_rho))
+        found.append(gradients(double, objective, 0.9, rho, q_rho))
     assert_same(found[0][0], found[1][0], "", rtol=1e-9, atol=1e-12)
     assert found[0][1].terms.keys() == found[1][1].terms.keys()
 
 
-def test_q_can_see_the_averaged_prior(double, monkeypatch):
+def test_q_can_see_the_averaged_prior(double):
     """The VAE's gradient is that of a model whose prior has the average's weights, the prior's its own."""
     rho, q_rho = torch.rand(2, 4, dtype=torch.float64)
     average = copy.deepcopy(double.prior)
@@ -226,13 +234,13 @@ def test_q_can_see_the_averaged_prior(double, monkeypatch):
         for p in average.parameters():
             p.mul_(1.2)
     samplers = {"p": sampler(double, "un"), "q_samples": "own", "q": sampler(double, "ll")}
-    plain, _ = gradients(double, LSGMObjective(**samplers), 1.0, monkeypatch, rho, q_rho)
-    mixed, _ = gradients(double, LSGMObjective(**samplers, q_prior=average), 1.0, monkeypatch, rho, q_rho)
+    plain, _ = gradients(double, LSGMObjective(**samplers), 1.0, rho, q_rho)
+    mixed, _ = gradients(double, LSGMObjective(**samplers, q_prior=average), 1.0, rho, q_rho)
     assert_same(plain, mixed, "prior", rtol=1e-9, atol=1e-13)
     with torch.no_grad():
         for p, other in zip(double.prior.parameters(), average.parameters(), strict=True):
             p.copy_(other)
-    averaged, _ = gradients(double, LSGMObjective(**samplers), 1.0, monkeypatch, rho, q_rho)
+    averaged, _ = gradients(double, LSGMObjective(**samplers), 1.0, rho, q_rho)
     assert_same(averaged, mixed, "vae", rtol=1e-9, atol=1e-13)
 
 

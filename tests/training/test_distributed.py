@@ -1,0 +1,103 @@
+"""Two real processes (torchrun, gloo) against one: the same training."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import lsgm
+from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.data import registry, store
+
+BLOCKS = {"blocks": 2, "cells": 1}
+VAE = {
+    "arch": "res_mbconv", "channels": 4, "channel_mult": [1, 2, 2], "groups_per_scale": 2, "latents_per_group": 2,
+    "cells_per_cond": 1, "preprocess": BLOCKS, "postprocess": BLOCKS, "likelihood": "dml",
+}  # fmt: skip
+SHORT = {"epochs": 2, "batch": 8, "warmup_epochs": 0, "lr_schedule": "iteration"}
+PRIOR = {"channels": 8, "scales": 1, "cells_per_scale": 1, "dropout": 0, "embedding_dim": 16, "mixing_logit_init": -1}
+PRETRAIN = {**SHORT, "kl_anneal_portion": 1, "kl_max_coeff": 0.7, "spectral_reg": 0.01, "lr": 1e-3}
+STAGES = {
+    "pretrain": (PretrainStage, {"vae": VAE, "pretrain": PRETRAIN}),
+    "train": (TrainStage, {"prior": PRIOR, "sde": {}, "train": {**SHORT, "p_weighting": "un",
+                                                                 "q_samples": "reweighted", "draws": 2,
+                                                                 "spectral_reg_prior": 1e-3}}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        np.save(root / f"{split}_images.npy", rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8))
+    store.build(registry.CIFAR10, root / "store", root)
+    return root / "store"
+
+
+def run(stage, processes, data, folder, *arguments):
+    """`lsgm STAGE` in several processes."""
+    kind, sections = STAGES[stage]
+    folder.mkdir(exist_ok=True)
+    config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
+    (folder / f"{stage}.json").write_text(config.model_dump_json())
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "lsgm.cli", stage, "--config", folder / f"{stage}.json", "--data", data, "--out", folder / stage]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+def test_two_processes_train_what_one_trains(data, tmp_path):
+    """Half of each batch each, batch norm and losses over the whole: the same weights and losses to float tolerance."""
+    found = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        for stage, more in (("pretrain", ()), ("train", ("--vae", tmp_path / "1" / "pretrain"))):
+            done = run(stage, processes, data, folder, *more)
+            assert done.returncode == 0, done.stderr
+        found[processes] = folder
+    for stage in ("pretrain", "train"):
+        one, two = (lsgm.load(found[n] / stage).state_dict() for n in (1, 2))
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        rows = [(found[n] / stage / "history.csv").read_text().splitlines() for n in (1, 2)]
+        for a, b in zip(*(r[1:] for r in rows), strict=True):
+            np.testing.assert_allclose(*([float(v) for v in line.split(",")] for line in (a, b)), rtol=1e-3, atol=1e-4)
+    summary = json.loads((found[2] / "train" / "config.json").read_text())["training"]
+    assert summary["processes"] == 2 and summary["steps"] == 6
+
+
+def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, sys\n"
+        "from lsgm import cli\n"
+        "from lsgm.training.engine import Engine\n"
+        "gradients = Engine._gradients\n"
+        "def dying(self, step):\n"
+        "    if step == 2 and self.ranks.rank == 1:\n"
+        "        raise RuntimeError('this process dies')\n"
+        "    return gradients(self, step)\n"
+        "Engine._gradients = dying\n"
+        "sys.exit(cli.main())\n"
+    )
+    kind, sections = STAGES["pretrain"]
+    config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
+    (tmp_path / "c.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    command += ["pretrain", "--config", tmp_path / "c.json", "--data", data, "--out", tmp_path / "out"]
+    start = time.monotonic()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode != 0 and "this process dies" in done.stderr
+    assert time.monotonic() - start < 60
+    assert not (tmp_path / "out" / "config.json").exists()
