@@ -15,15 +15,20 @@ from lsgm.checkpoint import device_name
 
 def machine(device: torch.device) -> str:
     """One line: processor or GPU, what a float32 matrix product reaches on it just now, versions."""
-    size = 2048 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, device=device)
-    seconds = median_seconds(lambda: a @ a, device, runs=7)[0]
-    rate = 2 * size**3 / seconds / 1e9
+    rate = matmul_rate(device)
     name = device_name(device)
     if device.type == "cpu":
         lines = [line for line in cpuinfo() if line.startswith("model name")]
         name = f"{lines[0].split(':')[1].strip() if lines else platform.machine()}, {torch.get_num_threads()} threads"
     return f"{name}; float32 matmul {rate:.0f} GFLOP/s; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def matmul_rate(device: torch.device, runs: int = 7) -> float:
+    """What a float32 matrix product reaches on ``device`` just now, in GFLOP/s: median of ``runs``."""
+    size = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device)
+    seconds = median_seconds(lambda: a @ a, device, runs, warm_up=min(2, runs - 1))[0]
+    return 2 * size**3 / seconds / 1e9
 
 
 def cpuinfo() -> list[str]:
@@ -42,7 +47,7 @@ def median_seconds(f: Callable[[], object], device: torch.device, runs: int, war
             torch.cuda.synchronize()
         if i >= warm_up:
             times.append(time.perf_counter() - start)
-    low, _, high = statistics.quantiles(times, n=4)
+    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (0.0, 0.0, 0.0)
     return statistics.median(times), (high - low) / 2
 
 

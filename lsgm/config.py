@@ -170,6 +170,12 @@ class ScheduleConfig(Section):
     accumulate: Count = Field(1, description="parts that each process's share of a batch is taken in")
     grad_clip: NonNegative = Field(0.0, description="largest norm of the gradient; 0: any")
     state_minutes: Positive = Field(10.0, description="minutes between two saved states")
+    look_epochs: NonNegative = Field(
+        0.0,
+        description="epochs between two looks at the model, for history and TensorBoard: NELBO of test images, NFE, "
+        "samples; 0: none",
+    )
+    look_images: Count = Field(36, description="test images, and samples, of a look")
     rescue: RescueConfig = RescueConfig()
     seed: int = 1
 

@@ -68,10 +68,13 @@ class Progress:
 
     def step(self, note: Callable[[], str] | str = "") -> None:
         """One more step is done; ``note`` (a text, or a function that is only called when it is shown) goes with it."""
-        self.done += 1
+        self.to(self.done + 1, note)
+
+    def to(self, done: int, note: Callable[[], str] | str = "") -> None:
+        """So many steps are done, which may be fewer than before; ``note`` as in :meth:`step`."""
+        self._bar.update((done - self.done) * self.unit_size)
+        self.done = done
         now = time.monotonic()
-        if self.on_terminal:
-            self._bar.update(self.unit_size)
         if now - self._last < self.every and self.done < self.total:
             return
         self._last = now

@@ -85,7 +85,7 @@ def normalise_weight(v: Tensor, log_norm: Tensor) -> Tensor:
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm with NVAE's momentum, whose batch is that of all processes where several train one model.
 
-    (PyTorch's SyncBatchNorm is for GPUs only.)
+    (PyTorch's SyncBatchNorm is for GPUs only.) While a pass is recomputed its momentum is 0.
     """
 
     def __init__(self, channels: int) -> None:
@@ -99,12 +99,13 @@ class BatchNorm(nn.BatchNorm2d):
             mean = all_reduce(wide_x.mean(dim=(0, 2, 3))) / world
             centred = wide_x - mean[:, None, None]
             variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / world
-            if self.momentum:  # none while a pass is recomputed
+            if self.momentum and self.running_mean is not None and self.running_var is not None:
                 n = world * x.numel() // x.shape[1]
                 with torch.no_grad():
                     self.running_mean.lerp_(mean, self.momentum)
                     self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
-                    self.num_batches_tracked.add_(1)
+                    if self.num_batches_tracked is not None:
+                        self.num_batches_tracked.add_(1)
             scale = self.weight * torch.rsqrt(variance + self.eps)
             return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
 

@@ -26,6 +26,10 @@ class Posterior:
     further: tuple[Tensor, ...] = ()  # latents of each further group, [B, C_g, H_g, W_g]
     further_log_q: tuple[Tensor, ...] = ()
 
+    def kl_per_channel(self) -> Tensor:
+        """log q - log N(0, I) of each of the prior's channels at the sample, [C], mean over the batch."""
+        return (self.log_q + 0.5 * self.z.square() + HALF_LOG_2PI).sum(dim=(2, 3)).mean(dim=0)
+
     def further_kl(self) -> Tensor:
         """log q - log N(0, I) of each further group at the sample, [B, number of further groups]."""
         pairs = zip(self.further, self.further_log_q, strict=True)

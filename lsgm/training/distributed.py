@@ -81,10 +81,9 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, 0)
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
-    if not dist.is_initialized():
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+@torch.no_grad()
+def most(tensor: Tensor) -> None:
+    """Replace each element by the largest of all processes, in place; NaN counts as the largest."""
+    if dist.is_initialized():
+        tensor.nan_to_num_(nan=torch.inf)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)

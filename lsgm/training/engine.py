@@ -1,8 +1,8 @@
-"""The loop that both training stages share: devices and precision, steps, learning rates, history, saving and going on.
+"""The loop that both training stages share: precision, steps, learning rates, history, states, rescue from divergence.
 
-Every random number of a step depends on (seed, step) alone, so that what goes on after an interruption is what would have
-been. Steps whose loss or gradient is not finite, or whose gradient explodes, are left out; after several in a row the
-training goes back to its last state, more careful.
+Every random number of a step depends on (seed, step) alone, so that what goes on after an interruption is what would
+have been. Steps whose loss or gradient is not finite, or whose gradient explodes, are left out; after several in a row
+the training goes back to its last state, more careful.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lsgm.config import RescueConfig, ScheduleConfig
@@ -28,7 +27,7 @@ from lsgm.files import atomic
 from lsgm.model import LSGM
 from lsgm.progress import Progress, log
 from lsgm.streams import mix
-from lsgm.training.distributed import Ranks, average
+from lsgm.training.distributed import Ranks, average, barrier, most
 from lsgm.training.draws import Draws
 from lsgm.training.objective import Objective
 from lsgm.training.regularisation import SpectralRegulariser
@@ -97,24 +96,36 @@ class History:
         self._writer = SummaryWriter(str(self.tensorboard))
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Sum on the device; nothing waits for it."""
+        """Sum on the device; nothing waits for it. A term is a scalar or a vector."""
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
-    def record(self, step: int, facts: dict[str, float]) -> dict[str, float] | None:
-        """Close a row: the means of what was added since the last, and ``facts`` as they are. None if nothing was."""
-        if not self._count:
-            return None
-        names = list(self._sums)
-        means = (torch.stack([self._sums[name] for name in names]) / self._count).tolist()
-        row = {"step": step, **facts, **dict(zip(names, means, strict=True))}
+    def close_row(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The means of what was added since the last row: scalars, vectors."""
+        sizes = [value.numel() for value in self._sums.values()]
+        flat = torch.cat([value.reshape(-1) for value in self._sums.values()]) / self._count
+        means = dict(zip(self._sums, flat.cpu().split(sizes), strict=True))
+        vectors = {name: means.pop(name).tolist() for name, value in self._sums.items() if value.dim()}
         self._sums, self._count = {}, 0
+        return {name: mean.item() for name, mean in means.items()}, vectors
+
+    def add_row(self, row: dict[str, float]) -> None:
+        """A row; it has its `step`."""
         self.rows.append(row)
         if self._writer is not None:
             for name, value in row.items():
-                self._writer.add_scalar(name, value, step)
-        return row
+                self._writer.add_scalar(name, value, row["step"])
+
+    def add_images(self, name: str, images: Tensor, step: int) -> None:
+        """A grid of images [N, C, H, W] in [0, 1] for TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_images(name, images, step)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added since the last row."""
+        return self._count == 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "sums": self._sums, "count": self._count}
@@ -125,7 +136,8 @@ class History:
     def write(self, path: Path) -> None:
         """The rows as CSV."""
         with atomic(path) as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]), lineterminator="\n")
+            columns = list(dict.fromkeys(name for row in self.rows for name in row))
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()} for row in self.rows)
         if self._writer is not None:
@@ -161,7 +173,9 @@ class Task:
         regularisers: (weight, sum to be minimised too).
         after_step: called after each step of the optimisers.
         parts: what a state holds beside optimisers and history, by name.
-        networks: the networks whose gradients are watched, by name.
+        networks: the networks whose gradients are looked at when a step is bad, by name.
+        summarise: (means of the objective's vectors) -> what the history keeps of them.
+        look: (step) -> what is measured on the model every `look_epochs`, and pictures, by name.
     """
 
     optimised: list[Optimised]
@@ -170,6 +184,8 @@ class Task:
     after_step: Callable[[], None]
     parts: dict[str, Stateful]
     networks: dict[str, nn.Module]
+    summarise: Callable[[dict[str, list[float]]], dict[str, float]]
+    look: Callable[[], tuple[dict[str, float], dict[str, Tensor]]]
 
 
 @dataclass
@@ -211,7 +227,7 @@ class Engine:
         batches: Batches,
         config: ScheduleConfig,
         history: History,
-        states: States,
+        states: States | None,
         ranks: Ranks,
         device: torch.device,
     ) -> None:
@@ -220,6 +236,7 @@ class Engine:
         self.schedule = Schedule(config, len(batches))
         self.care = Care()
         self.step = 0
+        self._began = self._saved = time.monotonic()
         share, rest = divmod(batches.batch, ranks.world * config.accumulate)
         if rest:
             raise LSGMError(
@@ -247,14 +264,14 @@ class Engine:
         }
 
     def _save(self) -> None:
-        if self.ranks.first:
+        if self.ranks.first and self.states is not None:
             self.care.seconds, before = self.care.seconds + time.monotonic() - self._began, self.care.seconds
             self.states.save(self.step, self._state())
             self.care.seconds = before
         self._saved = time.monotonic()
 
     def _restore(self) -> bool:
-        found = self.states.load()
+        found = self.states.load() if self.states is not None else None
         if found is None:
             return False
         self.step, state = found
@@ -273,32 +290,38 @@ class Engine:
         """Train to the end.
 
         Raises:
-            Stopped: on SIGTERM, after the state was saved.
-            LSGMError: the training diverged and did not recover.
+            Stopped: on SIGTERM or an interrupt from the keyboard, after the state was saved.
+            LSGMError: the training diverged and did not recover; or its states cannot be read or written.
         """
         self._began = time.monotonic()
         if self._restore():
             log.info(f"{self.what}: going on after step {self.step} of {self.schedule.steps}")
-        elif self.schedule.steps:
+        else:
+            barrier()  # all have found none
             self._save()  # something to go back to
         self._saved = time.monotonic()
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM,)}
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with Progress(self.what, self.schedule.steps, "img", self.batches.batch, done=self.step) as bar:
                 while self.step < self.schedule.steps:
-                    self._one_step(bar)
+                    self.one_step()
+                    rows = self.history.rows
+                    bar.to(self.step, lambda: f"NELBO {rows[-1]['nelbo']:.1f} nats" if rows else "")  # noqa: B023
         finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         seconds = self.care.seconds + time.monotonic() - self._began
         rate = self.schedule.steps * self.batches.batch / seconds
         care = self.care
         return Summary(self.schedule.steps, rate, seconds, care.skipped, care.restarts, self.ranks.world)
 
-    def _on_signal(self, *_: object) -> None:
+    def _on_signal(self, number: int, _: object) -> None:
         self.stop = True
+        if number == signal.SIGINT:  # the second one does not wait for the end of a step
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _one_step(self, bar: Progress) -> None:
+    def one_step(self) -> None:
+        """One batch: gradients, optimisers, history, and the state if it is time. Raises as :meth:`fit`."""
         step, config = self.step, self.config
         for item in self.task.optimised:
             lr = self.schedule.learning_rate(step, item.lr, item.lr_min) * self.care.lr_factor(config.rescue)
@@ -307,15 +330,9 @@ class Engine:
         terms, norm = self._gradients(step)
         # What the host must know of a step, in one transfer: is it good, is anyone to stop?
         facts = torch.stack([terms["loss"].float(), norm, torch.tensor(float(self.stop), device=self.device)])
-        if self.ranks.world > 1:
-            worst = torch.stack([(~torch.isfinite(facts[:2])).any().float(), facts[2]])
-            dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-            bad_anywhere, stop = (value > 0 for value in worst.tolist())
-            loss, size = facts[:2].tolist()
-        else:
-            loss, size, stop_here = facts.tolist()
-            bad_anywhere, stop = not (math.isfinite(loss) and math.isfinite(size)), stop_here > 0
-        if bad_anywhere or self._explodes(size):
+        most(facts)
+        loss, size, stop = facts.tolist()
+        if not (math.isfinite(loss) and math.isfinite(size)) or self._explodes(size):
             self._bad_step(terms, size)
         else:
             for item in self.task.optimised:
@@ -325,8 +342,8 @@ class Engine:
             self.care.norms = [*self.care.norms[-99:], size]
             self.history.add({**terms, "gradient_norm": norm})
             self.step += 1
-        self._record(bar)
         self.scaler.update()
+        self._record()
         if stop:
             self._save()
             raise Stopped(f"{self.what}: told to stop after step {self.step}; the same command goes on from here")
@@ -355,7 +372,8 @@ class Engine:
         for weight, regulariser in self.task.regularisers:
             spectral = weight * self.care.spectral_factor(config.rescue) * regulariser()
             self.scaler.scale(spectral).backward()
-            sums["loss"] = sums["loss"] + spectral.detach()
+            sums["spectral"] = sums.get("spectral", 0) + spectral.detach()
+        sums["loss"] = sums["loss"] + sums.get("spectral", 0)
         parameters = [p for item in self.task.optimised for g in item.optimiser.param_groups for p in g["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         average(gradients)
@@ -413,13 +431,20 @@ class Engine:
         text = f"not finite: {', '.join(wrong)}; " if wrong else ""
         return f"{text}gradient norm {norm:.3g}, largest in {worst}: {size:.3g}"
 
-    def _record(self, bar: Progress) -> None:
-        step = self.step
-        if step % self.history.every == 0 or step == self.schedule.steps:
-            facts = {"epoch": step / len(self.batches)}
-            facts |= {f"lr_{item.name}": item.optimiser.param_groups[0]["lr"] for item in self.task.optimised}
-            facts |= {"skipped": float(self.care.skipped), "restarts": float(self.care.restarts)}
-            self.history.record(step, facts)
-        rows = self.history.rows
-        bar.done = self.step - 1
-        bar.step(lambda: f"NELBO {rows[-1]['nelbo']:.1f} nats" if rows else "")
+    def _record(self) -> None:
+        """A row of the history, if it is time; with a look at the model, if it is time for that too."""
+        step, every, history = self.step, self.history.every, self.history
+        last = step == self.schedule.steps
+        if history.empty or not (last or step % every == 0):
+            return
+        row = {"step": step, "epoch": step / len(self.batches)}
+        row |= {f"lr_{item.name}": item.optimiser.param_groups[0]["lr"] for item in self.task.optimised}
+        scalars, vectors = history.close_row()
+        row |= scalars | self.task.summarise(vectors) | {"skipped": self.care.skipped, "restarts": self.care.restarts}
+        look_every = self.config.look_epochs * len(self.batches)
+        if self.ranks.first and look_every and (last or step % look_every < every):
+            facts, pictures = self.task.look()
+            row |= facts
+            for name, picture in pictures.items():
+                history.add_images(name, picture, step)
+        history.add_row(row)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from lsgm.config import DropInactiveConfig
 from lsgm.data.batches import Batches, preprocess
 from lsgm.model import LSGM
-from lsgm.networks.posterior import HALF_LOG_2PI
 from lsgm.progress import Progress
 
 
@@ -19,10 +22,25 @@ def kl_per_channel(model: LSGM, batches: Batches, count: int) -> Tensor:
     with Progress("KL of the latents", count, "img", batches.batch) as bar:
         for i in range(count):
             posterior, _ = model.vae.encode(2 * batches.batch_at(*divmod(i, len(batches))) - 1)
-            kl = posterior.log_q + 0.5 * posterior.z.square() + HALF_LOG_2PI
-            total += kl.sum(dim=(2, 3)).mean(dim=0)
+            total += posterior.kl_per_channel()
             bar.step()
     return total / count
+
+
+def summarise_kl(groups: tuple[int, ...]) -> Callable[[dict[str, list[float]]], dict[str, float]]:
+    """What a history keeps of an objective's vectors: KL(q || N(0, I)) of each group, and how many channels are used.
+
+    A channel is active from a KL of 0.1 nats on, the threshold at which `drop_inactive` leaves one to N(0, I).
+    """
+
+    def summarise(means: dict[str, list[float]]) -> dict[str, float]:
+        channels, further = means["kl_per_channel"], means.get("further_kl_per_group", [])
+        ends = list(itertools.accumulate(groups, initial=0))
+        per_group = [sum(channels[a:b]) for a, b in itertools.pairwise(ends)] + further
+        active = float(sum(kl > DropInactiveConfig().threshold for kl in channels))
+        return {f"kl_group_{i}": kl for i, kl in enumerate(per_group)} | {"active_latents": active}
+
+    return summarise
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ QSamples = Literal["shared", "own", "reweighted"]
 
 @dataclass
 class Objective:
-    """A loss and the terms that it is made of, to be looked at; scalars, means over the batch."""
+    """A loss and the terms that it is made of, to be looked at; scalars and vectors, means over the batch."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -59,6 +59,15 @@ def kl_to_normal(posterior: Posterior) -> Tensor:
     return torch.cat([top, posterior.further_kl()], dim=1)
 
 
+@torch.no_grad()
+def _kl_vectors(posterior: Posterior) -> dict[str, Tensor]:
+    """KL(q || N(0, I)) of the prior's channels and of the further groups, means over the batch."""
+    vectors = {"kl_per_channel": posterior.kl_per_channel()}
+    if posterior.further:
+        vectors["further_kl_per_group"] = posterior.further_kl().mean(dim=0)
+    return vectors
+
+
 def _noise(model: LSGM, random: Draws) -> list[Tensor]:
     """The encoder's normal draws."""
     return [random.normal(shape) for shape in (model.latent_shape, *model.vae.further_shapes)]
@@ -75,7 +84,7 @@ class VAEObjective:
         loss = (reconstruction + beta * (gamma * kl).sum(dim=1)).mean()
         kl_total = kl.detach().sum(dim=1).mean()
         terms = {"reconstruction": reconstruction.detach().mean(), "kl": kl_total}
-        return Objective(loss, {"nelbo": terms["reconstruction"] + kl_total} | terms)
+        return Objective(loss, {"nelbo": terms["reconstruction"] + kl_total} | terms | _kl_vectors(posterior))
 
 
 class LSGMObjective:
@@ -165,7 +174,7 @@ class LSGMObjective:
         if posterior.further:
             terms["further_kl"] = further_kl.detach().sum(dim=1).mean()
         terms = {"nelbo": torch.stack(list(terms.values())).sum()} | terms
-        return Objective(loss, terms | {"loss_prior": loss_prior.detach()})
+        return Objective(loss, terms | {"loss_prior": loss_prior.detach()} | _kl_vectors(posterior))
 
     def _own(self, prior: ScorePrior, z0: Tensor, noise: Tensor, draw: TimeDraw, rho: Tensor) -> tuple[Tensor, Tensor]:
         """q's cross entropy without its constant, with a gradient for the encoder alone, and p's loss."""

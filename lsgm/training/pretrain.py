@@ -12,10 +12,14 @@ from lsgm import checkpoint
 from lsgm.config import PretrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
+from lsgm.files import sha256
 from lsgm.model import LSGM
 from lsgm.training import distributed
+from lsgm.training.distributed import Ranks
 from lsgm.training.draws import Draws
-from lsgm.training.engine import Engine, History, Optimised, Task, compile_networks, rows_every
+from lsgm.training.engine import Engine, History, Optimised, Summary, Task, compile_networks, rows_every
+from lsgm.training.latents import summarise_kl
+from lsgm.training.look import Look
 from lsgm.training.objective import Objective, VAEObjective, linear_anneal
 from lsgm.training.recompute import recompute
 from lsgm.training.regularisation import SpectralRegulariser
@@ -23,14 +27,41 @@ from lsgm.training.state import States
 
 
 def pretrain(
-    stage: PretrainStage, data: Path, out: Path, device: torch.device, tensorboard: Path | None = None
-) -> None:
+    stage: PretrainStage,
+    data: Path,
+    out: Path,
+    device: torch.device,
+    tensorboard: Path | None = None,
+    state: Path | None = None,
+) -> Summary:
     """Train the VAE of ``stage`` on the store ``data``; write model, configuration and history to ``out``.
 
-    Goes on from the last state in ``out``/state where there is one.
+    Goes on from the last state in ``state`` (by default ``out``/state) where there is one. Several processes that
+    `torchrun` started train one model.
     """
-    config = stage.pretrain
     ranks, device = distributed.start(device)
+    identity = {**stage.model_dump(mode="json"), "data": sha256(data / "manifest.json")}
+    states = States(state or out / "state", identity)
+    engine, model = build(stage, data, device, ranks, states, tensorboard if ranks.first else None)
+    summary = engine.fit()
+    if ranks.first:
+        checkpoint.save(model, out, stages=[stage], summary=asdict(summary))
+        engine.history.write(out / "history.csv")
+        states.clear()
+    distributed.stop()
+    return summary
+
+
+def build(
+    stage: PretrainStage,
+    data: Path,
+    device: torch.device,
+    ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+    states: States | None = None,
+    tensorboard: Path | None = None,
+) -> tuple[Engine, LSGM]:
+    """The engine that trains the VAE, and the model."""
+    config = stage.pretrain
     torch.manual_seed(config.seed)
     store = ImageStore(data, stage.dataset)
     image = checkpoint.image_config(store.dataset)
@@ -63,12 +94,8 @@ def pretrain(
         after_step=lambda: None,
         parts={"model": model, "regulariser": regulariser},
         networks={"vae": model.vae},
+        summarise=summarise_kl(model.vae.latent_groups),
+        look=Look(model, store, config.look_images),
     )
-    history = History(rows_every(config, len(batches)), tensorboard if ranks.first else None)
-    states = States(out / "state", stage.model_dump(mode="json"))
-    summary = Engine("VAE", task, batches, config, history, states, ranks, device).fit()
-    if ranks.first:
-        checkpoint.save(model, out, stages=[stage], summary=asdict(summary))
-        history.write(out / "history.csv")
-        states.clear()
-    distributed.barrier()
+    history = History(rows_every(config, len(batches)), tensorboard)
+    return Engine("VAE", task, batches, config, history, states, ranks, device), model

@@ -10,6 +10,8 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ class States:
 
     Args:
         folder: where they are; made when the first is written.
-        identity: what the training is (its frozen configuration); a state of another one is refused.
+        identity: what the training is, its settings and inputs; a state of another one is refused.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder
-        self.identity = identity
+        self.identity = dict(_flat(identity))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after ``step`` steps, then drop all but the last two. Raises :class:`LSGMError`."""
@@ -52,9 +54,7 @@ class States:
                 f"{path}: the state of the training cannot be written ({error.strerror}); make room or name another "
                 "folder, and start the job again: it goes on from the last state"
             ) from None
-        for old in self._steps()[:-KEPT]:
-            self._path(old).unlink(missing_ok=True)
-            self._path(old).with_suffix(".sha256").unlink(missing_ok=True)
+        self._forget(self._steps()[:-KEPT])
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """Steps done and state of the newest file that is whole; None where there is none.
@@ -73,22 +73,26 @@ class States:
                 log.info(f"{path}: damaged ({error}); trying the one before")
                 continue
             if found["identity"] != self.identity:
-                differing = [k for k in self.identity if found["identity"].get(k) != self.identity[k]]
+                differing = dict(self.identity.items() ^ found["identity"].items())
                 raise LSGMError(
-                    f"{path}: is of a training with other settings ({', '.join(differing)}); put them back to go on, "
-                    f"or remove {self.folder} to begin anew"
+                    f"{path}: is of a training with other settings ({', '.join(sorted(differing))}); put them back to "
+                    f"go on, or remove {self.folder} to begin anew"
                 )
             return int(found["step"]), dict(found["state"])
         return None
 
     def clear(self) -> None:
         """Remove all: the training is done."""
-        for step in self._steps():
+        self._forget(self._steps())
+        with suppress(OSError):  # not there, or someone keeps other things in it
+            self.folder.rmdir()
+
+    def _forget(self, steps: list[int]) -> None:
+        for step in steps:
             self._path(step).unlink(missing_ok=True)
-        if self.folder.is_dir():
-            for path in self.folder.glob("step-*.sha256"):
-                path.unlink(missing_ok=True)
-            self.folder.rmdir() if not any(self.folder.iterdir()) else None
+            self._path(step).with_suffix(".sha256").unlink(missing_ok=True)
+        for part in self.folder.glob(".step-*.part"):  # of a process that was killed while it wrote
+            part.unlink(missing_ok=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09}.pt"
@@ -98,3 +102,12 @@ class States:
             return []
         found = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted key, text) pairs."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", repr(value)

@@ -14,14 +14,17 @@ from lsgm.config import TrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
+from lsgm.files import sha256
 from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
 from lsgm.training import distributed
+from lsgm.training.distributed import Ranks
 from lsgm.training.draws import Draws
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, History, Optimised, Task, compile_networks, rows_every
-from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance
+from lsgm.training.engine import Engine, History, Optimised, Stateful, Summary, Task, compile_networks, rows_every
+from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarise_kl
+from lsgm.training.look import Look
 from lsgm.training.objective import LSGMObjective, Objective, linear_anneal
 from lsgm.training.recompute import recompute
 from lsgm.training.regularisation import SpectralRegulariser
@@ -30,15 +33,49 @@ from lsgm.weighting import TimeSampler
 
 
 def train(
-    stage: TrainStage, data: Path, vae: Path, out: Path, device: torch.device, tensorboard: Path | None = None
-) -> None:
+    stage: TrainStage,
+    data: Path,
+    vae: Path,
+    out: Path,
+    device: torch.device,
+    tensorboard: Path | None = None,
+    state: Path | None = None,
+) -> Summary:
     """Train VAE and prior from the VAE in ``vae``; write model (EMA prior, raw VAE), configuration and history.
 
     ``vae`` is a pretrained VAE, or an LSGM whose own is taken. With ``train_vae: false`` the VAE stays as it is, in
-    evaluation mode.
+    evaluation mode. Goes on from the last state in ``state`` (by default ``out``/state) where there is one. Several
+    processes that `torchrun` started train one model.
     """
-    config = stage.train
     ranks, device = distributed.start(device)
+    inputs = {"data": sha256(data / "manifest.json"), "vae": sha256(vae / "model.safetensors")}
+    states = States(state or out / "state", {**stage.model_dump(mode="json"), **inputs})
+    engine, model, ema = build(stage, data, vae, device, ranks, states, tensorboard if ranks.first else None)
+    summary = engine.fit()
+    if ranks.first:
+        ema.copy_to_module()
+        facts: dict[str, Any] = {**asdict(summary), "seconds_before": 0.0}  # of earlier end-to-end trainings
+        start = checkpoint.read_config(vae)
+        if start.prior is not None:
+            facts["seconds_before"] = sum(float(str(start.training.get(k, 0))) for k in ("seconds", "seconds_before"))
+        checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
+        engine.history.write(out / "history.csv")
+        states.clear()
+    distributed.stop()
+    return summary
+
+
+def build(
+    stage: TrainStage,
+    data: Path,
+    vae: Path,
+    device: torch.device,
+    ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+    states: States | None = None,
+    tensorboard: Path | None = None,
+) -> tuple[Engine, LSGM, EMA[ScorePrior]]:
+    """The engine that trains VAE and prior, the model, and the average of the prior's weights."""
+    config = stage.train
     store = ImageStore(data, stage.dataset)
     pretrained = checkpoint.load(vae)
     image = checkpoint.image_config(store.dataset)
@@ -111,24 +148,17 @@ def train(
             value.terms["alpha_mean"] = torch.sigmoid(prior.mixing_logit.detach()).mean()
         return value
 
+    parts: dict[str, Stateful] = {"model": model, "ema": ema}
+    parts |= {f"regulariser {i}": regulariser for i, (_, regulariser) in enumerate(regularisers)}
     task = Task(
         optimised=optimised,
         objective=objective,
         regularisers=regularisers,
         after_step=ema.update,
-        parts={"model": model, "ema": ema} | {f"regulariser {i}": r for i, (_, r) in enumerate(regularisers)},
-        networks={name: parts[0] for name, parts in networks.items()},
+        parts=parts,
+        networks={name: network for name, (network, *_) in networks.items()},
+        summarise=summarise_kl(model.vae.latent_groups),
+        look=Look(model, store, config.look_images, ema.module),
     )
-    history = History(rows_every(config, len(batches)), tensorboard if ranks.first else None)
-    states = States(out / "state", stage.model_dump(mode="json"))
-    summary = Engine("LSGM", task, batches, config, history, states, ranks, device).fit()
-    if ranks.first:
-        ema.copy_to_module()
-        facts: dict[str, Any] = {**asdict(summary), "seconds_before": 0.0}  # of earlier end-to-end trainings
-        start = checkpoint.read_config(vae)
-        if start.prior is not None:
-            facts["seconds_before"] = sum(float(str(start.training.get(k, 0))) for k in ("seconds", "seconds_before"))
-        checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
-        history.write(out / "history.csv")
-        states.clear()
-    distributed.barrier()
+    history = History(rows_every(config, len(batches)), tensorboard)
+    return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema

@@ -19,15 +19,18 @@ VAE = {
     "arch": "res_mbconv", "channels": 4, "channel_mult": [1, 2, 2], "groups_per_scale": 2, "latents_per_group": 2,
     "cells_per_cond": 1, "preprocess": BLOCKS, "postprocess": BLOCKS, "likelihood": "dml",
 }  # fmt: skip
+# An adam_eps far above the gradients makes the updates proportional to them. Near 0 Adam's are the sign, which a last bit turns.
 SHORT = {"epochs": 2, "batch": 8, "warmup_epochs": 0, "lr_schedule": "iteration"}
 PRIOR = {"channels": 8, "scales": 1, "cells_per_scale": 1, "dropout": 0, "embedding_dim": 16, "mixing_logit_init": -1}
-PRETRAIN = {**SHORT, "kl_anneal_portion": 1, "kl_max_coeff": 0.7, "spectral_reg": 0.01, "lr": 1e-3}
+PRETRAIN = {**SHORT, "kl_anneal_portion": 1, "kl_max_coeff": 0.7, "spectral_reg": 0.01, "lr": 1, "adam_eps": 1e4}
+TRAIN = {
+    **SHORT, "p_weighting": "un", "q_samples": "reweighted", "draws": 2, "spectral_reg_prior": 1e-3,
+    "lr_vae": 1, "lr_prior": 1, "adam_eps_vae": 1e4, "adam_eps_prior": 1e4,
+}  # fmt: skip
 STAGES = {
     "pretrain": (PretrainStage, {"vae": VAE, "pretrain": PRETRAIN}),
-    "train": (TrainStage, {"prior": PRIOR, "sde": {}, "train": {**SHORT, "p_weighting": "un",
-                                                                 "q_samples": "reweighted", "draws": 2,
-                                                                 "spectral_reg_prior": 1e-3}}),
-}  # fmt: skip
+    "train": (TrainStage, {"prior": PRIOR, "sde": {}, "train": TRAIN}),
+}
 
 
 @pytest.fixture(scope="module")

@@ -51,11 +51,17 @@ class Quadratic:
             after_step=self.ema.update,
             parts={"w": self.w, "ema": self.ema},
             networks={"w": self.w},
+            summarise=lambda vectors: {},
+            look=self.look,
         )
         images = np.random.default_rng(0).integers(0, 256, (64, 1, 28, 28), dtype=np.uint8)
         batches = Batches(images, self.config.batch, CPU, self.config.seed)
         self.history = History(every)
         self.engine = Engine("toy", task, batches, self.config, self.history, States(out, {"toy": 1}), Ranks(), CPU)
+
+    def look(self):
+        torch.rand(7)  # what a look draws is nobody's business
+        return {"test_nelbo": float(self.engine.step)}, {}
 
     def objective(self, x, step, steps, random):
         self.calls.append(step)
@@ -99,6 +105,15 @@ def test_what_goes_on_ends_where_it_would_have(tmp_path, stops):
     last.engine.fit()
     assert last.calls == list(range(stops[-1] + 1, 16))
     assert same(whole.result(), last.result())
+
+
+def test_looks_disturb_nothing_and_are_in_the_history(tmp_path):
+    """Every half epoch at rows of every 4 steps."""
+    without, looking = Quadratic(tmp_path / "a"), Quadratic(tmp_path / "b", look_epochs=0.5)
+    for toy in (without, looking):
+        toy.engine.fit()
+    assert [row.pop("test_nelbo", None) for row in looking.history.rows] == [4, 8, 12, 16]
+    assert same(without.result(), looking.result())
 
 
 @pytest.mark.parametrize("fault", [float("nan"), float("inf"), 1e9])
@@ -155,11 +170,15 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
 
 def test_tensorboard_events_are_written(tmp_path):
     history = History(every=1, tensorboard=tmp_path)
-    history.add({"loss": torch.tensor(2.0)})
-    history.record(1, {"epoch": 0.5})
+    for factor in (0.5, 1.5):
+        history.add({"loss": factor * torch.tensor(2.0), "kl": factor * torch.tensor([1.0, 3.0])})
+    scalars, vectors = history.close_row()
+    assert scalars == {"loss": 2.0} and vectors == {"kl": [1.0, 3.0]}
+    history.add_row({"step": 1, **scalars})
+    history.add_images("samples", torch.rand(4, 1, 8, 8), 1)
     history.write(tmp_path / "history.csv")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert events.Scalars("loss")[0].value == 2.0
+    assert events.Scalars("loss")[0].value == 2.0 and len(events.Images("samples")) == 1

@@ -1,0 +1,149 @@
+"""One step of either training stage, everything in it: forward, backward, spectral regularisation, optimisers, averaged
+weights, history.
+
+    python benchmarks/training.py [--models demo small medium] [--steps 30] [--options precision=bf16] [--profile]
+
+`demo` is mnist_demo of params.yaml. `small` and `medium` are two sizes at which a step of the authors' implementation
+was timed on two CPU cores (batch 32, binary 32x32 images, no dropout); its seconds are printed beside ours. That
+machine multiplied float32 matrices at 313 GFLOP/s; where yours does not, compare the work per second in units of the
+machine's matrix product ("of matmul", measured between the steps): that is the ratio in the last column. FLOPs are those
+of convolutions and matrix products, as PyTorch counts them in our step. Run it where nothing else runs. The images are
+the store in --data, as `lsgm prepare` writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine, matmul_rate, table
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from lsgm import checkpoint
+from lsgm.cli import device, keep_freed_memory
+from lsgm.config import PretrainStage, TrainStage, load_params, parse
+from lsgm.training import pretrain, train
+from lsgm.training.engine import Engine
+
+BLOCKS = {"blocks": 2, "cells": 2}
+VAE = {"arch": "res_mbconv", "channel_mult": [1, 2, 2], "groups_per_scale": 2, "cells_per_cond": 1,
+       "preprocess": BLOCKS, "postprocess": BLOCKS, "likelihood": "bernoulli"}  # fmt: skip
+PRIOR = {"scales": 2, "dropout": 0, "mixing_logit_init": -6}
+COMMON = {"epochs": 10, "batch": 32, "warmup_epochs": 0}
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "vae": {**VAE, "channels": 16, "latents_per_group": 4},
+        "prior": {**PRIOR, "channels": 32, "cells_per_scale": 1},
+    },
+    "medium": {
+        "vae": {**VAE, "channels": 32, "latents_per_group": 20},
+        "prior": {**PRIOR, "channels": 64, "cells_per_scale": 2},
+    },
+}
+STAGES: dict[str, dict[str, Any] | None] = {
+    "pretraining": None,
+    "end to end, ll": {"p_weighting": "ll", "q_samples": "shared"},
+    "end to end, un": {"p_weighting": "un", "q_samples": "reweighted"},
+}
+# Seconds per step of the authors' implementation (torch 2.15, 2 cores), and the rate of that machine's matrix product.
+AUTHORS = {
+    ("small", "pretraining"): 0.381, ("small", "end to end, ll"): 0.413, ("small", "end to end, un"): 0.470,
+    ("medium", "pretraining"): 0.747, ("medium", "end to end, ll"): 0.938, ("medium", "end to end, un"): 0.978,
+}  # fmt: skip
+AUTHORS_MATMUL = 313.0
+
+
+def configs(name: str, what: str, options: dict[str, Any]) -> tuple[PretrainStage, TrainStage | None]:
+    """What `lsgm pretrain` and `lsgm train` would read."""
+    if name in SIZES:
+        parts: dict[str, Any] = {"dataset": "mnist", "sde": {}, **SIZES[name]}
+        parts["pretrain"] = {**COMMON, "spectral_reg": 1e-2, "kl_anneal_portion": 1, "kl_max_coeff": 1}
+        parts["train"] = {**COMMON, "spectral_reg_prior": 1e-2, "spectral_reg_vae": 1e-2}
+    else:
+        name = "mnist_demo" if name == "demo" else name
+        parts = load_params("params.yaml").models[name].model_dump()
+        parts["prior"]["drop_inactive"] = None  # a thousand batches before the first step
+    head = {"model": name, "dataset": parts["dataset"]}
+    first = {**head, "vae": parts["vae"], "pretrain": {**parts["pretrain"], **options}}
+    settings = STAGES[what]
+    second = {**head, "prior": parts["prior"], "sde": parts["sde"], "train": {**parts["train"], **options}}
+    if settings is not None:
+        second["train"] |= settings
+    return parse(PretrainStage, first, "pretrain"), settings and parse(TrainStage, second, "train")
+
+
+def build(first: PretrainStage, second: TrainStage | None, data: Path, where: torch.device) -> Engine:
+    """The engine of the second stage (from a VAE that was never trained), or of the first where there is none."""
+    engine, model = pretrain.build(first, data, where)
+    if second is None:
+        return engine
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(model, folder, stages=[first], summary={})
+        return train.build(second, data, Path(folder), where)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["demo", *SIZES], help="also any name in params.yaml")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of `pretrain` and `train`")
+    parser.add_argument("--profile", action="store_true", help="which operations take the time")
+    parser.add_argument("--data", type=Path, default=Path("data/mnist"))
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    where = device(args.device)
+    keep_freed_memory()
+    print(machine(where), flush=True)
+    options = dict(option.split("=", 1) for option in args.options)
+    rows = []
+    for name in args.models:
+        for what in args.stages:
+            rows.append(measure(name, what, options, args.data, where, args.steps, args.profile))
+            print(" | ".join(rows[-1]), flush=True)
+    header = ["step", "batch", "ms", "images/s", "GFLOP", "GFLOP/s", "of matmul", "authors', ms", "times as fast"]
+    print(table(header, rows))
+
+
+def measure(
+    name: str, what: str, options: dict[str, Any], data: Path, where: torch.device, steps: int, profiled: bool
+) -> list[str]:
+    """A row of the table."""
+    engine = build(*configs(name, what, options), data, where)
+    for _ in range(3):
+        engine.one_step()
+    with FlopCounterMode(display=False) as counter:
+        engine.one_step()
+    seconds, rates = [], []
+    for i in range(steps + 2):
+        start = time.perf_counter()
+        engine.one_step()  # ends with a transfer to the host: nothing is left to wait for
+        if i >= 2:
+            seconds.append(time.perf_counter() - start)
+            rates.append(matmul_rate(where, runs=1))
+    if profiled:
+        gpu = where.type == "cuda"
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as recorded:
+            for _ in range(5):
+                engine.one_step()
+        key = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+        print(recorded.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=45))
+    median, (low, _, high) = statistics.median(seconds), statistics.quantiles(seconds, n=4)
+    flops, batch = counter.get_total_flops() / 1e9, engine.batches.batch
+    of_matmul = flops / median / statistics.median(rates)
+    row = [f"{name}, {what}", str(batch), f"{1e3 * median:.0f} ± {5e2 * (high - low):.0f}", f"{batch / median:.0f}"]
+    row += [f"{flops:.1f}", f"{flops / median:.0f}", f"{of_matmul:.0%}"]
+    theirs = AUTHORS.get((name, what))
+    if theirs is None or where.type != "cpu":
+        return [*row, "", ""]
+    return [*row, f"{1e3 * theirs:.0f}", f"{of_matmul / (flops / theirs / AUTHORS_MATMUL):.1f}"]
+
+
+if __name__ == "__main__":
+    main()
