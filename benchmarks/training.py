@@ -5,8 +5,8 @@ weights, history.
 
 `demo` is mnist_demo of params.yaml. `small` and `medium` are two sizes at which a step of the authors' implementation
 was timed on two CPU cores (batch 32, binary 32x32 images, no dropout); its seconds are printed beside ours. That
-machine multiplied float32 matrices at 313 GFLOP/s; where yours does not, compare the work per second in units of the
-machine's matrix product ("of matmul", measured between the steps): that is the ratio in the last column. FLOPs are those
+machine multiplied float32 matrices at 313 GFLOP/s; where yours does not, compare the work per second in units of the machine's
+matrix product ("of matmul", measured between the steps): that is the ratio in the last column. FLOPs are those
 of convolutions and matrix products, as PyTorch counts them in our step. Run it where nothing else runs. The images are
 the store in --data, as `lsgm prepare` writes it.
 """
