@@ -5,10 +5,10 @@ weights, history.
 
 `demo` is mnist_demo of params.yaml. `small` and `medium` are two sizes at which a step of the authors' implementation
 was timed on two CPU cores (batch 32, binary 32x32 images, no dropout); its seconds are printed beside ours. That
-machine multiplied float32 matrices at 313 GFLOP/s; where yours does not, compare the work per second in units of the machine's
-matrix product ("of matmul", measured between the steps): that is the ratio in the last column. FLOPs are those
-of convolutions and matrix products, as PyTorch counts them in our step. Run it where nothing else runs. The images are
-the store in --data, as `lsgm prepare` writes it.
+machine multiplied float32 matrices at 313 GFLOP/s; where yours does not, the ratio in the last column is that of the
+work per second in units of the machine's own matrix product ("of matmul", measured between the steps). FLOPs are three
+times those of convolutions and matrix products in the forward pass. Run it where nothing else runs. The images are the
+store in --data, as `lsgm prepare` writes it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lsgm import checkpoint
 from lsgm.cli import device, keep_freed_memory
 from lsgm.config import PretrainStage, TrainStage, load_params, parse
 from lsgm.training import pretrain, train
+from lsgm.training.draws import Draws
 from lsgm.training.engine import Engine
 
 BLOCKS = {"blocks": 2, "cells": 2}
@@ -118,8 +119,9 @@ def measure(
     engine = build(*configs(name, what, options), data, where)
     for _ in range(3):
         engine.one_step()
-    with FlopCounterMode(display=False) as counter:
-        engine.one_step()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        whole = Draws(0, engine.share, engine.share, where)
+        engine.task.objective(engine.batches.batch_at(0, 0)[: engine.share], 0, 10, whole)
     seconds, rates = [], []
     for i in range(steps + 2):
         start = time.perf_counter()
@@ -135,7 +137,8 @@ def measure(
         key = "self_cuda_time_total" if gpu else "self_cpu_time_total"
         print(recorded.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=45))
     median, (low, _, high) = statistics.median(seconds), statistics.quantiles(seconds, n=4)
-    flops, batch = counter.get_total_flops() / 1e9, engine.batches.batch
+    batch = engine.batches.batch
+    flops = 3 * counter.get_total_flops() / 1e9 * batch / engine.share
     of_matmul = flops / median / statistics.median(rates)
     row = [f"{name}, {what}", str(batch), f"{1e3 * median:.0f} ± {5e2 * (high - low):.0f}", f"{batch / median:.0f}"]
     row += [f"{flops:.1f}", f"{flops / median:.0f}", f"{of_matmul:.0%}"]

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lsgm.config import EvaluateStage, PrepareStage, PretrainStage, SampleStage, TrainStage, load_stage
+from lsgm.config import STAGES, EvaluateStage, PrepareStage, PretrainStage, SampleStage, TrainStage, load_stage
 from lsgm.errors import LSGMError, Stopped
 from lsgm.files import atomic, write_json
-from lsgm.progress import log, set_up_logging
+from lsgm.progress import clock, log, set_up_logging
 
 if TYPE_CHECKING:
     import torch
@@ -29,16 +29,18 @@ def prepare(args: argparse.Namespace) -> None:
     store.prepare(load_stage(PrepareStage, args.config), args.out)
 
 
-def pretrain(args: argparse.Namespace) -> None:
+def pretrain(args: argparse.Namespace) -> str:
     from lsgm.training.pretrain import pretrain as run
 
-    run(load_stage(PretrainStage, args.config), args.data, args.out, device(args.device), args.tensorboard)
+    stage = load_stage(PretrainStage, args.config)
+    return str(run(stage, args.data, args.out, device(args.device), args.tensorboard, args.state))
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> str:
     from lsgm.training.train import train as run
 
-    run(load_stage(TrainStage, args.config), args.data, args.vae, args.out, device(args.device), args.tensorboard)
+    stage = load_stage(TrainStage, args.config)
+    return str(run(stage, args.data, args.vae, args.out, device(args.device), args.tensorboard, args.state))
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -162,6 +164,24 @@ def keep_freed_memory() -> None:
         pass
 
 
+def used(name: str) -> str:
+    """The device and the most memory that this process held, where it used PyTorch."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    memory = f"peak memory {peak / 2**30:.1f} GB"
+    if "torch" not in sys.modules:
+        return f"; {memory}"
+    import torch
+
+    from lsgm.checkpoint import device_name
+
+    where = device(name)
+    if where.type == "cuda":
+        memory += f", on the GPU {torch.cuda.max_memory_allocated(where) / 2**30:.1f} GB"
+    return f" on {device_name(where)}; {memory}"
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lsgm", description="Score-based generative modelling in latent space.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -185,6 +205,7 @@ def parser() -> argparse.ArgumentParser:
     second = command("train", train, "Train VAE and score prior end to end.", config, data, vae, ("--out", "folder"))
     for sub in (first, second):
         sub.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
+        sub.add_argument("--state", type=Path, help="folder for what an interrupted training goes on from; OUT/state")
     model = ("--model", "folder of a model")
     command("sample", sample, "Draw images from a model.", config, model, ("--out", "folder"))
     command(
@@ -213,7 +234,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         set_up_logging(args.log, quiet=os.environ.get("RANK", "0") != "0")
         keep_freed_memory()
-        args.run(args)
+        start = time.monotonic()
+        said = args.run(args)
+        if args.command in STAGES:
+            log.info(
+                f"lsgm {args.command}: done in {clock(time.monotonic() - start)}{used(args.device)}"
+                f"{f'; {said}' if said else ''}"
+            )
     except Stopped as stopped:
         log.error(f"lsgm {args.command}: {stopped}")
         return 75
@@ -221,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error(f"lsgm {args.command}: error: {error}")
         return 1
     except KeyboardInterrupt:
-        log.error(f"lsgm {args.command}: interrupted; nothing was written")
+        log.error(f"lsgm {args.command}: interrupted")
         return 130
     return 0
 

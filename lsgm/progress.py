@@ -82,7 +82,7 @@ class Progress:
         self._bar.set_postfix_str(text, refresh=False)
         rate = self.rate()
         left = (self.total - self.done) * self.unit_size / rate
-        line = f"{self.what}: {self.done}/{self.total}, {rate:.0f} {self.unit}/s, {_clock(left)} left"
+        line = f"{self.what}: {self.done}/{self.total}, {rate:.0f} {self.unit}/s, {clock(left)} left"
         record = log.makeRecord(log.name, logging.INFO, "", 0, f"{line}, {text}" if text else line, (), None)
         for handler in log.handlers:
             if not (self.on_terminal and isinstance(handler, _TerminalHandler)):
@@ -93,7 +93,8 @@ class Progress:
         return (self.done - self._before) * self.unit_size / max(time.monotonic() - self.start, 1e-9)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -199,6 +199,10 @@ class Summary:
     restarts: int  # times the training went back to an earlier state
     processes: int
 
+    def __str__(self) -> str:
+        text = f"{self.steps} steps, {self.images_per_second:.0f} img/s"
+        return f"{text}, {self.skipped} left out, {self.restarts} restarts" if self.skipped else text
+
 
 @dataclass
 class Care:
