@@ -45,8 +45,8 @@ def pretrain(
     engine, model = build(stage, data, device, ranks, states, tensorboard if ranks.first else None)
     summary = engine.fit()
     if ranks.first:
-        checkpoint.save(model, out, stages=[stage], summary=asdict(summary))
         engine.history.write(out / "history.csv")
+        checkpoint.save(model, out, stages=[stage], summary=asdict(summary))
         states.clear()
     distributed.stop()
     return summary

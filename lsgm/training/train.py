@@ -58,8 +58,8 @@ def train(
         start = checkpoint.read_config(vae)
         if start.prior is not None:
             facts["seconds_before"] = sum(float(str(start.training.get(k, 0))) for k in ("seconds", "seconds_before"))
-        checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
         engine.history.write(out / "history.csv")
+        checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
         states.clear()
     distributed.stop()
     return summary

@@ -19,8 +19,8 @@ VAE = {
     "arch": "res_mbconv", "channels": 4, "channel_mult": [1, 2, 2], "groups_per_scale": 2, "latents_per_group": 2,
     "cells_per_cond": 1, "preprocess": BLOCKS, "postprocess": BLOCKS, "likelihood": "dml",
 }  # fmt: skip
-# An adam_eps far above the gradients makes updates proportional to them. Adam's usual ones are the gradient's sign where
-# that is near 0, which a last bit turns.
+# An adam_eps far above the gradients makes updates proportional to them. Adam's usual ones are the gradient's sign
+# where that is near 0, which a last bit turns.
 SHORT = {"epochs": 2, "batch": 8, "warmup_epochs": 0, "lr_schedule": "iteration"}
 PRIOR = {"channels": 8, "scales": 1, "cells_per_scale": 1, "dropout": 0, "embedding_dim": 16, "mixing_logit_init": -1}
 PRETRAIN = {**SHORT, "kl_anneal_portion": 1, "kl_max_coeff": 0.7, "spectral_reg": 0.01, "lr": 1, "adam_eps": 1e4}
