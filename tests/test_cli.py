@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lsgm.config import Params, parse
 
@@ -28,7 +30,8 @@ models:
     pretrain: {epochs: 0.01, batch: 32, warmup_epochs: 0, kl_anneal_portion: 1, kl_max_coeff: 0.7, spectral_reg: 0.01}
     prior: {channels: 8, scales: 1, cells_per_scale: 1, dropout: 0, embedding_dim: 16, mixing_logit_init: -3}
     sde: {time_eps: 0.01}
-    train: {epochs: 0.01, batch: 32, warmup_epochs: 0, ema: 0.9, spectral_reg_prior: 0.001}
+    train: {epochs: 0.01, batch: 32, warmup_epochs: 0, ema: 0.9, spectral_reg_prior: 0.001, look_epochs: 0.006,
+            look_images: 4}
     sample: {count: 64, tol: 0.01, batch: 32}
     evaluate: {images: 16, tol: 0.01, batch: 16, extractor: mnist_classifier}
 """
@@ -65,7 +68,7 @@ def made(request, tmp_path_factory, mnist_store):
     data = ("--data", mnist_store.path)
     log = ("--log", folder / "logs" / "pretrain.log")
     stage("pretrain", *data, "--out", folder / "vae", "--tensorboard", folder / "events", *log)
-    stage("train", *data, "--vae", folder / "vae", "--out", folder / "lsgm")
+    stage("train", *data, "--vae", folder / "vae", "--out", folder / "lsgm", "--tensorboard", folder / "events_lsgm")
     for kind in ("vae", "lsgm"):
         stage(f"sample {kind}", "--model", folder / kind, "--out", folder / f"samples_{kind}", config="sample")
     stage(
@@ -82,18 +85,33 @@ def test_training_speaks_in_plain_lines_without_a_terminal(made):
     assert "\r" not in said["pretrain"] and "VAE: 19/19" in said["pretrain"] and "img/s" in said["pretrain"]
     assert "left, NELBO" in said["train"]
     assert (folder / "logs" / "pretrain.log").read_text() == said["pretrain"]
+    last = said["train"].splitlines()[-1]
+    assert re.search(r"lsgm train: done in 0:\d\d on cpu, 1 threads; peak memory \d\.\d GB; 19 steps, \d+ img/s$", last)
+
+
+def test_tensorboard_has_curves_and_samples(made):
+    folder, _ = made
     assert list((folder / "events").glob("events.*"))
+    events = EventAccumulator(str(folder / "events_lsgm"))
+    events.Reload()
+    assert {"nelbo", "kl_group_0", "active_latents", "alpha_mean", "lr_prior", "gradient_norm", "sampling_nfe"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [event.step for event in events.Images("samples")] == [12, 19]
 
 
 def test_training_writes_model_and_history(made):
     folder, _ = made
     for kind, columns in [
-        ("vae", {"kl_coeff", "spectral", "lr_vae"}),
-        ("lsgm", {"cross_entropy", "alpha_mean", "lr_prior"}),
+        ("vae", {"kl_coeff", "spectral", "lr_vae", "kl", "skipped"}),
+        ("lsgm", {"cross_entropy", "alpha_mean", "lr_prior", "test_nelbo", "sampling_nfe"}),
     ]:
         assert {p.name for p in (folder / kind).iterdir()} == {"model.safetensors", "config.json", "history.csv"}
         rows = list(csv.DictReader((folder / kind / "history.csv").read_text().splitlines()))
-        assert len(rows) == 19 and columns | {"step", "loss", "nelbo", "images_per_second"} <= rows[0].keys()
+        assert len(rows) == 19 and columns <= rows[0].keys()
+        assert {"step", "loss", "nelbo", "gradient_norm", "kl_group_0", "active_latents"} <= rows[0].keys()
+    looks = [row["step"] for row in rows if row["test_nelbo"]]  # every 11.25 steps, and at the end
+    assert looks == ["12", "19"]
     config = json.loads((folder / "lsgm" / "config.json").read_text())
     assert [stage["code"] for stage in config["stages"]] == ["c0de", "c0de"]
 

@@ -249,7 +249,7 @@ class Engine:
             )
         self.share = share  # images of one forward pass
         self.generator = torch.Generator(device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**6, enabled=config.precision == "fp16")
         if config.precision == "tf32":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.stop = False
@@ -421,7 +421,7 @@ class Engine:
 
     def _diagnosis(self, terms: dict[str, Tensor], norm: float) -> str:
         """What is wrong: the terms that are not finite, and the layer with the largest gradient."""
-        wrong = [name for name, value in terms.items() if not math.isfinite(value.item())]
+        wrong = [name for name, value in terms.items() if not torch.isfinite(value).all()]
         worst, size = "", -1.0
         for name, network in self.task.networks.items():
             for key, p in network.named_parameters():
