@@ -369,6 +369,32 @@ class EvaluateConfig(Section):
     seed: int = 1
 
 
+class JobConfig(Section):
+    """What a job asks the cluster for. It changes where and how fast the job runs, and is no part of what it reads."""
+
+    nodes: Count = 1
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="on each node; a training runs one process on each")
+    cpus: Count = Field(2, description="for each process: one on each GPU, or one on each node without GPUs")
+    mem_gb: Positive = Field(8, description="main memory on each node")
+    hours: Positive = Field(24, description="time limit; a training that needs longer goes on in another job")
+
+
+class ResourcesConfig(Section):
+    """The jobs of a model."""
+
+    pretrain: JobConfig = JobConfig()
+    train: JobConfig = JobConfig()
+    sample: JobConfig = JobConfig(hours=4)
+    evaluate: JobConfig = JobConfig(hours=12)
+
+    @model_validator(mode="after")
+    def _one_process_uses_one_gpu(self) -> ResourcesConfig:
+        for stage, job in (("sample", self.sample), ("evaluate", self.evaluate)):
+            if job.nodes > 1 or job.gpus > 1:
+                raise ValueError(f"{stage}: is one process, which uses one node and at most one GPU")
+        return self
+
+
 class ModelConfig(Section):
     """One model: everything from the dataset's name to the evaluation.
 
@@ -385,6 +411,7 @@ class ModelConfig(Section):
     train: TrainConfig
     sample: SampleConfig
     evaluate: EvaluateConfig
+    resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")
     def _has_one_vae(self) -> ModelConfig:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
-    from .conftest import Project
+    from ..conftest import Project
 
 REPOSITORY = Path(__file__).parents[2]
 

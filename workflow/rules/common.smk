@@ -1,6 +1,7 @@
 """What all rules share: the checked parameters, the frozen configurations, the adoption of restored files."""
 
 import json
+import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
-from lsgm.config import STAGES, ConfigError, Params
+from lsgm.config import STAGES, ConfigError, JobConfig, Params
 from lsgm.config import parse as check  # Snakemake has a `parse` of its own among these globals
 from lsgm.data.registry import DATASETS
 
@@ -76,6 +77,42 @@ def pretrained(model):
 def folder_of_store(wildcards):
     """The folder of a model's prepared dataset."""
     return f"data/{PARAMS.models[wildcards.model].dataset}"
+
+
+def job_of(stage, wildcards):
+    """The resources of a stage of a model."""
+    return getattr(PARAMS.models[wildcards.model].resources, stage)
+
+
+def threads_of(stage):
+    """The CPUs of a model's job on each node, as a function of the wildcards."""
+    return lambda wildcards: (job := job_of(stage, wildcards)).cpus * max(1, job.gpus)
+
+
+def resources_of(stage):
+    """What else a model's job asks for, as functions of the wildcards; None stands for a resource that is not asked for.
+
+    In a job of several nodes, `launch.sh` starts a task on each, and the GPUs are asked for by node.
+    """
+
+    def asked(job):
+        several, gpus = job.nodes > 1, job.gpus or None
+        return {
+            "mem_mb": math.ceil(1000 * job.mem_gb),
+            "runtime": math.ceil(60 * job.hours),
+            "nodes": job.nodes,
+            "gpus_per_node": job.gpus,
+            "gpu": None if several else gpus,
+            "gres": f"gpu:{gpus}" if several and gpus else None,
+            "tasks": job.nodes if several else None,
+            "tasks_per_gpu": 0 if several else None,
+            "mpi": "srun" if several else None,
+        }
+
+    def one(name):
+        return lambda wildcards: asked(job_of(stage, wildcards))[name]
+
+    return {name: one(name) for name in asked(JobConfig())}
 
 
 def products(model):

@@ -18,10 +18,9 @@ rule evaluate_model:
         histories=expand("results/models/{{model}}/history_{kind}.csv", kind=["vae", "lsgm"]),
     log:
         "logs/evaluate/{model}.log",
-    threads: 8
+    threads: threads_of("evaluate")
     resources:
-        mem_mb=8000,
-        runtime=12 * 60,
+        **resources_of("evaluate"),
     params:
         data=folder_of_store,
         vae=lambda wildcards: pretrained(wildcards.model),

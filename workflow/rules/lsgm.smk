@@ -9,13 +9,14 @@ rule train_lsgm:
         history="checkpoints/lsgm/{model}/history.csv",
     log:
         "logs/train/{model}.log",
-    threads: 8
+    threads: threads_of("train")
     resources:
-        mem_mb=8000,
-        runtime=24 * 60,
+        **resources_of("train"),
     params:
         data=folder_of_store,
         vae=folder_of_start,
     shell:
-        "exec lsgm train --config {input.config} --data {params.data} --vae {params.vae}"
-        " --out checkpoints/lsgm/{wildcards.model} --tensorboard logs/tensorboard/lsgm/{wildcards.model} --log {log}"
+        "exec workflow/scripts/launch.sh {resources.nodes} {resources.gpus_per_node}"
+        " lsgm train --config {input.config} --data {params.data} --vae {params.vae}"
+        " --out checkpoints/lsgm/{wildcards.model} --state states/lsgm/{wildcards.model}"
+        " --tensorboard logs/tensorboard/lsgm/{wildcards.model} --log {log}"

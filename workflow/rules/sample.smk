@@ -9,10 +9,9 @@ rule sample:
         facts="samples/{kind}/{model}/sampling.json",
     log:
         "logs/sample/{kind}/{model}.log",
-    threads: 8
+    threads: threads_of("sample")
     resources:
-        mem_mb=8000,
-        runtime=4 * 60,
+        **resources_of("sample"),
     shell:
         "exec lsgm sample --config {input.config} --model checkpoints/{wildcards.kind}/{wildcards.model}"
         " --out samples/{wildcards.kind}/{wildcards.model} --log {log}"

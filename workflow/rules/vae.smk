@@ -8,12 +8,13 @@ rule pretrain_vae:
         history="checkpoints/vae/{model}/history.csv",
     log:
         "logs/pretrain/{model}.log",
-    threads: 8
+    threads: threads_of("pretrain")
     resources:
-        mem_mb=8000,
-        runtime=24 * 60,
+        **resources_of("pretrain"),
     params:
         data=folder_of_store,
     shell:
-        "exec lsgm pretrain --config {input.config} --data {params.data}"
-        " --out checkpoints/vae/{wildcards.model} --tensorboard logs/tensorboard/vae/{wildcards.model} --log {log}"
+        "exec workflow/scripts/launch.sh {resources.nodes} {resources.gpus_per_node}"
+        " lsgm pretrain --config {input.config} --data {params.data}"
+        " --out checkpoints/vae/{wildcards.model} --state states/vae/{wildcards.model}"
+        " --tensorboard logs/tensorboard/vae/{wildcards.model} --log {log}"
