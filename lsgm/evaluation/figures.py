@@ -163,7 +163,7 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
     """Write the NELBO of the training batches over both stages, one after the other, as a PNG.
 
     ``vae`` and ``lsgm`` are histories with the columns ``epoch`` (passes over the training images, with a fraction)
-    and ``nelbo`` (nats/image).
+    and ``nelbo`` (nats/image); that of a few test images, ``test_nelbo``, is drawn where it was measured.
     """
     change = float(vae["epoch"].iloc[-1])
     with _figure(path, (9, 4.2), layout="constrained") as figure:
@@ -177,6 +177,8 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
             smooth = y.rolling(max(1, len(y) // 12), center=True, min_periods=1).mean()
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
             axes.plot(x, smooth, color=colour, linewidth=2.2, label=label)
+            if "test_nelbo" in frame:
+                axes.plot(x, frame["test_nelbo"], "o", color=colour, markersize=5, label="the same, test images")
             tops.append(smooth.iloc[len(y) // 8 :].max())  # the first steps' plunge would flatten all that follows
             bottoms.append(y.min())
         top, bottom = pd.Series(tops).max(), pd.Series(bottoms).min()

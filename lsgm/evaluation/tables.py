@@ -82,6 +82,8 @@ class Samplings(Part):
 class Training(Part):
     seconds: float
     seconds_before: float = 0.0  # of end-to-end trainings that this one started from
+    skipped: int = 0  # steps that were left out, as not finite or exploding
+    restarts: int = 0  # times it went back to an earlier state
 
 
 class Trainings(Part):
@@ -272,7 +274,9 @@ def summary(metrics: Metrics) -> dict[str, Any]:
             found[f"iw_bound_{nelbo.iw_samples}"] = nelbo.iw_bound
         if key != "lsgm_with_normal_prior":
             found |= _frechet(metrics, key)
-            found["nfe"] = getattr(metrics.sampling, key).nfe
+            training: Training = getattr(metrics.training, key)
+            found |= {"nfe": getattr(metrics.sampling, key).nfe}
+            found |= {"skipped_steps": training.skipped, "restarts": training.restarts}
         return {name: _rounded(value) for name, value in found.items()}
 
     gain = {"nelbo": _rounded(metrics.nelbo.gain.nelbo), "stderr": _rounded(metrics.nelbo.gain.stderr)}

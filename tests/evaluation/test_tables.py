@@ -147,7 +147,8 @@ def test_two_models_share_the_bold_and_the_history(tmp_path: Path) -> None:
 
 
 def test_summary_is_narrow(tmp_path: Path) -> None:
-    tabulate([folder(tmp_path / "models" / "mnist_demo")], tmp_path)
+    rescued = folder(tmp_path / "in", lambda metrics: metrics["training"]["lsgm"].update(skipped=30, restarts=2))
+    tabulate([rescued], tmp_path)
     found = json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]
     assert found["lsgm"] == {
         "nelbo": 95.12,
@@ -155,7 +156,10 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
         "kl": 25.12,
         "frechet_mnist_classifier": 2.5,
         "nfe": 40.0,
+        "skipped_steps": 30,
+        "restarts": 2,
     }
+    assert found["vae"]["skipped_steps"] == 0
     assert found["gain"] == {"nelbo": 4.377, "stderr": 0.25}
 
 
