@@ -147,7 +147,8 @@ def test_two_models_share_the_bold_and_the_history(tmp_path: Path) -> None:
 
 
 def test_summary_is_narrow(tmp_path: Path) -> None:
-    rescued = folder(tmp_path / "in", lambda metrics: metrics["training"]["lsgm"].update(skipped=30, restarts=2))
+    care = {"skipped": 30, "restarts": 2}
+    rescued = folder(tmp_path / "in" / "mnist_demo", lambda metrics: metrics["training"]["lsgm"].update(care))
     tabulate([rescued], tmp_path)
     found = json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]
     assert found["lsgm"] == {
