@@ -167,7 +167,10 @@ class ScheduleConfig(Section):
         "fp32", description="of matrix products and convolutions; fp16 scales the loss"
     )
     compile: bool = Field(False, description="compile the networks: minutes at first, for long trainings")
-    accumulate: Count = Field(1, description="parts that each process's share of a batch is taken in")
+    accumulate: Count = Field(
+        1,
+        description="parts that each process's share of a batch is taken in; batch norm and KL balancing see a part",
+    )
     grad_clip: NonNegative = Field(0.0, description="largest norm of the gradient; 0: any")
     state_minutes: Positive = Field(10.0, description="minutes between two saved states")
     look_epochs: NonNegative = Field(
@@ -316,6 +319,8 @@ class TrainConfig(ScheduleConfig):
             )
         if self.kl_balance and (self.q_samples != "shared" or not self.train_vae):
             raise ValueError("kl_balance: implemented for q_samples: shared (algorithm 1) only")
+        if self.precision == "fp16" and self.q_samples == "own":
+            raise ValueError("precision: fp16 scales one loss; q_samples: own has two: use bf16")
         if self.kl_balance and self.kl_anneal is None:
             raise ValueError("kl_balance: acts while the KL coefficient is below 1: set kl_anneal too")
         return self

@@ -73,15 +73,17 @@ class Progress:
     def to(self, done: int, note: Callable[[], str] | str = "") -> None:
         """So many steps are done, which may be fewer than before; ``note`` as in :meth:`step`."""
         self._bar.update((done - self.done) * self.unit_size)
-        self.done = done
         now = time.monotonic()
+        if done <= self._before:  # back, and from there anew
+            self._before, self.start = done, now
+        self.done = done
         if now - self._last < self.every and self.done < self.total:
             return
         self._last = now
         text = note if isinstance(note, str) else note()
         self._bar.set_postfix_str(text, refresh=False)
         rate = self.rate()
-        left = (self.total - self.done) * self.unit_size / rate
+        left = (self.total - self.done) * self.unit_size / max(rate, 1e-9)
         line = f"{self.what}: {self.done}/{self.total}, {rate:.0f} {self.unit}/s, {clock(left)} left"
         record = log.makeRecord(log.name, logging.INFO, "", 0, f"{line}, {text}" if text else line, (), None)
         for handler in log.handlers:

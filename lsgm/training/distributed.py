@@ -85,5 +85,6 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 def most(tensor: Tensor) -> None:
     """Replace each element by the largest of all processes, in place; NaN counts as the largest."""
     if dist.is_initialized():
-        tensor.nan_to_num_(nan=torch.inf)
+        if tensor.is_floating_point():
+            tensor.nan_to_num_(nan=torch.inf, posinf=torch.inf)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)

@@ -27,7 +27,7 @@ from lsgm.files import atomic
 from lsgm.model import LSGM
 from lsgm.progress import Progress, log
 from lsgm.streams import mix
-from lsgm.training.distributed import Ranks, average, barrier, most
+from lsgm.training.distributed import Ranks, average, barrier, copy_from_first, most
 from lsgm.training.draws import Draws
 from lsgm.training.objective import Objective
 from lsgm.training.regularisation import SpectralRegulariser
@@ -85,20 +85,27 @@ class History:
     _count: int = 0
     _writer: Any = None
 
-    def __post_init__(self) -> None:
+    def begin(self, step: int) -> None:
+        """Rows for steps after ``step`` are to come; TensorBoard forgets those that it has of them."""
         if self.tensorboard is None:
             return
+        self.flush()
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             log.info("no TensorBoard events: the package tensorboard is not installed")
             return
-        self._writer = SummaryWriter(str(self.tensorboard))
+        self._writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1)
+
+    def flush(self) -> None:
+        """What TensorBoard has is on disk."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Sum on the device; nothing waits for it. A term is a scalar or a vector."""
         for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
         self._count += 1
 
     def close_row(self) -> tuple[dict[str, float], dict[str, list[float]]]:
@@ -250,8 +257,11 @@ class Engine:
         self.share = share  # images of one forward pass
         self.generator = torch.Generator(device)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**6, enabled=config.precision == "fp16")
-        if config.precision == "tf32":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+        # Statistics of batch norms, and what they were before the step: a bad step must not stay in them.
+        buffers = [b for network in task.networks.values() for b in network.buffers() if b.is_floating_point()]
+        self._buffers, self._buffers_before = buffers, [b.clone() for b in buffers]
+        self._rescued_to = -1  # the step of the state that was gone back to
         self.stop = False
 
     # -- state
@@ -270,12 +280,14 @@ class Engine:
     def _save(self) -> None:
         if self.ranks.first and self.states is not None:
             self.care.seconds, before = self.care.seconds + time.monotonic() - self._began, self.care.seconds
+            self.history.flush()
             self.states.save(self.step, self._state())
             self.care.seconds = before
         self._saved = time.monotonic()
 
-    def _restore(self) -> bool:
-        found = self.states.load() if self.states is not None else None
+    def _restore(self, below: int | None = None) -> bool:
+        """Take the newest state, of fewer than ``below`` steps if given; False where there is none."""
+        found = self.states.load(below) if self.states is not None else None
         if found is None:
             return False
         self.step, state = found
@@ -298,12 +310,21 @@ class Engine:
             LSGMError: the training diverged and did not recover; or its states cannot be read or written.
         """
         self._began = time.monotonic()
-        if self._restore():
+        found = self._restore()
+        steps = torch.tensor([self.step, -self.step], device=self.device)
+        most(steps)
+        if steps.sum().item() != 0:
+            raise LSGMError(
+                f"{self.what}: the processes found states of different steps; all must see the same folder "
+                f"({self.states.folder if self.states else ''})"
+            )
+        if found:
             log.info(f"{self.what}: going on after step {self.step} of {self.schedule.steps}")
         else:
-            barrier()  # all have found none
+            copy_from_first(t for network in self.task.networks.values() for t in network.state_dict().values())
             self._save()  # something to go back to
         self._saved = time.monotonic()
+        self.history.begin(self.step)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with Progress(self.what, self.schedule.steps, "img", self.batches.batch, done=self.step) as bar:
@@ -339,6 +360,8 @@ class Engine:
         if not (math.isfinite(loss) and math.isfinite(size)) or self._explodes(size):
             self._bad_step(terms, size)
         else:
+            if config.grad_clip > 0:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters(), config.grad_clip, norm)
             for item in self.task.optimised:
                 self.scaler.step(item.optimiser)
             self.task.after_step()
@@ -350,6 +373,7 @@ class Engine:
         self._record()
         if stop:
             self._save()
+            barrier()  # a process that ends takes the others down
             raise Stopped(f"{self.what}: told to stop after step {self.step}; the same command goes on from here")
         if time.monotonic() - self._saved > 60 * config.state_minutes and not self.care.bad:
             self._save()
@@ -357,6 +381,7 @@ class Engine:
     def _gradients(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """Forward and backward; the terms (means over all images) and the gradients' norm."""
         config, parts = self.config, self.config.accumulate
+        torch._foreach_copy_(self._buffers_before, self._buffers)
         torch.manual_seed(mix(config.seed, step, self.ranks.rank))  # dropout's
         for item in self.task.optimised:
             item.optimiser.zero_grad(set_to_none=True)
@@ -378,15 +403,15 @@ class Engine:
             self.scaler.scale(spectral).backward()
             sums["spectral"] = sums.get("spectral", 0) + spectral.detach()
         sums["loss"] = sums["loss"] + sums.get("spectral", 0)
-        parameters = [p for item in self.task.optimised for g in item.optimiser.param_groups for p in g["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
         average(gradients)
         for item in self.task.optimised:
             self.scaler.unscale_(item.optimiser)
         norm = torch.nn.utils.get_total_norm(gradients)
-        if config.grad_clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
         return sums, norm.float()
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for item in self.task.optimised for group in item.optimiser.param_groups for p in group["params"]]
 
     def _explodes(self, norm: float) -> bool:
         """Far beyond what the last hundred steps had."""
@@ -397,12 +422,13 @@ class Engine:
         rescue, care = self.config.rescue, self.care
         care.bad += 1
         care.skipped += 1
-        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:
-            care.bad = 0  # half precision looks for its scale
         diagnosis = self._diagnosis(terms, norm)
         log.info(f"{self.what}: step {self.step} left out ({diagnosis})")
+        with torch.no_grad():
+            torch._foreach_copy_(self._buffers, self._buffers_before)
         self.step += 1
-        if care.bad < rescue.bad_steps:
+        looks_for_scale = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if care.bad < rescue.bad_steps or looks_for_scale:
             return
         if care.restarts >= rescue.tries:
             raise LSGMError(
@@ -410,10 +436,15 @@ class Engine:
                 f"({diagnosis}); a lower learning rate, a longer warm-up or a larger spectral_reg is the way out"
             )
         skipped, restarts, seconds = care.skipped, care.restarts + 1, care.seconds
-        if not self._restore():
+        found = self._restore()
+        if self.step == self._rescued_to:  # it ended badly from there once already: from further back
+            found = self._restore(below=self.step) or found
+        if not found:
             raise LSGMError(f"{self.what}: diverged at step {self.step} and there is no state to go back to")
+        self._rescued_to = self.step
         self.care.skipped, self.care.restarts, self.care.bad = skipped, restarts, 0
         self.care.seconds = seconds
+        self.history.begin(self.step)
         log.info(
             f"{self.what}: back to step {self.step}, learning rates x {self.care.lr_factor(rescue):g}, spectral "
             f"regularisation x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.tries})"

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
+from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
+from lsgm.progress import log
 
 TOL = 1e-3  # of the ODE: fair to a picture and to a trend
 SHARPEST = 1e-5  # where the ODE ends for diffusions that train from t = 0
@@ -34,13 +36,17 @@ class Look:
     def __call__(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Facts for the history, and images [N, C, H, W] in [0, 1]."""
         model, own = self.model, self.model.prior
-        modes = {module: module.training for module in model.modules()}
+        modes = {}
         time_eps = max(model.sde_config.time_eps, SHARPEST) if model.sde_config is not None else SHARPEST
         try:
             model.prior = self.prior
+            modes = {module: module.training for module in model.modules()}
             with torch.compiler.set_stance("force_eager"):  # compiling for these shapes would take longer
                 terms = model.nelbo_terms(self.x, model.streams(0, range(len(self.x))), tol=TOL, time_eps=time_eps)
                 samples, info = model.sample(len(self.x), tol=TOL, time_eps=time_eps, return_info=True)
+        except LSGMError as error:  # the solver's: of a model that is falling apart, which is the engine's to see
+            log.info(f"no look at the model: {error}")
+            return {}, {}
         finally:
             model.prior = own
             for module, training in modes.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lsgm.model import LSGM
 from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 from lsgm.prior import ScorePrior
+from lsgm.training.distributed import average
 from lsgm.training.draws import Draws, all_of
 from lsgm.weighting import TimeDraw, TimeSampler
 
@@ -49,7 +50,9 @@ def balancing(kl: Tensor, beta: float, groups_per_scale: int) -> Tensor | float:
     if beta >= 1 or kl.shape[1] == 1:
         return 1.0
     scale = torch.arange(kl.shape[1], device=kl.device) // groups_per_scale
-    gamma = (kl.detach().abs().mean(dim=0) + 0.01) / 4.0**scale
+    mean = kl.detach().abs().mean(dim=0)
+    average([mean])  # over the processes
+    gamma = (mean + 0.01) / 4.0**scale
     return gamma / gamma.mean()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,39 +38,46 @@ class States:
         self.identity = dict(_flat(identity))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after ``step`` steps, then drop all but the last two. Raises :class:`LSGMError`."""
+        """Write the state after ``step`` steps; older ones than the last two go, and those of later steps.
+
+        Raises:
+            LSGMError: it cannot be written. The states that are there stay.
+        """
         buffer = io.BytesIO()
         torch.save({"step": step, "identity": self.identity, "state": state}, buffer)
         content = buffer.getbuffer()
-        path = self.folder / f"step-{step:09}.pt"
+        path = self._path(step)
         try:
+            with atomic(path.with_suffix(".sha256")) as part:  # first: a state always has its checksum
+                part.write_text(hashlib.sha256(content).hexdigest() + "\n")
             with atomic(path) as part, open(part, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            with atomic(path.with_suffix(".sha256")) as part:
-                part.write_text(hashlib.sha256(content).hexdigest() + "\n")
         except OSError as error:
+            if not path.exists():
+                path.with_suffix(".sha256").unlink(missing_ok=True)
             raise LSGMError(
                 f"{path}: the state of the training cannot be written ({error.strerror}); make room or name another "
                 "folder, and start the job again: it goes on from the last state"
             ) from None
-        self._forget(self._steps()[:-KEPT])
+        steps = self._steps()
+        self._forget([old for old in steps if old > step] + [old for old in steps if old <= step][:-KEPT])
 
-    def load(self) -> tuple[int, dict[str, Any]] | None:
-        """Steps done and state of the newest file that is whole; None where there is none.
+    def load(self, below: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Steps done and state of the newest file that is whole, of fewer than ``below`` steps; None without any.
 
         Raises:
-            LSGMError: the state is that of another training.
+            LSGMError: the state is that of another training, or none is whole.
         """
-        for step in reversed(self._steps()):
+        steps = [step for step in self._steps() if below is None or step < below]
+        for step in reversed(steps):
             path = self._path(step)
             try:
-                expected = path.with_suffix(".sha256").read_text().strip()
-                if sha256(path) != expected:
-                    raise OSError("its checksum differs")
+                if sha256(path) != path.with_suffix(".sha256").read_text().strip():
+                    raise ValueError("its checksum differs")
                 found = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:
+            except (FileNotFoundError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 log.info(f"{path}: damaged ({error}); trying the one before")
                 continue
             if found["identity"] != self.identity:
@@ -79,6 +87,8 @@ class States:
                     f"go on, or remove {self.folder} to begin anew"
                 )
             return int(found["step"]), dict(found["state"])
+        if steps and below is None:
+            raise LSGMError(f"{self.folder}: no state in it is whole; restore one, or remove the folder to begin anew")
         return None
 
     def clear(self) -> None:

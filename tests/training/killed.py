@@ -3,8 +3,8 @@
     python killed.py SEED KILLS [--saving] ARGUMENTS...
 
 By default a kill (SIGKILL) comes at a random moment after the start of every third process, else after its first state.
-With --saving it comes while a state is written: before its content is safe, before it gets its name, before its
-checksum does, and before older states are removed. Prints how many kills hit.
+With --saving it comes while a state is written: before its checksum gets its name, before its content is safe, before
+that gets its name, and before older states are removed. Prints how many kills hit.
 """
 
 import os

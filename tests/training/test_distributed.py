@@ -13,6 +13,7 @@ import torch
 import lsgm
 from lsgm.config import PretrainStage, TrainStage, parse
 from lsgm.data import registry, store
+from lsgm.training import distributed
 
 BLOCKS = {"blocks": 2, "cells": 1}
 VAE = {
@@ -105,3 +106,13 @@ def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path)
     assert done.returncode != 0 and "this process dies" in done.stderr
     assert time.monotonic() - start < 60
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_nan_and_infinity_anywhere_are_infinity_everywhere():
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        facts = torch.tensor([torch.inf, torch.nan, 1.0])
+        distributed.most(facts)
+        assert facts.tolist() == [torch.inf, torch.inf, 1.0]
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,5 +1,6 @@
 import csv
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ class Quadratic:
     def __init__(self, out, faults=(), every=4, world=1, **settings):
         torch.manual_seed(0)
         self.config = ScheduleConfig(**{"epochs": 2, "batch": 8, "warmup_epochs": 0} | settings)
-        self.w = torch.nn.Linear(4, 1)
+        self.norm, self.w = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
+        self.net = torch.nn.Sequential(self.norm, self.w)
         self.drop = torch.nn.Dropout(0.3)
         optimiser = torch.optim.AdamW(self.w.parameters(), lr=0.1)
         self.faults, self.calls, self.stop_at = dict(faults), [], None
@@ -47,10 +49,10 @@ class Quadratic:
         task = Task(
             optimised=[Optimised("w", optimiser, 0.1, 0.01)],
             objective=self.objective,
-            regularisers=[],
+            regularisers=[(0.1, lambda: 1 + 0 * self.w.weight.sum())],
             after_step=self.ema.update,
-            parts={"w": self.w, "ema": self.ema},
-            networks={"w": self.w},
+            parts={"net": self.net, "ema": self.ema},
+            networks={"net": self.net},
             summarise=lambda vectors: {},
             look=self.look,
         )
@@ -67,13 +69,17 @@ class Quadratic:
         self.calls.append(step)
         if step == self.stop_at:
             self.engine.stop = True
-        features = self.drop(random.normal((4,)) + x.mean(dim=(1, 2, 3))[:, None])
-        loss = (self.w(features) - 1).square().mean()
-        loss = loss * self.faults.get(step, 1.0)
+        fault = self.faults.get(step, 1.0)
+        features = random.normal((4,)) + x.mean(dim=(1, 2, 3))[:, None]
+        loss = (
+            (self.w(self.drop(self.norm(features if math.isfinite(fault) else features * fault))) - 1).square().mean()
+        )
+        loss = loss * (fault if math.isfinite(fault) else 1)
         return Objective(loss, {"nelbo": loss.detach(), "reconstruction": loss.detach()})
 
     def result(self):
-        return [p.detach().clone() for p in (*self.w.parameters(), *self.ema.module.parameters())], self.history.rows
+        tensors = (*self.net.state_dict().values(), *self.ema.module.parameters())
+        return [t.detach().clone() for t in tensors], self.history.rows
 
 
 def same(one, two):
@@ -146,21 +152,44 @@ def test_after_several_bad_steps_it_goes_back_more_careful(tmp_path):
     assert toy.history.rows[-1]["restarts"] == 1
     undisturbed = Schedule(toy.config, 8).learning_rate(47, 0.1, 0.01)
     assert toy.history.rows[-1]["lr_w"] == pytest.approx(0.5 * undisturbed)
+    assert toy.history.rows[-1]["spectral"] == pytest.approx(2 * 0.1)
+
+
+def test_what_ended_badly_once_is_begun_from_further_back(tmp_path):
+    """The weights of the last state are the fault: every step from 30 on fails, until it goes back to before 25."""
+    toy = Quadratic(
+        tmp_path, epochs=6, rescue={"bad_steps": 2, "tries": 2}, faults=dict.fromkeys(range(30, 48), math.nan)
+    )
+    original = toy.objective
+
+    def objective(x, step, steps, random):
+        if step in (25, 30) and step not in toy.calls:
+            toy.engine._save()
+        if step == 25 and toy.calls.count(25):
+            toy.faults.clear()
+        return original(x, step, steps, random)
+
+    toy.engine.task.objective = objective
+    summary = toy.engine.fit()
+    assert summary.restarts == 2 and toy.calls == [*range(32), 30, 31, *range(25, 48)]
 
 
 def test_it_gives_up_with_a_diagnosis(tmp_path):
     rescue = {"bad_steps": 2, "tries": 1}
     toy = Quadratic(tmp_path, faults={s: float("nan") for s in range(20, 30)}, epochs=6, rescue=rescue)
-    message = r"toy: diverged at step .* after 1 restarts .*not finite: .*reconstruction.*largest in w\.weight: nan"
+    message = (
+        r"toy: diverged at step .* after 1 restarts .*not finite: .*reconstruction.*largest in net\.0\.weight: nan"
+    )
     with pytest.raises(LSGMError, match=message):
         toy.engine.fit()
 
 
 def test_parts_of_a_batch_add_up_to_it(tmp_path):
-    """Dropout apart, which this has none of."""
+    """Dropout and the statistics of batch norm apart, which this has none of."""
     one, four = (Quadratic(tmp_path / str(n), accumulate=n) for n in (1, 4))
     for toy in (one, four):
         toy.drop = torch.nn.Identity()
+        toy.norm.eval()
         toy.engine.fit()
     for a, b in zip(one.result()[0], four.result()[0], strict=True):
         torch.testing.assert_close(a, b)
@@ -170,6 +199,7 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
 
 def test_tensorboard_events_are_written(tmp_path):
     history = History(every=1, tensorboard=tmp_path)
+    history.begin(0)
     for factor in (0.5, 1.5):
         history.add({"loss": factor * torch.tensor(2.0), "kl": factor * torch.tensor([1.0, 3.0])})
     scalars, vectors = history.close_row()

@@ -79,3 +79,22 @@ def test_nothing_in_a_state_is_executed(tmp_path):
     states.save(1, STATE)
     states.save(2, {"x": Evil()})
     assert states.load()[0] == 1
+
+
+def test_without_a_whole_state_nothing_is_begun_anew(tmp_path):
+    """It would replace what someone may want to restore."""
+    states = States(tmp_path, {})
+    for step in (1, 2):
+        states.save(step, STATE)
+        (tmp_path / f"step-{step:09}.pt").write_bytes(b"not this")
+    with pytest.raises(LSGMError, match="no state in it is whole; restore one, or remove the folder"):
+        states.load()
+    states.save(1, STATE)  # the damaged one of later steps goes
+    assert states.load()[0] == 1 and len(names(tmp_path)) == 2
+
+
+def test_states_before_a_step(tmp_path):
+    states = States(tmp_path, {})
+    for step in (3, 5):
+        states.save(step, STATE)
+    assert states.load(below=5)[0] == 3 and states.load(below=3) is None

@@ -12,7 +12,7 @@ shift 2
 if [ "$nodes" -gt 1 ] && [ -n "${SLURM_JOB_ID-}" ]; then
     gres=()
     [ "$gpus" -eq 0 ] || gres=("--gres=gpu:$gpus")
-    exec srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$OMP_NUM_THREADS" --wait=300 \
+    exec srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$OMP_NUM_THREADS" --wait=45 \
         "${gres[@]}" "$0" 1 "$gpus" "$@"
 fi
 
@@ -25,7 +25,7 @@ fi
 processes=$((gpus < there ? gpus : there))
 processes=$((processes > 0 ? processes : 1))
 export OMP_NUM_THREADS=$((OMP_NUM_THREADS > processes ? OMP_NUM_THREADS / processes : 1))
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 # seconds that torchrun waits for a state to be saved, after SIGTERM
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=45 # seconds that torchrun waits for the others when one process has failed
 
 if [ "${SLURM_STEP_NUM_NODES:-1}" -gt 1 ]; then
     exec torchrun --no-python --nnodes "$SLURM_STEP_NUM_NODES" --node-rank "$SLURM_NODEID" --nproc-per-node "$processes" \
