@@ -10,7 +10,7 @@ set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
 start() {
-    mkdir -p "$dir"/{munge,mysql,spool,state,log,bin}
+    mkdir -p "$dir"/{munge,mysql,spool,state,log,bin,pid}
     cd "$dir"
     read -r ctld dbd sql first second < <(python3 -c '
 import socket
@@ -26,13 +26,13 @@ print(*(s.getsockname()[1] for s in ports + nodes))')
     head -c 128 /dev/urandom > munge/key
     chmod 600 munge/key
     # --force: the folder need not be open to others, all is root's here
-    munged --force --key-file "$dir/munge/key" --socket "$dir/munge/socket" --pid-file "$dir/munge/pid" \
+    munged --force --key-file "$dir/munge/key" --socket "$dir/munge/socket" --pid-file "$dir/pid/munged" \
         --log-file "$dir/log/munged" --seed-file "$dir/munge/seed"
 
     mariadb-install-db --no-defaults --user=root --datadir="$dir/mysql" --auth-root-authentication-method=normal \
         --skip-test-db > log/mariadb-install 2>&1
     mariadbd --no-defaults --user=root --datadir="$dir/mysql" --socket="$dir/mysql/socket" --bind-address=127.0.0.1 \
-        --port="$sql" --pid-file="$dir/mysql/pid" > log/mariadbd 2>&1 &
+        --port="$sql" --pid-file="$dir/pid/mariadbd" > log/mariadbd 2>&1 &
     until_true mariadb --no-defaults --socket="$dir/mysql/socket" --user=root --execute="
         CREATE USER slurm@localhost; GRANT ALL ON slurm_acct_db.* TO slurm@localhost"
 
@@ -43,7 +43,7 @@ DbdHost=localhost
 DbdPort=$dbd
 SlurmUser=root
 LogFile=$dir/log/slurmdbd
-PidFile=$dir/slurmdbd.pid
+PidFile=$dir/pid/slurmdbd
 StorageType=accounting_storage/mysql
 StorageHost=127.0.0.1
 StoragePort=$sql
@@ -56,9 +56,9 @@ END
 ClusterName=test
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$ctld
-SlurmctldPidFile=$dir/slurmctld.pid
+SlurmctldPidFile=$dir/pid/slurmctld
 SlurmctldLogFile=$dir/log/slurmctld
-SlurmdPidFile=$dir/slurmd-%n.pid
+SlurmdPidFile=$dir/pid/slurmd-%n
 SlurmdLogFile=$dir/log/slurmd-%n
 SlurmdSpoolDir=$dir/spool/%n
 SlurmdParameters=config_overrides
@@ -79,6 +79,7 @@ AccountingStoragePort=$dbd
 AccountingStoragePass=$dir/munge/socket
 AccountingStorageEnforce=associations,limits,qos
 AccountingStorageTRES=gres/gpu
+AccountingStoreFlags=job_comment
 JobCompType=jobcomp/none
 GresTypes=gpu
 NodeName=n[1-2] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$first-$second] CPUs=4 RealMemory=64000 Gres=gpu:1
@@ -123,22 +124,23 @@ until_true() {
 }
 
 stop() {
-    [ ! -f "$dir/slurm.conf" ] || SLURM_CONF="$dir/slurm.conf" scancel --user root 2> /dev/null || true
-    for name in slurmd-n1 slurmd-n2 slurmctld slurmdbd mysql/ munge/; do
-        file="$dir/${name%/}"
-        [ "$name" = "${name%/}" ] && file="$file.pid" || file="$file/pid"
-        [ ! -f "$file" ] || end "$(cat "$file")"
+    [ ! -f "$dir/slurm.conf" ] || SLURM_CONF="$dir/slurm.conf" timeout 10 scancel --user root 2> /dev/null || true
+    for signal in TERM KILL; do
+        for file in "$dir"/pid/*; do
+            [ ! -f "$file" ] || kill -$signal "$(cat "$file")" 2> /dev/null || rm "$file"
+        done
+        for _ in $(seq 100); do
+            running || return 0
+            sleep 0.1
+        done
     done
 }
 
-# End a process that the start began.
-end() {
-    kill "$1" 2> /dev/null || return 0
-    for _ in $(seq 60); do
-        kill -0 "$1" 2> /dev/null || return 0
-        sleep 0.2
+running() {
+    for file in "$dir"/pid/*; do
+        [ ! -f "$file" ] || ! kill -0 "$(cat "$file")" 2> /dev/null || return 0
     done
-    kill -9 "$1" 2> /dev/null || true
+    return 1
 }
 
 case "${1-} ${2:+DIR}" in
