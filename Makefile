@@ -18,7 +18,7 @@ demo: venv
 
 test: venv
 	@echo "== Running the tests"
-	python -m pytest -q tests
+	OMP_NUM_THREADS=1 python -m pytest -q -n auto --maxprocesses 8 --dist loadfile tests
 
 check: venv
 	ruff check .

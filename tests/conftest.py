@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import re
 import shutil
@@ -28,11 +29,16 @@ BIN = Path(sys.executable).parent
 def mnist_store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     """The real MNIST: from LSGM_TEST_DATA (made there if it is empty), else data/mnist, else a temporary folder."""
     chosen = os.environ.get("LSGM_TEST_DATA")
-    path = Path(chosen) if chosen else Path(__file__).parents[1] / "data" / "mnist"
+    path = Path(chosen) if chosen else REPOSITORY / "data" / "mnist"
     if not chosen and not (path / "manifest.json").exists():
-        path = tmp_path_factory.mktemp("data") / "mnist"
+        common = tmp_path_factory.getbasetemp()
+        path = (common.parent if "PYTEST_XDIST_WORKER" in os.environ else common) / "data" / "mnist"
     if not (path / "manifest.json").exists():
-        prepare(PrepareStage(dataset="mnist", source=DatasetConfig(path=None)), path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.parent / ".lock", "w") as lock:  # one of the processes that run tests makes it, the others wait
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path / "manifest.json").exists():
+                prepare(PrepareStage(dataset="mnist", source=DatasetConfig(path=None)), path)
     return ImageStore(path)
 
 
