@@ -33,17 +33,16 @@ pytestmark = [
     pytest.mark.skipif(not MISSING and os.geteuid() != 0, reason="only root can start this Slurm"),
 ]
 CLUSTER = Path(__file__).with_name("cluster.sh")
-# A training, its kind, and what is done to it when it has saved a state.
+# A training, its kind, and what is done to its job when it has saved a state.
 DISTURBED = {
+    # Slurm sends SIGTERM five minutes before the limit, but looks twice a minute: the training is held until it has.
     "limited": (
         "vae",
-        "scontrol",
-        "update",
-        "TimeLimit=5",
-        "JobId={}",
-    ),  # Slurm sends SIGTERM five minutes before: soon
-    "cancelled": ("lsgm", "scancel", "{}"),
-    "requeued": ("lsgm", "scontrol", "requeue", "{}"),
+        "scontrol update JobId={0} TimeLimit=5 && scancel --signal=STOP {0} && "
+        "(sleep 40; scancel --signal=CONT {0}) > /dev/null 2>&1 &",
+    ),
+    "cancelled": ("lsgm", "scancel {0}"),
+    "requeued": ("lsgm", "scontrol requeue {0}"),
 }
 
 
@@ -101,12 +100,12 @@ def run(fresh: Project, cluster: dict[str, str], tmp_path_factory: pytest.TempPa
             while process.poll() is None:
                 time.sleep(0.1)
                 assert time.monotonic() < deadline, said.read_text()
-                for name, (kind, *command) in DISTURBED.items():
+                for name, (kind, command) in DISTURBED.items():
                     states = project.path / "states" / kind / name
                     if name not in job_ids and any(states.glob("step-*[1-9]*.pt")):  # it is in the middle
                         queue = project.run("squeue", "--noheader", "--format=%i %k")
                         (job_ids[name],) = re.findall(rf"^(\d+) .*_wildcards_{name}$", queue, flags=re.M)
-                        project.run(*(part.format(job_ids[name]) for part in command))
+                        project.run("bash", "-c", command.format(job_ids[name]))
         finally:
             process.kill()
     return Run(project, said.read_text(), job_ids, accounts(project))
@@ -136,13 +135,13 @@ def write_params(path: Path) -> None:
 
     def add(name: str, like: dict[str, Any], stage: str, settings: dict[str, Any], **resources: Any) -> None:
         model = params["models"][name] = copy.deepcopy(like)
-        model[stage] |= {"state_minutes": 0.02, **settings}
+        model[stage] |= {"state_minutes": 0.01, **settings}
         model["resources"][stage] = one | resources
 
     add("broken", tiny, "pretrain", {"accumulate": 3})
-    add("limited", tiny, "pretrain", {"epochs": 0.3})  # half a minute and more: so rarely does Slurm look at limits
-    add("cancelled", second, "train", {"epochs": 0.1}, gpus=1)
-    add("requeued", second, "train", {"epochs": 0.1}, gpus=1)
+    add("limited", tiny, "pretrain", {"epochs": 0.06})
+    add("cancelled", second, "train", {"epochs": 0.06}, gpus=1)
+    add("requeued", second, "train", {"epochs": 0.06}, gpus=1)
     add("spread", second, "train", {}, nodes=2, gpus=1)
     path.write_text(yaml.safe_dump(params))
 
@@ -217,10 +216,13 @@ def undisturbed(run: Run) -> dict[str, Path]:
         "vae": ["pretrain", "--config", "configs/pretrain/limited.json"],
         "lsgm": ["train", "--config", "configs/train/requeued.json", "--vae", "checkpoints/lsgm/tiny"],
     }
+
+    def train(kind: str) -> str:
+        rest = ["--data", "data/mnist", "--device", "cpu", "--out", str(out / kind)]
+        return run.project.run("env", "OMP_NUM_THREADS=1", "lsgm", *both[kind], *rest)
+
     with ThreadPoolExecutor() as pool:
-        for kind, command in both.items():
-            rest = ["--data", "data/mnist", "--device", "cpu", "--out", str(out / kind)]
-            pool.submit(run.project.run, "env", "OMP_NUM_THREADS=1", "lsgm", *command, *rest)
+        list(pool.map(train, both))
     return {kind: out / kind for kind in both}
 
 
