@@ -32,12 +32,12 @@ ONE_NODE = "torchrun --no-python --standalone --nproc-per-node"
         (2, 8, {}, 2, f"{ONE_NODE} 2 -- lsgm train --log a b OMP=4"),
         (
             *(2, 8, {"SLURM_JOB_ID": "7"}, 8),
-            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=8 --wait=300 --gres=gpu:8 "
+            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=8 --wait=45 --gres=gpu:8 "
             f"{LAUNCH} 1 8 lsgm train --log a b OMP=8",
         ),
         (
             *(2, 0, {"SLURM_JOB_ID": "7"}, 0),
-            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=8 --wait=300 "
+            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=8 --wait=45 "
             f"{LAUNCH} 1 0 lsgm train --log a b OMP=8",
         ),
         (
