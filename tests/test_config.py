@@ -33,6 +33,11 @@ def changed(path, value):
         ("models.mnist_demo.vae.channel_mult", [1], "models.mnist_demo.vae: channel_mult needs one entry"),
         ("models.mnist_demo.sde.time_eps", 0, "models.mnist_demo.sde: the weights diverge at t = 0"),
         ("models.mnist_demo.evaluate.images", 0, "evaluate.images: expected .*greater than or equal to 1, found 0"),
+        (
+            "models.mnist_demo.resources.sample.gpus",
+            2,
+            "mnist_demo.resources: sample: is one process, which uses one node",
+        ),
         ("run", ["mnist_demoo"], "run: there is no model 'mnist_demoo'; the models are mnist_demo"),
         ("datasets.mnistt", {}, "datasets.mnistt: expected 'mnist'"),
         ("modles", {}, "modles: unknown key .* did you mean 'models'"),
@@ -75,7 +80,8 @@ def test_a_frozen_configuration_holds_its_stage_and_no_more(tmp_path):
     stage = params.freeze("pretrain", "mnist_demo", code="abc")
     (tmp_path / "stage.json").write_text(stage.model_dump_json())
     assert load_stage(PretrainStage, tmp_path / "stage.json") == stage
-    for path, value in [("train.lr_prior", 9.0), ("prior.dropout", 0.5), ("sample.tol", 1.0), ("evaluate.images", 7)]:
+    others = [("train.lr_prior", 9.0), ("prior.dropout", 0.5), ("sample.tol", 1.0), ("evaluate.images", 7)]
+    for path, value in [*others, ("resources.pretrain.gpus", 8)]:
         other = parse(Params, changed(f"models.mnist_demo.{path}", value), "p")
         assert other.freeze("pretrain", "mnist_demo", code="abc") == stage
     other = parse(Params, changed("models.mnist_demo.pretrain.lr", 9.0), "p")
@@ -83,6 +89,31 @@ def test_a_frozen_configuration_holds_its_stage_and_no_more(tmp_path):
     with pytest.raises(ConfigError, match="stage: expected 'pretrain', found 'train'"):
         (tmp_path / "train.json").write_text(params.freeze("train", "mnist_demo").model_dump_json())
         load_stage(PretrainStage, tmp_path / "train.json")
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrain", "train"),
+    [
+        ("cifar10_best_fid", 8, 16),
+        ("cifar10_balanced", 8, 16),
+        ("cifar10_best_nll", 4, 16),
+        ("mnist", 2, 4),
+        ("omniglot", 2, 4),
+        ("celebahq256_quantitative", 16, 16),
+        ("celebahq256_qualitative_joint", 16, 16),
+        ("celebahq256_qualitative", None, 16),
+    ],
+)
+def test_the_papers_models_ask_for_the_papers_gpus(model, pretrain, train):
+    """Which can share a batch."""
+    model = load_params(PARAMS).models[model]
+    for schedule, job, gpus in (
+        (model.pretrain, model.resources.pretrain, pretrain),
+        (model.train, model.resources.train, train),
+    ):
+        if schedule is not None:
+            assert job.nodes * job.gpus == gpus
+            assert schedule.batch % gpus == 0
 
 
 @pytest.mark.parametrize(("key", "value"), [("sample.solver", "ancestral"), ("evaluate.estimator", "discretised")])

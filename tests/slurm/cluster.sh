@@ -15,7 +15,7 @@ start() {
     read -r ctld dbd sql first second < <(python3 -c '
 import socket
 ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-for port in range(20000, 60000):  # the ports of the nodes follow each other
+for port in range(10000, 20000):  # the ports of the nodes follow each other
     try:
         nodes = [socket.create_server(("127.0.0.1", port + i)) for i in range(2)]
         break

@@ -1,7 +1,7 @@
 """`snakemake --profile slurm` on a real Slurm that is started here: two nodes, a GPU in each that is none.
 
-One run makes all: the whole pipeline of one model; trainings that are cancelled, put back into the queue and stopped by
-their time limit; one on two nodes; one that fails. The tests look at what it left.
+One run makes all: the whole pipeline of one model; a training that is stopped by its time limit, one that is cancelled,
+one on two nodes that is put back into the queue, and one that fails. The tests look at what it left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,17 +32,16 @@ pytestmark = [
     pytest.mark.skipif(not MISSING and os.geteuid() != 0, reason="only root can start this Slurm"),
 ]
 CLUSTER = Path(__file__).with_name("cluster.sh")
-# A training, its kind, and what is done to it when it has saved a state.
+# A training, its kind, and what is done to its job when it has saved a state.
 DISTURBED = {
+    # Slurm sends SIGTERM five minutes before the limit, but looks twice a minute: the training is held until it has.
     "limited": (
         "vae",
-        "scontrol",
-        "update",
-        "TimeLimit=5",
-        "JobId={}",
-    ),  # Slurm sends SIGTERM five minutes before: soon
-    "cancelled": ("lsgm", "scancel", "{}"),
-    "requeued": ("lsgm", "scontrol", "requeue", "{}"),
+        "scontrol update JobId={0} TimeLimit=5 && scancel --signal=STOP {0} && "
+        "(sleep 40; scancel --signal=CONT {0}) > /dev/null 2>&1 &",
+    ),
+    "cancelled": ("lsgm", "scancel {0}"),
+    "requeued": ("lsgm", "scontrol requeue {0}"),
 }
 
 
@@ -86,7 +84,7 @@ def run(fresh: Project, cluster: dict[str, str], tmp_path_factory: pytest.TempPa
     shutil.copytree(fresh.path, project.path, symlinks=True)
     write_params(project.path / "params.yaml")
     trained = [f"vae/{name}" for name in ("broken", "limited")]
-    trained += [f"lsgm/{name}" for name in ("cancelled", "requeued", "spread")]
+    trained += [f"lsgm/{name}" for name in ("cancelled", "requeued")]
     targets = ["all", *(f"checkpoints/{name}/history.csv" for name in trained)]
     # Questions to Slurm in seconds, not minutes; the failing job is submitted twice, not four times.
     quick = ["--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5", "--retries", "1", "--keep-going"]
@@ -101,12 +99,12 @@ def run(fresh: Project, cluster: dict[str, str], tmp_path_factory: pytest.TempPa
             while process.poll() is None:
                 time.sleep(0.1)
                 assert time.monotonic() < deadline, said.read_text()
-                for name, (kind, *command) in DISTURBED.items():
+                for name, (kind, command) in DISTURBED.items():
                     states = project.path / "states" / kind / name
                     if name not in job_ids and any(states.glob("step-*[1-9]*.pt")):  # it is in the middle
                         queue = project.run("squeue", "--noheader", "--format=%i %k")
                         (job_ids[name],) = re.findall(rf"^(\d+) .*_wildcards_{name}$", queue, flags=re.M)
-                        project.run(*(part.format(job_ids[name]) for part in command))
+                        project.run("bash", "-c", command.format(job_ids[name]))
         finally:
             process.kill()
     return Run(project, said.read_text(), job_ids, accounts(project))
@@ -136,14 +134,13 @@ def write_params(path: Path) -> None:
 
     def add(name: str, like: dict[str, Any], stage: str, settings: dict[str, Any], **resources: Any) -> None:
         model = params["models"][name] = copy.deepcopy(like)
-        model[stage] |= {"state_minutes": 0.02, **settings}
+        model[stage] |= {"state_minutes": 0.01, **settings}
         model["resources"][stage] = one | resources
 
     add("broken", tiny, "pretrain", {"accumulate": 3})
-    add("limited", tiny, "pretrain", {"epochs": 0.3})  # half a minute and more: so rarely does Slurm look at limits
-    add("cancelled", second, "train", {"epochs": 0.1}, gpus=1)
-    add("requeued", second, "train", {"epochs": 0.1}, gpus=1)
-    add("spread", second, "train", {}, nodes=2, gpus=1)
+    add("limited", tiny, "pretrain", {"epochs": 0.06})
+    add("cancelled", second, "train", {"epochs": 0.06}, gpus=1)
+    add("requeued", second, "train", {"epochs": 0.06}, nodes=2, gpus=1)
     path.write_text(yaml.safe_dump(params))
 
 
@@ -171,8 +168,8 @@ def gpus(row: dict[str, str]) -> int:
 
 
 def test_gpus_are_scheduled(run: Run) -> None:
-    """Two trainings got a GPU, one got that of each node, no other job any; never more than there are: some waited."""
-    asked = {"cancelled": 1, "requeued": 1, "spread": 2}
+    """One training got a GPU, one got that of each node, no other job any; never more than there are: one waited."""
+    asked = {"cancelled": 1, "requeued": 2}
     for row in run.accounts:
         rule, model = re.findall(r"rule_(\w+?)(?:_wildcards_(\w+))?$", row["Comment"])[0]
         assert gpus(row) == (asked.get(model, 0) if rule == "train_lsgm" else 0), row
@@ -205,30 +202,32 @@ def test_a_disturbed_training_goes_on_to_the_same_result(
         assert f"told to stop after step {step};" in run.output
     result = run.project.path / "checkpoints" / kind / name
     for file in ("model.safetensors", "history.csv"):
-        assert (result / file).read_bytes() == (undisturbed[kind] / file).read_bytes(), file
+        assert (result / file).read_bytes() == (undisturbed[name] / file).read_bytes(), file
     assert not list((run.project.path / "states").rglob("*.pt"))
 
 
 @pytest.fixture(scope="session")
 def undisturbed(run: Run) -> dict[str, Path]:
-    """The same trainings without Slurm, from beginning to end."""
+    """The same trainings without Slurm, from beginning to end; by the name of the disturbed one."""
     out = run.project.path / "undisturbed"
-    both = {
-        "vae": ["pretrain", "--config", "configs/pretrain/limited.json"],
-        "lsgm": ["train", "--config", "configs/train/requeued.json", "--vae", "checkpoints/lsgm/tiny"],
+    two = ["torchrun", "--no-python", "--standalone", "--nproc-per-node", "2", "--"]
+    vae = ["--vae", "checkpoints/lsgm/tiny"]
+    commands = {
+        "limited": ["lsgm", "pretrain", "--config", "configs/pretrain/limited.json"],
+        "cancelled": ["lsgm", "train", "--config", "configs/train/cancelled.json", *vae],
+        "requeued": [*two, "lsgm", "train", "--config", "configs/train/requeued.json", *vae],
     }
-    with ThreadPoolExecutor() as pool:
-        for kind, command in both.items():
-            rest = ["--data", "data/mnist", "--device", "cpu", "--out", str(out / kind)]
-            pool.submit(run.project.run, "env", "OMP_NUM_THREADS=1", "lsgm", *command, *rest)
-    return {kind: out / kind for kind in both}
+    for name, command in commands.items():
+        rest = ["--data", "data/mnist", "--device", "cpu", "--out", str(out / name)]
+        run.project.run("env", "OMP_NUM_THREADS=1", *command, *rest)
+    return {name: out / name for name in commands}
 
 
 def test_two_nodes_train_one_model(run: Run) -> None:
-    trained = json.loads((run.project.path / "checkpoints/lsgm/spread/config.json").read_text())
+    trained = json.loads((run.project.path / "checkpoints/lsgm/requeued/config.json").read_text())
     assert trained["training"]["processes"] == 2
-    (row,) = run.jobs("rule_train_lsgm_wildcards_spread")
-    assert "node=2" in row["AllocTRES"]
+    for row in run.jobs("rule_train_lsgm_wildcards_requeued"):
+        assert "node=2" in row["AllocTRES"]
 
 
 def test_a_failing_job_reports_its_log(run: Run) -> None:

@@ -29,7 +29,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=45 # seconds that torchrun waits for the o
 
 if [ "${SLURM_STEP_NUM_NODES:-1}" -gt 1 ]; then
     exec torchrun --no-python --nnodes "$SLURM_STEP_NUM_NODES" --node-rank "$SLURM_NODEID" --nproc-per-node "$processes" \
-        --master-addr "$SLURM_LAUNCH_NODE_IPADDR" --master-port $((20000 + SLURM_JOB_ID % 20000)) \
+        --master-addr "$SLURM_LAUNCH_NODE_IPADDR" --master-port $((20000 + SLURM_JOB_ID % 10000)) \
         --rdzv-id "$SLURM_JOB_ID" -- "$@"
 elif [ "$processes" -gt 1 ]; then
     exec torchrun --no-python --standalone --nproc-per-node "$processes" -- "$@"
