@@ -112,9 +112,10 @@ def run(fresh: Project, cluster: dict[str, str], tmp_path_factory: pytest.TempPa
 
 def accounts(project: Project) -> list[dict[str, str]]:
     """The rows of `sacct`, once all jobs have ended there too."""
+    # -D: each time that a job ran, -X: without its steps, -P: columns between bars
     columns = "JobIDRaw,Comment,State,Account,Partition,QOS,Timelimit,ReqMem,AllocTRES,Eligible,Start,End"
     for _ in range(60):
-        said = project.run("sacct", "--duplicates", "--allocations", "--parsable2", f"--format={columns}")
+        said = project.run("sacct", "-DXP", "--starttime=now-1hour", f"--format={columns}")
         header, *rows = (line.split("|") for line in said.splitlines())
         found = [dict(zip(header, row, strict=True)) for row in rows]
         if all(row["End"] != "Unknown" for row in found):
