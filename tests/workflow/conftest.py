@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def finished(fresh: Project) -> Project:
     """The small project after a `dvc repro`, committed, its files pushed to a DVC remote."""
-    fresh.log = fresh.run("dvc", "repro")
-    fresh.run("git", "add", "--all")
-    fresh.run("git", "commit", "--quiet", "--message", "run")
-    fresh.run("dvc", "remote", "add", "--default", "storage", str(fresh.path.parent / "storage"))
-    fresh.run("git", "commit", "--quiet", "--all", "--message", "remote")
-    fresh.run("dvc", "push", "--quiet")
-    return fresh
+    project = type(fresh)(fresh.path.parent / "finished", fresh.environment)
+    shutil.copytree(fresh.path, project.path, symlinks=True)
+    project.log = project.run("dvc", "repro")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--message", "run")
+    project.run("dvc", "remote", "add", "--default", "storage", str(fresh.path.parent / "storage"))
+    project.run("git", "commit", "--quiet", "--all", "--message", "remote")
+    project.run("dvc", "push", "--quiet")
+    return project
 
 
 @pytest.fixture
