@@ -45,7 +45,8 @@ def save(
     """Write ``model`` to ``folder``; config.json comes last, so that a folder that has one is complete."""
     folder = Path(folder)
     (folder / "config.json").unlink(missing_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     with atomic(folder / "model.safetensors") as part:
         part.write_bytes(to_bytes(tensors))  # not save_file, whose files only their owner can read
     parameters = sum(p.numel() for p in model.parameters())

@@ -25,6 +25,7 @@ from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
 from lsgm.files import atomic
 from lsgm.model import LSGM
+from lsgm.networks.layers import NormalisedWeights
 from lsgm.progress import Progress, log
 from lsgm.streams import mix
 from lsgm.training.distributed import Ranks, average, barrier, copy_from_first, most
@@ -261,6 +262,7 @@ class Engine:
         # Statistics of batch norms, and what they were before the step: a bad step must not stay in them.
         buffers = [b for network in task.networks.values() for b in network.buffers() if b.is_floating_point()]
         self._buffers, self._buffers_before = buffers, [b.clone() for b in buffers]
+        self._weights = NormalisedWeights(*task.networks.values())
         self._rescued_to = -1  # the step of the state that was gone back to
         self.stop = False
 
@@ -384,7 +386,7 @@ class Engine:
         torch._foreach_copy_(self._buffers_before, self._buffers)
         torch.manual_seed(mix(config.seed, step, self.ranks.rank))  # dropout's
         for item in self.task.optimised:
-            item.optimiser.zero_grad(set_to_none=True)
+            item.optimiser.zero_grad(set_to_none=False)
         sums: dict[str, Tensor] = {}
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
         for part in range(parts):
@@ -392,17 +394,18 @@ class Engine:
             x = self.batches.batch_at(*divmod(step, len(self.batches)), rows=slice(start, start + self.share))
             self.generator.manual_seed(mix(config.seed, step, -1))
             draws = Draws(start, self.share, self.batches.batch, self.device, self.generator)
-            with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-                value = self.task.objective(x, step, self.schedule.steps, draws)
-            self.scaler.scale(value.loss / parts).backward()
-            for name, term in {"loss": value.loss.detach(), **value.terms}.items():
+            with self._weights:
+                with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+                    value = self.task.objective(x, step, self.schedule.steps, draws)
+                loss, terms = value.loss, value.terms
+                if part == 0 and self.task.regularisers:
+                    weighted = [weight * regulariser() for weight, regulariser in self.task.regularisers]
+                    spectral = self.care.spectral_factor(config.rescue) * parts * torch.stack(weighted).sum()
+                    loss, terms = loss + spectral, {**terms, "spectral": spectral.detach()}
+                self.scaler.scale(loss / parts).backward()
+            for name, term in {"loss": loss.detach(), **terms}.items():
                 sums[name] = sums[name] + term / parts if name in sums else term / parts
         average(sums.values())
-        for weight, regulariser in self.task.regularisers:
-            spectral = weight * self.care.spectral_factor(config.rescue) * regulariser()
-            self.scaler.scale(spectral).backward()
-            sums["spectral"] = sums.get("spectral", 0) + spectral.detach()
-        sums["loss"] = sums["loss"] + sums.get("spectral", 0)
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
         average(gradients)
         for item in self.task.optimised:

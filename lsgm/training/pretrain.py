@@ -18,6 +18,7 @@ from lsgm.training import distributed
 from lsgm.training.distributed import Ranks
 from lsgm.training.draws import Draws
 from lsgm.training.engine import Engine, History, Optimised, Summary, Task, compile_networks, rows_every
+from lsgm.training.flat import flatten
 from lsgm.training.latents import summarise_kl
 from lsgm.training.look import Look
 from lsgm.training.objective import Objective, VAEObjective, linear_anneal
@@ -70,7 +71,7 @@ def build(
         store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, stage.vae.x_bits
     )
     optimiser = torch.optim.Adamax(
-        model.vae.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay, foreach=True
+        [flatten(model.vae)], lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay
     )
     vae_objective = VAEObjective()
     regulariser = SpectralRegulariser(model.vae)

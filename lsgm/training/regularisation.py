@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsgm.networks.layers import WNConv2d, normalise_weight
+from lsgm.networks.layers import Conv2d
 
 FIRST_ITERATIONS = 40
 ITERATIONS = 4
@@ -28,12 +28,12 @@ class SpectralRegulariser:
 
     def __init__(self, network: nn.Module, seed: int = 0, convs: bool = True) -> None:
         generator = torch.Generator().manual_seed(seed)
-        by_shape: dict[tuple[object, ...], list[nn.Conv2d]] = defaultdict(list)
+        by_shape: dict[torch.Size, list[nn.Conv2d]] = defaultdict(list)
         norms: dict[int, list[Tensor]] = defaultdict(list)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 if convs:
-                    by_shape[(*module.weight.shape, isinstance(module, WNConv2d))].append(module)
+                    by_shape[module.weight.shape].append(module)
             elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
                 norms[module.weight.numel()].append(module.weight)
         self._convs, self._norms = list(by_shape.values()), list(norms.values())
@@ -47,16 +47,14 @@ class SpectralRegulariser:
         """Sum over all convolutions of the largest singular value."""
         total: Tensor | float = 0.0
         for i, group in enumerate(self._convs):
-            weight = torch.stack([conv.direction() if isinstance(conv, WNConv2d) else conv.weight for conv in group])
-            if isinstance(group[0], WNConv2d):
-                weight = normalise_weight(weight, torch.stack([conv.log_weight_norm for conv in group]))  # type: ignore[misc]
-            matrix = weight.flatten(2)  # [N, C_out, rest]
+            weight = [conv.effective_weight() if isinstance(conv, Conv2d) else conv.weight for conv in group]
+            matrix = torch.stack([w.permute(0, 2, 3, 1) for w in weight]).flatten(2)  # [N, C_out, rest], in any order
             with torch.no_grad():
-                left = self._left[i]
+                left, transposed = self._left[i], matrix.transpose(1, 2)
                 for _ in range(self._iterations):
-                    right = F.normalize(left @ matrix, dim=2)
-                    left = F.normalize(right @ matrix.transpose(1, 2), dim=2)
-                self._left[i] = left
+                    right = left @ matrix
+                    left = F.normalize(right @ transposed, dim=2)
+                self._left[i], right = left, F.normalize(right, dim=2)
             total = total + (left @ matrix * right).sum()
         self._iterations = ITERATIONS
         return torch.as_tensor(total)

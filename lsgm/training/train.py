@@ -23,6 +23,7 @@ from lsgm.training.distributed import Ranks
 from lsgm.training.draws import Draws
 from lsgm.training.ema import EMA
 from lsgm.training.engine import Engine, History, Optimised, Stateful, Summary, Task, compile_networks, rows_every
+from lsgm.training.flat import flatten
 from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarise_kl
 from lsgm.training.look import Look
 from lsgm.training.objective import LSGMObjective, Objective, linear_anneal
@@ -113,7 +114,7 @@ def build(
     optimised, regularisers = [], []
     for name, (network, lr, lr_min, adam_eps, spectral_reg) in networks.items():
         optimiser = torch.optim.AdamW(
-            network.parameters(),
+            [flatten(network)],
             lr=lr,
             eps=adam_eps,
             weight_decay=config.weight_decay,

@@ -1,0 +1,28 @@
+"""The weights of a network as one vector."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+ALIGNMENT = 16  # elements
+
+
+@torch.no_grad()
+def flatten(network: nn.Module) -> nn.Parameter:
+    """Make the weights of ``network``, and their gradients, views of one vector each; the vector, with its gradient.
+
+    An optimiser steps over it in a few operations, where one of hundreds of tensors takes thousands. The gradients stay
+    where they are: set them to zero in place.
+    """
+    weights = [p for p in network.parameters() if p.requires_grad]
+    sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in weights]
+    vector = nn.Parameter(weights[0].new_zeros(sum(sizes)))
+    vector.grad = torch.zeros_like(vector)
+    for p, start in zip(weights, accumulate(sizes, initial=0), strict=False):
+        view = vector.data.as_strided(p.shape, p.stride(), start)
+        p.data = view.copy_(p)
+        p.grad = vector.grad.as_strided(p.shape, p.stride(), start)
+    return vector
