@@ -38,7 +38,8 @@ class Progress:
     """Progress of ``total`` steps, each of ``unit_size`` units.
 
     On a terminal a bar with rate and time left; a plain line every ``every`` seconds in the log file, and on stderr
-    where that is no terminal. Where nobody called :func:`set_up_logging` (in a notebook, say) it is silent.
+    where that is no terminal. Where nobody called :func:`set_up_logging` (in a notebook, say), or it was told to be
+    quiet, it is silent.
 
     Args:
         what: what is being done; starts each line.
@@ -54,7 +55,8 @@ class Progress:
         self.what, self.total, self.unit, self.unit_size, self.every = what, total, unit, unit_size, every
         self.done = self._before = done
         self.start = self._last = time.monotonic()
-        self.on_terminal = sys.stderr.isatty() and bool(log.handlers)
+        self.silent = not (log.handlers and log.isEnabledFor(logging.INFO))  # a notebook; one of several processes
+        self.on_terminal = sys.stderr.isatty() and not self.silent
         self._bar = tqdm(
             total=total * unit_size, initial=done * unit_size, unit=unit, desc=what, disable=not self.on_terminal,
             leave=False,
@@ -77,7 +79,7 @@ class Progress:
         if done <= self._before:  # back, and from there anew
             self._before, self.start = done, now
         self.done = done
-        if now - self._last < self.every and self.done < self.total:
+        if self.silent or (now - self._last < self.every and self.done < self.total):
             return
         self._last = now
         text = note if isinstance(note, str) else note()

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BATCH_NORM_EPS = 1e-5
@@ -71,7 +70,9 @@ class DepthwiseConv2d(Conv2d):
         super().__init__(channels, channels, kernel, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        pairs = self.kernel_size == (5, 5) and x.shape[3] % 2 == 0 and x.is_contiguous(memory_format=torch.channels_last)
+        pairs = (
+            self.kernel_size == (5, 5) and x.shape[3] % 2 == 0 and x.is_contiguous(memory_format=torch.channels_last)
+        )
         if pairs and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
             return _Depthwise5x5.apply(x, self.weight)
         return super().forward(x)
@@ -126,8 +127,12 @@ class WNConv2d(Conv2d):
         norm = torch.linalg.vector_norm(self.weight.detach(), dim=(1, 2, 3), keepdim=True)
         self.log_weight_norm = nn.Parameter(torch.log(norm + 1e-2))
 
+    def direction(self) -> Tensor:
+        """v, [C_out, C_in / groups, k, k]."""
+        return self.weight
+
     def effective_weight(self) -> Tensor:
-        return normalise_weight(self.weight, self.log_weight_norm) if self.normalised is None else self.normalised
+        return normalise_weight(self.direction(), self.log_weight_norm) if self.normalised is None else self.normalised
 
 
 def normalise_weight(v: Tensor, log_norm: Tensor) -> Tensor:
@@ -151,7 +156,9 @@ class NormalisedWeights:
 
     def __enter__(self) -> None:
         for convs in self._by_shape.values():
-            v = torch.stack([conv.weight.permute(0, 2, 3, 1) for conv in convs])  # channels-last, as they lie in memory
+            v = torch.stack(
+                [conv.direction().permute(0, 2, 3, 1) for conv in convs]
+            )  # channels-last, as they lie in memory
             weights = normalise_weight(v, torch.stack([conv.log_weight_norm for conv in convs]))
             for conv, weight in zip(convs, weights.permute(0, 1, 4, 2, 3), strict=True):
                 conv.normalised = weight
@@ -160,6 +167,20 @@ class NormalisedWeights:
         for convs in self._by_shape.values():
             for conv in convs:
                 conv.normalised = None
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of all processes' tensors; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -176,9 +197,9 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         with no_autocast(x):
             world, wide_x = dist.get_world_size(), wide(x)
-            mean = all_reduce(wide_x.mean(dim=(0, 2, 3))) / world
+            mean = _SumOverProcesses.apply(wide_x.mean(dim=(0, 2, 3))) / world
             centred = wide_x - mean[:, None, None]
-            variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / world
+            variance = _SumOverProcesses.apply(centred.square().mean(dim=(0, 2, 3))) / world
             if self.momentum and self.running_mean is not None and self.running_var is not None:
                 n = world * x.numel() // x.shape[1]
                 with torch.no_grad():

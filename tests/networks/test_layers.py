@@ -5,13 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lsgm.networks.flow import Shift
 from lsgm.networks.layers import (
     BATCH_NORM_MOMENTUM,
     BatchNormSwish,
     BNSwishBranch,
     Cell,
+    DepthwiseConv2d,
     DownSkip,
     MBConvBranch,
+    NormalisedWeights,
     SqueezeExcite,
     UpSkip,
     WNConv2d,
@@ -35,6 +38,44 @@ def test_weight_norm_against_a_loop():
         weight[o] = conv.log_weight_norm[o].exp() * conv.weight[o] / (norm + 1e-5)
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(conv(x), F.conv2d(x, weight, conv.bias, padding=1))
+
+
+def test_weights_normalised_at_once_are_those_normalised_one_by_one():
+    """In values and gradients, masked ones too; outside of the context each convolution computes its own again."""
+    network = torch.nn.Sequential(WNConv2d(4, 8, 3), WNConv2d(8, 8, 3), WNConv2d(8, 8, 3), Shift(8, mirrored=False))
+    double(network)
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    expected = network(x)
+    gradients = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
+    with NormalisedWeights(network):
+        found = network(x)
+        assert network[1].effective_weight()._base is network[2].effective_weight()._base  # one tensor holds both
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), list(network.parameters())), gradients)
+    with torch.no_grad():
+        network[0].weight.mul_(2).add_(1)
+    assert not torch.allclose(network(x), expected)
+
+
+@pytest.mark.parametrize(("size", "fast"), [((8, 12), True), ((9, 7), False), ((2, 2), True)])
+def test_depthwise_convolution_has_the_gradients_of_the_plain_one(size, fast):
+    conv = DepthwiseConv2d(6, 5)
+    x = torch.randn(3, 6, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn(3, 6, *size)
+    found = conv(x)
+    assert ("Depthwise5x5" in type(found.grad_fn).__name__) == fast
+    expected = F.conv2d(x, conv.weight, padding=2, groups=6)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(expected, (x, conv.weight), gradient)
+    torch.testing.assert_close(torch.autograd.grad(found, (x, conv.weight), gradient), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_pointwise_convolution_of_channels_last_maps_is_the_same():
+    conv = double(WNConv2d(6, 4, 1))
+    x = torch.randn(3, 6, 5, 7, dtype=torch.float64)
+    found = conv(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, conv(x))
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_weight_norm_starts_as_the_plain_convolution():
