@@ -89,11 +89,10 @@ class Images:
         if side > min(width, height):
             raise LSGMError(f"{name}: has {width} x {height} pixels, fewer than the square of {side} to be cut out")
         left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-        if side == self.size:
-            image = image.crop(box)
-        else:
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+        # Not resize(box=...), which also looks at what is around the square.
+        image = image.crop((left, top, left + side, top + side))
+        if side != self.size:
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
 
     def _parts(self, path: Path, stack: ExitStack) -> dict[str, Collection]:
@@ -255,9 +254,9 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not PurePosixPath(name).name.startswith(".") and "__MACOSX" not in name
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural(name: str) -> str:
     """A key that sorts 9.png before 10.png."""
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)]
+    return re.sub(r"\d+", lambda number: number[0].zfill(12), name)
 
 
 def _digest(names: Sequence[str]) -> str:

@@ -99,7 +99,7 @@ def _write(dataset: Dataset, acquired: Acquired, part: Path, shard_bytes: int, s
         name = f"{content}.npy"
         if kind == "images" and tuple(rows.shape[1:]) != dataset.image_shape:
             raise LSGMError(
-                f"{dataset.name}: found images {list(rows.shape[1:])}, expected {list(dataset.image_shape)}"
+                f"{dataset.name}: found images of shape {list(rows.shape[1:])}, expected {list(dataset.image_shape)}"
             )
         write_array(part / name, rows, journal, shard_bytes)
         manifest["splits"].setdefault(split, rows.shape[0])

@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from lsgm.data.registry import Dataset, IDXFile
+from lsgm.data.idx import IDXFile, IDXFiles
+from lsgm.data.registry import DIGITS, Dataset, idx_downloads
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -34,10 +35,8 @@ def originals() -> dict[str, bytes]:
 @pytest.fixture
 def small(originals: dict[str, bytes]) -> Dataset:
     """The registry entry of `originals`; it has no mirrors and no npm package."""
-    return Dataset(
-        name="small",
-        image_shape=(1, 28, 28),
-        files=tuple(
+    files = IDXFiles(
+        tuple(
             IDXFile(
                 name=name,
                 split="train" if name.startswith("train") else "test",
@@ -46,13 +45,9 @@ def small(originals: dict[str, bytes]) -> Dataset:
                 sha256=hashlib.sha256(content).hexdigest(),
             )
             for name, content in originals.items()
-        ),
-        mirrors=(),
-        npm=None,
-        binarise=True,
-        pad_to=32,
-        licence="none needed",
+        )
     )
+    return Dataset("small", DIGITS, "none needed", files, downloads=idx_downloads(files))
 
 
 class Server:
@@ -67,7 +62,7 @@ class Server:
             def do_GET(self) -> None:
                 served.requests.append(self.path)
                 _, way, name = self.path.split("/")
-                ways[way](self, gzip.compress(files[name.removesuffix(".gz")]))
+                ways[way](self, gzip.compress(files[name if name in files else name.removesuffix(".gz")]))
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -116,6 +111,7 @@ class Server:
 
         return {
             "good": send,
+            "plain": lambda to, body: send(to, gzip.decompress(body)),
             "wrong": lambda to, body: send(to, gzip.compress(bytes(len(gzip.decompress(body))))),
             "long": lambda to, body: send(to, gzip.compress(gzip.decompress(body) + b"more")),
             "html": lambda to, body: send(to, b"<html>log in to this network</html>"),
