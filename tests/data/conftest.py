@@ -55,6 +55,7 @@ class Server:
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.requests: list[str] = []
+        self.sent = 0  # bytes, by the way `resumable`
         self.stop = threading.Event()
         served, ways = self, self._ways()
 
@@ -62,7 +63,8 @@ class Server:
             def do_GET(self) -> None:
                 served.requests.append(self.path)
                 _, way, name = self.path.split("/")
-                ways[way](self, gzip.compress(files[name if name in files else name.removesuffix(".gz")]))
+                content = files[name if name in files else name.removesuffix(".gz")]
+                ways[way](self, gzip.compress(content, mtime=0))
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -105,6 +107,19 @@ class Server:
                 except OSError:  # the client has gone
                     return
 
+        def resumable(to: BaseHTTPRequestHandler, body: bytes) -> None:
+            """Ends every connection after a third of the file, and goes on where it is asked to."""
+            asked = to.headers.get("Range") if to.headers.get("If-Range") == '"v1"' else None
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+            to.send_response(206 if asked else 200)
+            to.send_header("ETag", '"v1"')
+            if asked:
+                to.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            to.send_header("Content-Length", str(len(body) - start))
+            to.end_headers()
+            to.wfile.write(body[start : start + len(body) // 3 + 1])
+            self.sent += min(len(body) // 3 + 1, len(body) - start)
+
         def flaky(to: BaseHTTPRequestHandler, body: bytes) -> None:
             first = self.requests.count(to.path) == 1
             send(to, body[: len(body) // 2] if first else body, len(body))
@@ -124,6 +139,7 @@ class Server:
             "slow": slow,
             "trickle": trickle,
             "flaky": flaky,
+            "resumable": resumable,
         }
 
 

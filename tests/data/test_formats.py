@@ -263,7 +263,7 @@ def test_the_square_in_the_middle_is_resized(tmp_path: Path, shape: tuple[int, i
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     square = Image.fromarray(image[top : top + side, left : left + side])
     expected = np.asarray(square.resize((5, 5), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    assert np.abs(store.images("train")[0].astype(int) - expected).max() == 0
+    assert np.array_equal(store.images("train")[0], expected)
 
 
 def write_celeba(folder: Path, count: int = 8) -> tuple[Path, np.ndarray]:

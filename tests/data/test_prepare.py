@@ -1,4 +1,4 @@
-"""A store is written in shards: what an interruption leaves is verified and kept, and what was written is read again."""
+"""A store is written in shards: what an interruption leaves is verified and kept; what was written is read again."""
 
 from __future__ import annotations
 

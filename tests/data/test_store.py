@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lsgm.config import DatasetConfig, PrepareStage
-from lsgm.data.registry import Dataset
 from lsgm.data.prepare import build, prepare
+from lsgm.data.registry import Dataset
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 
