@@ -54,6 +54,7 @@ class Server:
     """HTTP on loopback: `/WAY/NAME.gz` answers with the file NAME in the way WAY; counts the requests."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = dict(files)
         self.requests: list[str] = []
         self.sent = 0  # bytes, by the way `resumable`
         self.stop = threading.Event()
@@ -63,7 +64,7 @@ class Server:
             def do_GET(self) -> None:
                 served.requests.append(self.path)
                 _, way, name = self.path.split("/")
-                content = files[name if name in files else name.removesuffix(".gz")]
+                content = served.files[name if name in served.files else name.removesuffix(".gz")]
                 ways[way](self, gzip.compress(content, mtime=0))
 
             def log_message(self, *_: object) -> None:

@@ -82,18 +82,18 @@ def test_a_transfer_goes_on_where_it_broke_off(
     server: Any, originals: dict[str, bytes], tmp_path: Path, gunzip: bool
 ) -> None:
     """Three connections, each of which brings a third: nothing is sent twice."""
-    originals["big"] = random.Random(0).randbytes(300_000)
-    content = originals["big"] if gunzip else gzip.compress(originals["big"], mtime=0)
+    server.files["big"] = random.Random(0).randbytes(300_000)
+    content = server.files["big"] if gunzip else gzip.compress(server.files["big"], mtime=0)
     digest = hashlib.sha256(content).hexdigest()
     fetch([f"{server.url}/resumable/big"], digest, tmp_path / "x", gunzip=gunzip, backoff=0.01)
     assert (tmp_path / "x").read_bytes() == content
-    assert len(server.requests) == 3 and server.sent == len(gzip.compress(originals["big"], mtime=0))
+    assert len(server.requests) == 3 and server.sent == len(gzip.compress(server.files["big"], mtime=0))
 
 
 def test_connections_that_bring_much_may_break_off_often(
     server: Any, originals: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    originals["big"] = random.Random(0).randbytes(300_000)
+    server.files["big"] = random.Random(0).randbytes(300_000)
     url = f"{server.url}/resumable/big"
     with pytest.raises(LSGMError, match="broke off after 100.* of 300.* bytes"):
         fetch([url], None, tmp_path / "x", gunzip=True, retries=0, backoff=0.01)
@@ -101,7 +101,7 @@ def test_connections_that_bring_much_may_break_off_often(
         fetch([url], None, tmp_path / "x", gunzip=True, retries=1, backoff=0.01)
     monkeypatch.setattr(download, "PROGRESS_BYTES", 50_000)
     fetch([url], None, tmp_path / "x", gunzip=True, retries=1, backoff=0.01)
-    assert (tmp_path / "x").read_bytes() == originals["big"]
+    assert (tmp_path / "x").read_bytes() == server.files["big"]
 
 
 def test_the_end_of_the_connection_is_not_waited_for(server: Any, originals: dict[str, bytes], tmp_path: Path) -> None:

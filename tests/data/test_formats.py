@@ -163,10 +163,10 @@ def test_cifar10(tmp_path: Path, where: str) -> None:
     assert set(store.manifest["source"]["sha256"]) == set(files)
 
 
-def test_cifar10_from_a_server(tmp_path: Path, server: Any, originals: dict[str, bytes]) -> None:
+def test_cifar10_from_a_server(tmp_path: Path, server: Any) -> None:
     files, images, _ = cifar_files()
     archive = write_tar(tmp_path / "cifar-10-python.tar.gz", files).read_bytes()
-    originals["cifar-10-python.tar.gz"] = archive
+    server.files["cifar-10-python.tar.gz"] = archive
     dataset = any_number("cifar10", downloads=(registry.Download("cifar-10-python.tar.gz", None, len(archive)),))
     dataset = dataclasses.replace(dataset, mirrors=(f"{server.url}/missing", f"{server.url}/plain"))
     build(dataset, tmp_path / "out")
