@@ -34,11 +34,12 @@ def preprocess(
         images = noise < images
     elif bits < 8:
         images = images >> (8 - bits)
-    top, left = (pad_to - height) // 2, (pad_to - width) // 2
-    padded = torch.zeros(batch, channels, pad_to, pad_to, dtype=torch.uint8, device=images.device)
-    padded[:, :, top : top + height, left : left + width] = images
-    x = padded.float()
-    return x if binarise else x.div_(2**bits - 1)
+    if (height, width) != (pad_to, pad_to):
+        top, left = (pad_to - height) // 2, (pad_to - width) // 2
+        padded = torch.zeros(batch, channels, pad_to, pad_to, dtype=torch.uint8, device=images.device)
+        padded[:, :, top : top + height, left : left + width] = images
+        images = padded
+    return images.float() if binarise else images / (2**bits - 1)
 
 
 class Batches:
