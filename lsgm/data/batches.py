@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -14,7 +13,8 @@ from torch import Tensor
 from lsgm.errors import LSGMError
 from lsgm.streams import mix
 
-DEVICE_SHARE = 0.1  # of its memory that a set may take to live on the device
+SHARE = 0.1  # of the memory of a GPU that a set may take to live there
+ON_HOST = 1 << 30  # bytes; what streams to the host is in the system's cache as far as there is memory
 READERS = 2  # threads
 AHEAD = 4  # batches
 
@@ -52,7 +52,7 @@ class Batches:
 
     Args:
         stream: gather each batch from ``images`` (which may be mapped from the disk) in the background, ahead of its
-            use. None: if the set would take more than a tenth of the device's memory.
+            use. None: if the set would take more than a tenth of the GPU's memory, or a gigabyte of the host's.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Batches:
         if max(images.shape[-2:]) > pad_to:
             raise LSGMError(f"images of {images.shape[-2]}x{images.shape[-1]} cannot be padded to {pad_to}x{pad_to}")
         if stream is None:
-            stream = images.nbytes > DEVICE_SHARE * memory(device)
+            stream = images.nbytes > room(device)
         self.images: NDArray[np.uint8] | Tensor = (
             images if stream else torch.tensor(images, dtype=torch.uint8, device=device)
         )
@@ -165,8 +165,8 @@ class Stream:
         return rows
 
 
-def memory(device: torch.device) -> int:
-    """Bytes of memory that the device has in all."""
+def room(device: torch.device) -> float:
+    """Bytes that a set may take to live on the device."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return SHARE * torch.cuda.get_device_properties(device).total_memory
+    return ON_HOST

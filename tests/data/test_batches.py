@@ -172,7 +172,7 @@ def test_the_next_batches_are_gathered_meanwhile(mapped: np.ndarray) -> None:
 
 def test_a_large_set_streams_and_a_small_one_does_not(mapped: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(Batches(mapped, 8, CPU, seed=1).images, torch.Tensor)
-    monkeypatch.setattr(batches, "memory", lambda device: 10 * mapped.nbytes - 10)
+    monkeypatch.setattr(batches, "ON_HOST", mapped.nbytes - 1)
     assert isinstance(Batches(mapped, 8, CPU, seed=1).images, np.memmap)
 
 
