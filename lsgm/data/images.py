@@ -71,9 +71,9 @@ class Images:
                 splits["test"] = splits.pop("valid")
         else:
             splits = self._drawn(parts[""])
+        square = f"the central {self.crop} x {self.crop}" if self.crop else "the largest central square"
         facts: dict[str, Any] = {
-            "preprocessing": f"centred square of side {self.crop or 'as large as fits'}, to {self.size} x {self.size}, "
-            f"bilinear",
+            "preprocessing": f"{square}, resized to {self.size} x {self.size} (bilinear) where it differs",
             "names_sha256": {split: _digest(names) for split, (_, names) in splits.items()},
         }
         arrays: dict[str, Rows] = {

@@ -236,7 +236,7 @@ def test_images_of_the_right_size_are_stored_as_they_are(tmp_path: Path) -> None
     assert np.array_equal(store.images("train"), images[:9].transpose(0, 3, 1, 2))  # 2.png before 10.png
     assert np.array_equal(store.images("test"), images[9:].transpose(0, 3, 1, 2))
     assert store.splits == {"train": 9, "test": 3}
-    assert "to 8 x 8, bilinear" in store.manifest["source"]["preprocessing"]
+    assert "the largest central square, resized to 8 x 8 (bilinear)" in store.manifest["source"]["preprocessing"]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
