@@ -23,7 +23,6 @@ import torch
 from machine import machine, table
 from torch import Tensor
 
-from lsgm.checkpoint import image_config
 from lsgm.cli import keep_freed_memory
 from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, load_params
 from lsgm.data.registry import DATASETS
@@ -40,9 +39,9 @@ def configs(name: str) -> tuple[ImageConfig, AnyVAEConfig, PriorConfig]:
         full = params.models["cifar10_best_fid"]
         vae = params.vae("cifar10_best_fid").model_copy(update={"channels": 32, "groups_per_scale": 4})
         prior = full.prior.model_copy(update={"channels": 128, "cells_per_scale": 2})
-        return image_config(DATASETS["cifar10"]), vae, prior
+        return DATASETS["cifar10"].image, vae, prior
     model = params.models[name]
-    return image_config(DATASETS[model.dataset]), params.vae(name), model.prior
+    return DATASETS[model.dataset].image, params.vae(name), model.prior
 
 
 def passes(model: LSGM, x: Tensor, z: Tensor, t: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig, Section, StageConfig, parse
-from lsgm.data.registry import Dataset
 from lsgm.errors import LSGMError
 from lsgm.files import atomic, write_json
 from lsgm.model import LSGM
@@ -31,12 +30,6 @@ class CheckpointConfig(Section):
     sde: SDEConfig | None = None
     stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were
     training: dict[str, JsonValue]  # of the last stage: seconds, steps, device, date ...
-
-
-def image_config(dataset: Dataset) -> ImageConfig:
-    """How a model sees the images of ``dataset``."""
-    channels, size, _ = dataset.image_shape
-    return ImageConfig(channels=channels, size=size, padded_size=dataset.pad_to, binary=dataset.binarise)
 
 
 def save(

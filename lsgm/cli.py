@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    from lsgm.data import store
+    from lsgm.data import prepare
 
-    store.prepare(load_stage(PrepareStage, args.config), args.out)
+    prepare.prepare(load_stage(PrepareStage, args.config), args.out)
 
 
 def pretrain(args: argparse.Namespace) -> str:
@@ -126,7 +126,7 @@ def export_published(args: argparse.Namespace) -> None:
 def describe(args: argparse.Namespace) -> None:
     from lsgm import checkpoint
     from lsgm.config import load_params
-    from lsgm.data.registry import DATASETS
+    from lsgm.data.registry import dataset
     from lsgm.describe import describe as run
 
     if Path(args.model).is_dir():
@@ -137,7 +137,7 @@ def describe(args: argparse.Namespace) -> None:
     if args.model not in params.models:
         raise LSGMError(f"{args.model}: neither a model's folder nor one of params.yaml: {', '.join(params.models)}")
     model = params.models[args.model]
-    image = checkpoint.image_config(DATASETS[model.dataset])
+    image = dataset(model.dataset, params.datasets[model.dataset]).image
     print(run(image, params.vae(args.model), model.prior, model.sde, model.train.train_vae))
 
 

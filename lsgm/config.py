@@ -31,7 +31,10 @@ GEOMETRIC_SIGMA2_MAX = 0.999
 LikelihoodName = Literal["bernoulli", "dml", "dl", "normal"]
 Stage = Literal["prepare", "pretrain", "train", "sample", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-DatasetName = Literal["mnist", "omniglot", "cifar10", "celebahq256"]
+DATASET_NAMES = (  # those of lsgm/data/registry.py
+    "mnist", "fashion_mnist", "omniglot", "cifar10", "celeba64", "celebahq256", "ffhq256", "lsun_church",
+    "lsun_bedroom", "imagenet32",
+)  # fmt: skip
 
 
 S = TypeVar("S", bound="Section")
@@ -47,13 +50,30 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ImagesConfig(Section):
+    """How the images of the user's own set are read."""
+
+    size: Count = Field(description="height and width of the stored images")
+    channels: Literal[1, 3] = Field(3, description="3: RGB; 1: grey")
+    crop: Count | None = Field(
+        None, description="side of the centred square that is resized to `size`; null: the largest"
+    )
+    split: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        0.1, description="share of the images that are the test set, drawn at random; null: folders train and test"
+    )
+    seed: int = Field(0, description="of that draw")
+    binary: bool = Field(False, description="pixels are drawn from Bernoulli(intensity) each time an image is seen")
+
+
 class DatasetConfig(Section):
-    """Where a dataset comes from."""
+    """Where a dataset comes from; of the user's own also what it is."""
 
     path: str | None = Field(
         None,
-        description="folder or archive (zip, tar) with the original files; null: download them",
+        description="folder or file with the originals (the README says which), or with {split}_images.npy; null: "
+        "download them, where that is possible",
     )
+    images: ImagesConfig | None = Field(None, description="of a set of your own: images in a folder, zip or LMDB")
 
 
 class ImageConfig(Section):
@@ -407,7 +427,7 @@ class ModelConfig(Section):
     (``vae_of``).
     """
 
-    dataset: DatasetName
+    dataset: Name
     vae: AnyVAEConfig | None = None
     pretrain: PretrainConfig | None = None
     vae_of: Name | None = Field(None, description="the model whose trained VAE this one starts from, in place of vae")
@@ -446,14 +466,14 @@ class StageConfig(Section):
 
 class PrepareStage(StageConfig):
     stage: Literal["prepare"] = "prepare"
-    dataset: DatasetName
+    dataset: Name
     source: DatasetConfig
 
 
 class PretrainStage(StageConfig):
     stage: Literal["pretrain"] = "pretrain"
     model: Name
-    dataset: DatasetName
+    dataset: Name
     vae: AnyVAEConfig
     pretrain: PretrainConfig
 
@@ -461,7 +481,7 @@ class PretrainStage(StageConfig):
 class TrainStage(StageConfig):
     stage: Literal["train"] = "train"
     model: Name
-    dataset: DatasetName
+    dataset: Name
     vae_of: Name | None = None
     prior: PriorConfig
     sde: SDEConfig
@@ -477,7 +497,7 @@ class SampleStage(StageConfig):
 class EvaluateStage(StageConfig):
     stage: Literal["evaluate"] = "evaluate"
     model: Name
-    dataset: DatasetName
+    dataset: Name
     evaluate: EvaluateConfig
 
 
@@ -485,7 +505,7 @@ class Params(Section):
     """``params.yaml``: the one place for every parameter."""
 
     run: Annotated[list[Name], Field(min_length=1)] = Field(description="the models that a plain `snakemake` makes")
-    datasets: dict[DatasetName, DatasetConfig]
+    datasets: dict[Name, DatasetConfig] = Field(description="the known ones, and your own: any name with `images`")
     models: dict[Name, ModelConfig]
 
     @model_validator(mode="after")
@@ -493,6 +513,21 @@ class Params(Section):
         for name in self.run:
             if name not in self.models:
                 raise ValueError(f"run: there is no model {name!r}; the models are {', '.join(self.models)}")
+        for name, dataset in self.datasets.items():
+            known = name in DATASET_NAMES
+            if known and dataset.images is not None:
+                raise ValueError(
+                    f"datasets.{name}.images: how this dataset is read is known; for another way give it another name"
+                )
+            if not known and dataset.images is None:
+                close = difflib.get_close_matches(name, DATASET_NAMES, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the known datasets are {', '.join(DATASET_NAMES)}"
+                raise ValueError(
+                    f"datasets.{name}: is no known dataset ({hint}); a set of your own needs path (the folder) and "
+                    "images (at least its size: images: {size: 64})"
+                )
+            if not known and dataset.path is None:
+                raise ValueError(f"datasets.{name}.path: missing; the folder, zip or LMDB with your images")
         for name, model in self.models.items():
             if model.dataset not in self.datasets:
                 raise ValueError(f"models.{name}.dataset: {model.dataset!r} is missing under datasets")
@@ -520,8 +555,7 @@ class Params(Section):
     def freeze(self, stage: Stage, name: str, code: str | None = None) -> StageConfig:
         """The sections that ``stage`` of the model (for ``prepare``: the dataset) ``name`` depends on, and no more."""
         if stage == "prepare":
-            dataset: Any = name
-            return PrepareStage(code=code, dataset=dataset, source=self.datasets[dataset])
+            return PrepareStage(code=code, dataset=name, source=self.datasets[name])
         model = self.models[name]
         if stage == "pretrain":
             if model.vae is None or model.pretrain is None:

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from lsgm.config import DatasetConfig, PrepareStage
-from lsgm.data.store import ImageStore, prepare
+from lsgm.data.prepare import prepare
+from lsgm.data.store import ImageStore
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -39,7 +39,16 @@ def changed(path, value):
             "mnist_demo.resources: sample: is one process, which uses one node",
         ),
         ("run", ["mnist_demoo"], "run: there is no model 'mnist_demoo'; the models are mnist_demo"),
-        ("datasets.mnistt", {}, "datasets.mnistt: expected 'mnist'"),
+        (
+            "datasets.mnistt",
+            {},
+            "datasets.mnistt: is no known dataset .did you mean 'mnist'.*a set of your own needs path",
+        ),
+        ("datasets.mine", {"images": {"size": 64}}, "datasets.mine.path: missing; the folder, zip or LMDB"),
+        ("datasets.mine", {"path": "x", "images": {}}, "datasets.mine.images.size: missing"),
+        ("datasets.mine", {"path": "x", "images": {"size": 64, "split": 2}}, "mine.images.split: expected less than 1"),
+        ("datasets.mnist.images", {"size": 64}, "datasets.mnist.images: how this dataset is read is known"),
+        ("models.mnist_demo.dataset", "mine", "models.mnist_demo.dataset: 'mine' is missing under datasets"),
         ("modles", {}, "modles: unknown key .* did you mean 'models'"),
     ],
 )

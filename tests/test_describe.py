@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lsgm import cli
-from lsgm.checkpoint import image_config
 from lsgm.config import ConvVAEConfig, ImageConfig, load_params
 from lsgm.data.registry import DATASETS
 from lsgm.describe import describe
@@ -36,7 +35,7 @@ def params():
 def test_parameter_counts_of_the_paper(name, params):
     model = params.models[name]
     with torch.device("meta"):
-        built = LSGM(image_config(DATASETS[model.dataset]), params.vae(name), model.prior, model.sde)
+        built = LSGM(DATASETS[model.dataset].image, params.vae(name), model.prior, model.sde)
     vae, prior = (sum(p.numel() for p in part.parameters()) for part in (built.vae, built.prior))
     assert (vae, prior, built.latent_shape) == PAPER[name]
 
@@ -63,7 +62,7 @@ def test_flops_and_memory_of_a_network_one_can_count():
 
 def test_recomputing_and_freezing_take_less(params):
     model = params.models["mnist"]
-    image = image_config(DATASETS[model.dataset])
+    image = DATASETS[model.dataset].image
     found = describe(image, params.vae("mnist"), model.prior, model.sde)
     frozen = describe(image, params.vae("mnist"), model.prior, model.sde, train_vae=False)
     assert found.memory(32, recompute=True) < found.memory(32) / 2

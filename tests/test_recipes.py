@@ -17,7 +17,7 @@ import torch
 import lsgm
 from lsgm import checkpoint, cli
 from lsgm.config import BlocksConfig, DatasetConfig, Params, PrepareStage, PretrainStage, TrainStage, load_params
-from lsgm.data import registry, store
+from lsgm.data import prepare, registry, store
 from lsgm.errors import LSGMError
 from lsgm.evaluation.fidelity import EXTRACTORS
 from lsgm.evaluation.tables import tabulate
@@ -60,16 +60,12 @@ def stores(tmp_path_factory):
     def get(name):
         out = root / name
         if not out.exists():
-            shape = registry.dataset(name).image_shape
-            if name == "mnist":  # its files are known: a store like that of the others
-                dataset = registry.Dataset(name, shape, binarise=True, pad_to=32, licence="")
-            else:
-                dataset = registry.dataset(name)
+            dataset = registry.dataset(name)
             (root / f"{name}_arrays").mkdir()
             for split in ("train", "test"):
-                images = rng.integers(0, 256, (4, *shape), dtype=np.uint8)
+                images = rng.integers(0, 256, (4, *dataset.image_shape), dtype=np.uint8)
                 np.save(root / f"{name}_arrays" / f"{split}_images.npy", images)
-            store.build(dataset, out, root / f"{name}_arrays")
+            prepare.build(dataset, out, root / f"{name}_arrays")
         return out
 
     return get
@@ -132,16 +128,16 @@ def test_images_of_all_kinds_are_prepared_from_arrays(stores, tmp_path):
     found = store.ImageStore(stores("cifar10"), "cifar10")
     assert found.images("train").shape == (4, 3, 32, 32) and found.manifest["source"]["kind"] == "arrays"
     found.verify()
-    stage = PrepareStage(dataset="cifar10", source=DatasetConfig(path=None))
-    with pytest.raises(LSGMError, match=r"cifar10: .*set datasets.cifar10.path .*train_images.npy"):
-        store.prepare(stage, tmp_path / "out")
+    stage = PrepareStage(dataset="ffhq256", source=DatasetConfig(path=None))
+    with pytest.raises(LSGMError, match=r"ffhq256: .*set datasets.ffhq256.path .*train_images.npy"):
+        prepare.prepare(stage, tmp_path / "out")
     np.save(tmp_path / "train_images.npy", np.zeros((4, 32, 32, 3), np.uint8))
     stage = PrepareStage(dataset="cifar10", source=DatasetConfig(path=str(tmp_path)))
     with pytest.raises(LSGMError, match=r"expected uint8 \[N, 3, 32, 32\], found uint8 \[4, 32, 32, 3\]"):
-        store.prepare(stage, tmp_path / "out")
+        prepare.prepare(stage, tmp_path / "out")
     np.save(tmp_path / "train_images.npy", np.zeros((4, 3, 32, 32), np.uint8))
     with pytest.raises(LSGMError, match=r"test_images.npy: cannot be read"):
-        store.prepare(stage, tmp_path / "out")
+        prepare.prepare(stage, tmp_path / "out")
 
 
 def test_a_model_whose_vae_comes_from_another_is_evaluated(made, stores, tmp_path):
@@ -187,11 +183,8 @@ def test_a_model_whose_vae_comes_from_another_is_evaluated(made, stores, tmp_pat
 def test_what_the_evaluation_asks_for_can_be_had(name):
     """Images to evaluate on, and for the Fréchet distance's floor twice as many real ones as samples."""
     model = FULL.models[name]
-    train_images, test_images = {
-        "mnist": (60_000, 10_000), "omniglot": (24_345, 8_070), "cifar10": (50_000, 10_000),
-        "celebahq256": (27_000, 3_000),
-    }[model.dataset]  # fmt: skip
-    assert model.evaluate.images <= test_images
+    counts = registry.dataset(model.dataset).counts
+    assert model.evaluate.images <= counts["test"]
     if model.evaluate.extractor is not None:
         assert EXTRACTORS[model.evaluate.extractor].image_shape == registry.dataset(model.dataset).image_shape
-        assert 2 * model.sample.count <= train_images
+        assert 2 * model.sample.count <= counts["train"]

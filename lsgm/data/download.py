@@ -18,7 +18,7 @@ import urllib.request
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lsgm.errors import LSGMError
 from lsgm.files import atomic
@@ -27,6 +27,7 @@ logger = logging.getLogger("lsgm")
 
 MIN_BYTES_PER_SECOND = 5_000  # a server below this, after `timeout` seconds, is given up
 PROGRESS_SECONDS = 20.0
+PROGRESS_BYTES = 1 << 20  # a connection that brings so many is no failed attempt, even if it breaks off
 
 
 class _Fault(Exception):
@@ -39,7 +40,7 @@ class _Fault(Exception):
 
 def fetch(
     urls: Sequence[str],
-    sha256: str,
+    sha256: str | None,
     dest: str | Path,
     *,
     gunzip: bool = False,
@@ -50,73 +51,114 @@ def fetch(
 ) -> str:
     """Download the file that each of ``urls`` holds to ``dest`` and return the address that worked.
 
-    ``sha256`` (and ``size`` in bytes, if known) are those of ``dest``, which is the unpacked content with
+    ``sha256`` and ``size`` in bytes (None: not known) are those of ``dest``, which is the unpacked content with
     ``gunzip``. ``timeout`` (seconds) is for the answer to begin, name look-up and proxies included, and for every
     pause after that. An attempt that breaks off is repeated up to ``retries`` times, ``backoff`` (doubling)
-    seconds apart; a host that cannot be reached, a 4xx answer and a wrong file are not tried again.
+    seconds apart, and goes on where it was if the server can do that; one that brought a megabyte more is not counted.
+    A host that cannot be reached, a 4xx answer and a wrong file are not tried again.
     ``dest`` appears whole or not at all. Raises :class:`LSGMError` with one line for each address.
     """
     reasons = []
     for url in urls:
-        for attempt in range(retries + 1):
-            try:
-                with atomic(dest) as part:
-                    _download(url, part, sha256, gunzip, size, timeout)
-                return url
-            except _Fault as fault:
-                reason = f"{url}: {fault}"
-                if not fault.again:
-                    break
-                if attempt < retries:
-                    time.sleep(backoff * 2**attempt)
-        reasons.append(reason)
-        logger.info(reason)
+        try:
+            with atomic(dest) as part, part.open("wb") as file:
+                _attempts(url, _Transfer(file, sha256, gunzip, size), timeout, retries, backoff)
+            return url
+        except _Fault as fault:
+            reasons.append(f"{url}: {fault}")
+            logger.info(reasons[-1])
     raise LSGMError("\n".join(reasons) or f"{Path(dest).name}: no address to download it from")
 
 
-def _download(url: str, part: Path, sha256: str, gunzip: bool, size: int | None, timeout: float) -> None:
-    digest = hashlib.sha256()
-    unzip = zlib.decompressobj(wbits=31) if gunzip else None
-    received = written = 0
+class _Transfer:
+    """What has come of a file, over all the connections that it took."""
+
+    def __init__(self, file: IO[bytes], sha256: str | None, gunzip: bool, size: int | None) -> None:
+        self.file, self.sha256, self.gunzip, self.size = file, sha256, gunzip, size
+        self.version = ""  # what the server calls the content that has come so far
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what has come."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.digest = hashlib.sha256()
+        self.unzip = zlib.decompressobj(wbits=31) if self.gunzip else None
+        self.received = self.written = 0
+
+    def add(self, chunk: bytes) -> None:
+        self.received += len(chunk)
+        content = self.unzip.decompress(chunk) if self.unzip else chunk
+        self.written += len(content)
+        if self.size is not None and self.written > self.size:
+            raise _Fault(f"holds more than the expected {self.size} bytes", again=False)
+        self.digest.update(content)
+        self.file.write(content)
+
+    def finish(self) -> None:
+        """Raise :class:`_Fault` if what has come is not what was expected."""
+        if self.unzip and not self.unzip.eof:
+            raise _Fault(f"is cut short ({self.received} bytes, the gzip stream has no end)", again=False)
+        if self.size is not None and self.written < self.size:
+            raise _Fault(f"is cut short ({self.written} bytes, expected {self.size})", again=False)
+        if self.sha256 is not None and self.digest.hexdigest() != self.sha256:
+            raise _Fault(f"wrong content (sha256 {self.digest.hexdigest()}, expected {self.sha256})", again=False)
+
+
+def _attempts(url: str, transfer: _Transfer, timeout: float, retries: int, backoff: float) -> None:
+    failed = 0
+    while True:
+        before = transfer.received
+        try:
+            _receive(url, transfer, timeout)
+            return
+        except _Fault as fault:
+            failed = 1 if transfer.received - before >= PROGRESS_BYTES else failed + 1
+            if not fault.again or failed > retries:
+                raise
+            time.sleep(backoff * 2 ** (failed - 1))
+
+
+def _receive(url: str, transfer: _Transfer, timeout: float) -> None:
     start = shown = time.monotonic()
-    with _open(url, timeout) as response, part.open("wb") as file:
+    headers = {"User-Agent": "lsgm"}
+    if transfer.received and transfer.version:
+        headers |= {"Range": f"bytes={transfer.received}-", "If-Range": transfer.version}
+    with _open(url, headers, timeout) as response:
+        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(
+            f"bytes {transfer.received}-"
+        ):
+            transfer.restart()
+        before = transfer.received
+        transfer.version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         announced = response.headers.get("Content-Length", "")
-        total = int(announced) if announced.isdigit() else None
-        logger.info("fetching %s%s", url, f" ({total / 1e6:.1f} MB)" if total is not None else "")
+        total = before + int(announced) if announced.isdigit() else None
+        size = f" ({total / 1e6:.1f} MB)" if total is not None else ""
+        logger.info("fetching %s%s%s", url, size, f" from byte {before}" if before else "")
         try:
             # read1 returns what has come: read() would wait for a full buffer from a server that trickles.
             # Nor is the end of the connection waited for once the announced length is there.
-            while (total is None or received < total) and (chunk := response.read1(1 << 16)):
-                received += len(chunk)
-                content = unzip.decompress(chunk) if unzip else chunk
-                written += len(content)
-                if size is not None and written > size:
-                    raise _Fault(f"holds more than the expected {size} bytes", again=False)
-                digest.update(content)
-                file.write(content)
+            while (total is None or transfer.received < total) and (chunk := response.read1(1 << 16)):
+                transfer.add(chunk)
                 now = time.monotonic()
-                if now - start > timeout and received < MIN_BYTES_PER_SECOND * (now - start):
-                    raise _Fault(f"too slow ({received} bytes in {now - start:.0f} s)", again=False)
+                came = transfer.received - before
+                if now - start > timeout and came < MIN_BYTES_PER_SECOND * (now - start):
+                    raise _Fault(f"too slow ({came} bytes in {now - start:.0f} s)", again=False)
                 if now - shown > PROGRESS_SECONDS:
                     shown = now
-                    logger.info("  %.1f MB after %.0f s", received / 1e6, now - start)
+                    logger.info("  %.1f MB after %.0f s", transfer.received / 1e6, now - start)
         except zlib.error:
             raise _Fault("is no gzip file", again=False) from None
         except TimeoutError:
-            raise _Fault(f"fell silent for {timeout:g} s after {received} bytes", again=True) from None
+            raise _Fault(f"fell silent for {timeout:g} s after {transfer.received} bytes", again=True) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _Fault(f"broke off after {received} bytes ({_short(error)})", again=True) from None
-    if total is not None and received < total:
-        raise _Fault(f"broke off after {received} of {total} bytes", again=True)
-    if unzip and not unzip.eof:
-        raise _Fault(f"is cut short ({received} bytes, the gzip stream has no end)", again=False)
-    if size is not None and written < size:
-        raise _Fault(f"is cut short ({written} bytes, expected {size})", again=False)
-    if digest.hexdigest() != sha256:
-        raise _Fault(f"wrong content (sha256 {digest.hexdigest()}, expected {sha256})", again=False)
+            raise _Fault(f"broke off after {transfer.received} bytes ({_short(error)})", again=True) from None
+    if total is not None and transfer.received < total:
+        raise _Fault(f"broke off after {transfer.received} of {total} bytes", again=True)
+    transfer.finish()
 
 
-def _open(url: str, timeout: float) -> Any:
+def _open(url: str, headers: dict[str, str], timeout: float) -> Any:
     """The response to a GET, or :class:`_Fault` within ``timeout`` seconds.
 
     urlopen runs in a thread because its own timeout covers neither the name look-up nor the sum over the
@@ -126,7 +168,7 @@ def _open(url: str, timeout: float) -> Any:
 
     def work() -> None:
         try:
-            request = urllib.request.Request(url, headers={"User-Agent": "lsgm"})
+            request = urllib.request.Request(url, headers=headers)
             answer.put(urllib.request.urlopen(request, timeout=timeout))
         except Exception as error:
             answer.put(error)

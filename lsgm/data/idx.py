@@ -3,18 +3,69 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import math
 import struct
 import zlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lsgm.data.formats import Contents, Rows, find
 from lsgm.errors import LSGMError
 
 UINT8 = 0x08
 MAX_RANK = 4
+
+
+@dataclass(frozen=True)
+class IDXFile:
+    """One original file of a dataset in the IDX format."""
+
+    name: str  # as published, without .gz
+    split: str
+    kind: Literal["images", "labels"]
+    shape: tuple[int, ...]
+    sha256: str  # of the unpacked file: raw, gzipped and npm copies are all held against it
+
+    @property
+    def size(self) -> int:
+        """Bytes of the unpacked file."""
+        return 4 + 4 * len(self.shape) + math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class IDXFiles:
+    """The format of MNIST: grey images and labels, a file for each of either split."""
+
+    files: tuple[IDXFile, ...]
+
+    def open(self, path: Path, stack: ExitStack) -> Contents:
+        """The arrays of all files; raises :class:`LSGMError` where one is not the published one."""
+        found = find(path, [file.name for file in self.files], stack)
+        arrays: dict[str, Rows] = {}
+        for file in self.files:
+            where, read = found[file.name]
+            array = file_array(file, read(), where)
+            arrays[f"{file.split}_{file.kind}"] = array[:, None] if file.kind == "images" else array
+        return Contents(arrays, {"sha256": {file.name: file.sha256 for file in self.files}})
+
+
+def file_array(file: IDXFile, data: bytes, name: str) -> NDArray[np.uint8]:
+    """The array in ``data``, which is ``file``, raw or gzipped; raises :class:`LSGMError` with ``name`` if not."""
+    content = unpack(data, name, limit=file.size)
+    array = parse(content, name)
+    if array.shape != file.shape:
+        raise LSGMError(f"{name}: has the shape {array.shape}, expected {file.shape}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != file.sha256:
+        raise LSGMError(f"{name}: is not the published file: sha256 {digest}, expected {file.sha256} (unpacked)")
+    return array
 
 
 def unpack(data: bytes, name: str, limit: int | None = None) -> bytes:

@@ -8,85 +8,18 @@ manifest.json        written last: a folder with a manifest is whole
 from __future__ import annotations
 
 import json
-import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lsgm.config import PrepareStage
-from lsgm.data import registry
-from lsgm.data.registry import Dataset
-from lsgm.data.sources import acquire
+from lsgm.config import ImageConfig, parse
 from lsgm.errors import LSGMError
-from lsgm.files import sha256, write_json
-
-logger = logging.getLogger("lsgm")
+from lsgm.files import sha256
 
 MANIFEST = "manifest.json"
-VERSION = 1
-
-
-def prepare(stage: PrepareStage, out: str | Path) -> dict[str, Any]:
-    """Get the dataset that ``stage`` names and write its store to the folder ``out``; returns the manifest."""
-    return build(registry.dataset(stage.dataset), out, path=stage.source.path)
-
-
-def build(dataset: Dataset, out: str | Path, path: str | Path | None = None) -> dict[str, Any]:
-    """Get ``dataset`` (from ``path`` only, if given) and write its store to the folder ``out``.
-
-    A store that is already in ``out`` stays as it is until the new one is complete beside it, and is then replaced
-    file by file, with the manifest gone in between. The same content gives the same bytes. Returns the manifest;
-    raises :class:`LSGMError`.
-    """
-    out = Path(out)
-    acquired = acquire(dataset, path)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        manifest: dict[str, Any] = {
-            "version": VERSION,
-            "dataset": dataset.name,
-            "image_shape": list(dataset.image_shape),
-            "splits": {},
-            "files": {},
-            "source": {
-                "kind": acquired.kind,
-                "origin": acquired.origin,
-                "sha256": {file.name: file.sha256 for file in dataset.files},
-            },
-            "licence": dataset.licence,
-        }
-        contents = {f"{file.split}_{file.kind}": acquired.arrays[file.name] for file in dataset.files}
-        for content, array in (contents or acquired.arrays).items():
-            split, kind = content.split("_")
-            if kind == "images":
-                array = array.reshape(-1, *dataset.image_shape)
-            name = f"{content}.npy"
-            np.save(part / name, array)
-            manifest["splits"].setdefault(split, len(array))
-            manifest["files"][name] = {
-                "shape": list(array.shape),
-                "dtype": str(array.dtype),
-                "bytes": (part / name).stat().st_size,
-                "sha256": sha256(part / name),
-            }
-        out.mkdir(exist_ok=True)
-        (out / MANIFEST).unlink(missing_ok=True)
-        for name in manifest["files"]:
-            os.replace(part / name, out / name)
-        write_json(out / MANIFEST, manifest)
-    except OSError as error:
-        raise LSGMError(f"{error.filename or out}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    counts = ", ".join(f"{count} {split}" for split, count in manifest["splits"].items())
-    logger.info("%s: %s images in %s (source: %s %s)", dataset.name, counts, out, acquired.kind, acquired.origin)
-    return manifest
+VERSION = 2
 
 
 class ImageStore:
@@ -95,18 +28,23 @@ class ImageStore:
     Opening checks that every file has the size and shape of the manifest; :meth:`verify` also reads and hashes
     them. Both raise :class:`LSGMError` that names the file, opening also where the store does not hold the dataset
     ``expected``.
+
+    Attributes:
+        name: of the dataset.
+        image: how a model sees its images: size, padding, binarisation.
+        splits: the number of images in each: train, test, for some datasets also valid.
     """
 
     def __init__(self, path: str | Path, expected: str | None = None) -> None:
         self.path = Path(path)
         try:
             self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
-            self.name: str = self.manifest["dataset"]
-            self.image_shape: tuple[int, int, int] = tuple(self.manifest["image_shape"])
-            self.splits: dict[str, int] = dict(self.manifest["splits"])  # images in each
             version = self.manifest["version"]
             if version != VERSION:
                 raise self._fault(MANIFEST, f"has version {version}, this program reads version {VERSION}")
+            self.name: str = self.manifest["dataset"]
+            self.image = parse(ImageConfig, self.manifest["image"], self.path / MANIFEST)
+            self.splits: dict[str, int] = dict(self.manifest["splits"])
             self._arrays = {name: self._open(name, facts) for name, facts in self.manifest["files"].items()}
             if expected not in (None, self.name):
                 raise LSGMError(f"{self.path}: holds the dataset {self.name}, expected {expected}")
@@ -115,13 +53,8 @@ class ImageStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._fault(MANIFEST, f"is damaged ({type(error).__name__}: {error})") from None
 
-    @property
-    def dataset(self) -> Dataset:
-        """The registry's entry: binarisation, padding, dimensions."""
-        return registry.dataset(self.name)
-
     def images(self, split: str) -> NDArray[np.uint8]:
-        """Images of ``split`` ("train" or "test"): uint8 [N, C, H, W] in 0..255, mapped read-only from the disk."""
+        """Images of ``split``: uint8 [N, C, H, W] in 0..255, mapped read-only from the disk."""
         return self._array(split, "images")
 
     def labels(self, split: str) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsgm.config import DropInactiveConfig
-from lsgm.data.batches import Batches, preprocess
+from lsgm.data.batches import Batches
 from lsgm.model import LSGM
 from lsgm.progress import Progress
 
@@ -47,12 +47,9 @@ def summarise_kl(groups: tuple[int, ...]) -> Callable[[dict[str, list[float]]], 
 def encodings(model: LSGM, batches: Batches, batch: int = 250) -> Tensor:
     """One sample of q(z0|x) for each image of the training set, [N, D], on the host."""
     model.eval()
-    generator = torch.Generator(batches.images.device).manual_seed(batches.seed)
     found = []
-    chunks = batches.images.split(batch)
-    with Progress("encodings", len(chunks), "img", batch) as bar:
-        for images in chunks:
-            x = preprocess(images, generator, batches.pad_to, batches.binarise, batches.bits)
+    with Progress("encodings", -(-len(batches.images) // batch), "img", batch) as bar:
+        for x in batches.in_order(batch):
             found.append(model.vae.encode(2 * x - 1)[0].z.flatten(1).cpu())
             bar.step()
     return torch.cat(found)

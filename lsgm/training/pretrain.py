@@ -65,7 +65,7 @@ def build(
     config = stage.pretrain
     torch.manual_seed(config.seed)
     store = ImageStore(data, stage.dataset)
-    image = checkpoint.image_config(store.dataset)
+    image = store.image
     model = LSGM(image, stage.vae).to(device).train()
     batches = Batches(
         store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, stage.vae.x_bits

@@ -79,7 +79,7 @@ def build(
     config = stage.train
     store = ImageStore(data, stage.dataset)
     pretrained = checkpoint.load(vae)
-    image = checkpoint.image_config(store.dataset)
+    image = store.image
     if pretrained.image != image:
         raise LSGMError(
             f"{vae}: this VAE was trained on other images ({pretrained.image}) than those of {data} ({image})"

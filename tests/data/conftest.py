@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from lsgm.data.registry import Dataset, IDXFile
+from lsgm.data.idx import IDXFile, IDXFiles
+from lsgm.data.registry import DIGITS, Dataset, idx_downloads
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -34,10 +35,8 @@ def originals() -> dict[str, bytes]:
 @pytest.fixture
 def small(originals: dict[str, bytes]) -> Dataset:
     """The registry entry of `originals`; it has no mirrors and no npm package."""
-    return Dataset(
-        name="small",
-        image_shape=(1, 28, 28),
-        files=tuple(
+    files = IDXFiles(
+        tuple(
             IDXFile(
                 name=name,
                 split="train" if name.startswith("train") else "test",
@@ -46,20 +45,18 @@ def small(originals: dict[str, bytes]) -> Dataset:
                 sha256=hashlib.sha256(content).hexdigest(),
             )
             for name, content in originals.items()
-        ),
-        mirrors=(),
-        npm=None,
-        binarise=True,
-        pad_to=32,
-        licence="none needed",
+        )
     )
+    return Dataset("small", DIGITS, "none needed", files, downloads=idx_downloads(files))
 
 
 class Server:
     """HTTP on loopback: `/WAY/NAME.gz` answers with the file NAME in the way WAY; counts the requests."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = dict(files)
         self.requests: list[str] = []
+        self.sent = 0  # bytes, by the way `resumable`
         self.stop = threading.Event()
         served, ways = self, self._ways()
 
@@ -67,7 +64,8 @@ class Server:
             def do_GET(self) -> None:
                 served.requests.append(self.path)
                 _, way, name = self.path.split("/")
-                ways[way](self, gzip.compress(files[name.removesuffix(".gz")]))
+                content = served.files[name if name in served.files else name.removesuffix(".gz")]
+                ways[way](self, gzip.compress(content, mtime=0))
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -110,12 +108,26 @@ class Server:
                 except OSError:  # the client has gone
                     return
 
+        def resumable(to: BaseHTTPRequestHandler, body: bytes) -> None:
+            """Ends every connection after a third of the file, and goes on where it is asked to."""
+            asked = to.headers.get("Range") if to.headers.get("If-Range") == '"v1"' else None
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+            to.send_response(206 if asked else 200)
+            to.send_header("ETag", '"v1"')
+            if asked:
+                to.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            to.send_header("Content-Length", str(len(body) - start))
+            to.end_headers()
+            to.wfile.write(body[start : start + len(body) // 3 + 1])
+            self.sent += min(len(body) // 3 + 1, len(body) - start)
+
         def flaky(to: BaseHTTPRequestHandler, body: bytes) -> None:
             first = self.requests.count(to.path) == 1
             send(to, body[: len(body) // 2] if first else body, len(body))
 
         return {
             "good": send,
+            "plain": lambda to, body: send(to, gzip.decompress(body)),
             "wrong": lambda to, body: send(to, gzip.compress(bytes(len(gzip.decompress(body))))),
             "long": lambda to, body: send(to, gzip.compress(gzip.decompress(body) + b"more")),
             "html": lambda to, body: send(to, b"<html>log in to this network</html>"),
@@ -128,6 +140,7 @@ class Server:
             "slow": slow,
             "trickle": trickle,
             "flaky": flaky,
+            "resumable": resumable,
         }
 
 

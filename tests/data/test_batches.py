@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from lsgm.data.batches import Batches, preprocess
+from lsgm.data import batches
+from lsgm.data.batches import AHEAD, Batches, preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 
@@ -107,6 +112,80 @@ def test_odd_padding_fits() -> None:
     assert preprocess(torch.full((1, 1, 27, 27), 255, dtype=torch.uint8), None).sum() == 27 * 27
 
 
+@pytest.fixture
+def mapped(tmp_path: Path) -> np.ndarray:
+    """Grey images on the disk."""
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (43, 3, 16, 16), dtype=np.uint8))
+    images: np.ndarray = np.load(tmp_path / "images.npy", mmap_mode="r")
+    return images
+
+
+def both(images: np.ndarray, device: torch.device = CPU, **settings: Any) -> list[Batches]:
+    return [Batches(images, 8, device, seed=1, pad_to=16, stream=stream, **settings) for stream in (False, True)]
+
+
+@pytest.mark.parametrize("binarise", [True, False])
+def test_a_set_that_streams_gives_the_same_batches(mapped: np.ndarray, binarise: bool) -> None:
+    resident, streamed = both(mapped, binarise=binarise, bits=5)
+    assert isinstance(streamed.images, np.memmap) and isinstance(resident.images, torch.Tensor)
+    for epoch in range(3):
+        for a, b in zip(resident.epoch(epoch), streamed.epoch(epoch), strict=True):
+            assert torch.equal(a, b)
+    # From anywhere, back and forth, as after an interruption or a divergence.
+    for epoch, step in ((7, 3), (7, 4), (0, 0), (7, 3), (2, 4), (3, 0)):
+        assert torch.equal(resident.batch_at(epoch, step), streamed.batch_at(epoch, step))
+    assert all(torch.equal(a, b) for a, b in zip(resident.in_order(10), streamed.in_order(10), strict=True))
+    assert sum(map(len, streamed.in_order(10))) == 43
+
+
+@pytest.mark.parametrize("binarise", [True, False])
+def test_shares_of_a_batch_that_streams_make_the_batch(mapped: np.ndarray, binarise: bool) -> None:
+    """Two parts of each of two processes, taken in turn, over the end of an epoch."""
+    resident, *processes = both(mapped, binarise=binarise) + both(mapped, binarise=binarise)[1:]
+    for number in range(7):
+        place = divmod(number, len(resident))
+        parts = [
+            process.batch_at(*place, rows=slice(start, start + 2))
+            for process, rows in zip(processes, (0, 4), strict=True)
+            for start in (rows, rows + 2)
+        ]
+        assert torch.equal(torch.cat(parts), resident.batch_at(*place))
+
+
+def test_the_next_batches_are_gathered_meanwhile(mapped: np.ndarray) -> None:
+    """What is asked for next is there already; what is gathered for nothing stays bounded."""
+    _, streamed = both(mapped, binarise=False)
+    asked = []
+    stream = streamed._stream
+    assert stream is not None
+    gather = stream._gather
+    stream._gather = lambda index: (asked.append(index.tolist()), gather(index))[1]  # type: ignore[method-assign]
+    streamed.batch_at(0, 0)
+    streamed.batch_at(0, 1)
+    wait([*stream._coming.values()])
+    steps = [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
+    assert sorted(asked) == sorted(streamed.order(epoch)[8 * step : 8 * step + 8].tolist() for epoch, step in steps)
+    streamed.batch_at(5, 2)
+    assert len(stream._coming) == AHEAD
+    assert {number for number, *_ in stream._coming} == {28, 29, 30, 31}
+
+
+def test_a_large_set_streams_and_a_small_one_does_not(mapped: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(Batches(mapped, 8, CPU, seed=1).images, torch.Tensor)
+    monkeypatch.setattr(batches, "ON_HOST", mapped.nbytes - 1)
+    assert isinstance(Batches(mapped, 8, CPU, seed=1).images, np.memmap)
+
+
+def test_what_goes_wrong_in_the_background_is_raised(mapped: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **more: object) -> None:
+        raise OSError("the disk is gone")
+
+    _, streamed = both(mapped)
+    monkeypatch.setattr(np, "take", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        streamed.batch_at(0, 0)
+
+
 def test_faults() -> None:
     with pytest.raises(LSGMError, match="batch: expected a number from 1 to the 10 images of the set, found 11"):
         Batches(numbered(10), 11, CPU, seed=1)
@@ -130,3 +209,13 @@ def test_the_order_of_the_images_is_the_same_on_a_gpu() -> None:
         for a, b in zip(cpu.epoch(epoch), gpu.epoch(epoch), strict=True):
             assert b.device.type == "cuda"
             assert torch.equal(a, b.cpu())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("binarise", [True, False])
+def test_a_set_that_streams_to_a_gpu_gives_the_same_batches(mapped: np.ndarray, binarise: bool) -> None:
+    resident, streamed = both(mapped, torch.device("cuda"), binarise=binarise)
+    assert streamed._stream is not None and streamed._stream._gather(np.arange(4)).is_pinned()
+    for epoch in range(20):
+        for a, b in zip(resident.epoch(epoch), streamed.epoch(epoch), strict=True):
+            assert b.device.type == "cuda" and torch.equal(a, b)

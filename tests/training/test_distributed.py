@@ -12,7 +12,7 @@ import torch
 
 import lsgm
 from lsgm.config import PretrainStage, TrainStage, parse
-from lsgm.data import registry, store
+from lsgm.data import prepare, registry
 from lsgm.training import distributed
 
 BLOCKS = {"blocks": 2, "cells": 1}
@@ -41,7 +41,7 @@ def data(tmp_path_factory):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         np.save(root / f"{split}_images.npy", rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8))
-    store.build(registry.CIFAR10, root / "store", root)
+    prepare.build(registry.CIFAR10, root / "store", root)
     return root / "store"
 
 

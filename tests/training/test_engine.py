@@ -37,7 +37,7 @@ def test_no_warm_up_starts_at_the_full_rate():
 class Quadratic:
     """A training one can follow: minimise |w - the batch's mean|^2 with noise of its own; faults at chosen steps."""
 
-    def __init__(self, out, faults=(), every=4, world=1, **settings):
+    def __init__(self, out, faults=(), every=4, world=1, stream=False, **settings):
         torch.manual_seed(0)
         self.config = ScheduleConfig(**{"epochs": 2, "batch": 8, "warmup_epochs": 0} | settings)
         self.norm, self.w = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
@@ -57,7 +57,7 @@ class Quadratic:
             look=self.look,
         )
         images = np.random.default_rng(0).integers(0, 256, (64, 1, 28, 28), dtype=np.uint8)
-        batches = Batches(images, self.config.batch, CPU, self.config.seed)
+        batches = Batches(images, self.config.batch, CPU, self.config.seed, stream=stream)
         self.history = History(every)
         self.engine = Engine("toy", task, batches, self.config, self.history, States(out, {"toy": 1}), Ranks(), CPU)
 
@@ -110,6 +110,20 @@ def test_what_goes_on_ends_where_it_would_have(tmp_path, stops):
     last = Quadratic(tmp_path / "parts")
     last.engine.fit()
     assert last.calls == list(range(stops[-1] + 1, 16))
+    assert same(whole.result(), last.result())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_set_that_streams_trains_the_same(tmp_path, accumulate):
+    """With an interruption in the middle of an epoch."""
+    whole = Quadratic(tmp_path / "whole", accumulate=accumulate)
+    whole.engine.fit()
+    part = Quadratic(tmp_path / "parts", stream=True, accumulate=accumulate)
+    part.stop_at = 5
+    with pytest.raises(Stopped):
+        part.engine.fit()
+    last = Quadratic(tmp_path / "parts", stream=True, accumulate=accumulate)
+    last.engine.fit()
     assert same(whole.result(), last.result())
 
 

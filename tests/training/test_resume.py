@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lsgm.config import PretrainStage, TrainStage, parse
-from lsgm.data import registry, store
+from lsgm.data import prepare, registry
 
 BLOCKS = {"blocks": 1, "cells": 1}
 VAE = {
@@ -51,7 +51,7 @@ def root(tmp_path_factory):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         np.save(root / f"{split}_images.npy", rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8))
-    store.build(registry.CIFAR10, root / "store", root)
+    prepare.build(registry.CIFAR10, root / "store", root)
     for stage, (kind, sections) in STAGES.items():
         config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
         (root / f"{stage}.json").write_text(config.model_dump_json())

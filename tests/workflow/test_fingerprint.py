@@ -26,12 +26,12 @@ def module() -> ModuleType:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A library of a few files, of which lsgm.data.store is what `prepare` enters by."""
+    """A library of a few files, of which lsgm.data.prepare is what `prepare` enters by."""
     files = {
         "__init__.py": "",
         "config.py": "KEY = 1",
         "data/__init__.py": "",
-        "data/store.py": (
+        "data/prepare.py": (
             '"""Doc."""\nfrom lsgm.config import KEY\nfrom . import used\n\n\ndef f():\n    """Doc."""\n'
             "    import lsgm.sde\n    from lsgm.far import below\n    return 1\n"
         ),
@@ -40,7 +40,7 @@ def package(tmp_path: Path) -> Path:
         "far/__init__.py": "",
         "far/below.py": "C = 1",
         "far/weights/a.safetensors": "bytes",
-        "sde.py": "from lsgm.data import store",
+        "sde.py": "from lsgm.data import prepare",
     }
     for name, text in files.items():
         path = tmp_path / "lsgm" / name
@@ -53,7 +53,7 @@ def test_covers_imports_anywhere_and_weights(module: ModuleType, package: Path) 
     names = [path.relative_to(package).as_posix() for path in module.sources("prepare", package)]
     assert names == [
         "data/__init__.py",
-        "data/store.py",
+        "data/prepare.py",
         "data/used.py",
         "far/__init__.py",
         "far/below.py",
@@ -65,10 +65,10 @@ def test_covers_imports_anywhere_and_weights(module: ModuleType, package: Path) 
 @pytest.mark.parametrize(
     ("file", "old", "new", "changes"),
     [
-        ("data/store.py", '"""Doc."""', '"""Another doc."""', False),
-        ("data/store.py", "return 1", "return (1)  # one", False),
-        ("data/store.py", "return 1", "return 2", True),
-        ("data/store.py", "return 1", "return 1.0", True),
+        ("data/prepare.py", '"""Doc."""', '"""Another doc."""', False),
+        ("data/prepare.py", "return 1", "return (1)  # one", False),
+        ("data/prepare.py", "return 1", "return 2", True),
+        ("data/prepare.py", "return 1", "return 1.0", True),
         ("data/used.py", "None", "''", True),
         ("far/below.py", "C = 1", "C = 2", True),
         ("far/weights/a.safetensors", "bytes", "other", True),
@@ -109,4 +109,4 @@ def test_stages_of_the_library(module: ModuleType) -> None:
     for stage in ("prepare", "pretrain", "train", "sample"):
         assert not [name for name in used[stage] if name.startswith("evaluation/")], stage
     assert "sampling/ode.py" not in used["pretrain"] | used["train"]  # a better solver retrains nothing
-    assert "data/sources.py" not in used["pretrain"]  # nor does a new mirror
+    assert not used["train"] & {"data/sources.py", "data/registry.py"}  # nor does a new mirror, or a new dataset

@@ -18,7 +18,6 @@ from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
 from lsgm.config import STAGES, ConfigError, JobConfig, Params
 from lsgm.config import parse as check  # Snakemake has a `parse` of its own among these globals
-from lsgm.data.registry import DATASETS
 
 try:
     PARAMS = check(Params, config, "params.yaml")
@@ -50,12 +49,14 @@ def store_of(wildcards):
     return expand(rules.prepare.output, dataset=PARAMS.models[wildcards.model].dataset)
 
 
-def arrays_of(wildcards):
-    """The user's arrays, where a dataset is made from such; the others are downloads, known by their hashes."""
+def originals_of(wildcards):
+    """The user's copy of a dataset, where one is named and is here: a newer one is prepared again."""
     path = PARAMS.datasets[wildcards.dataset].path
-    if path is None or DATASETS[wildcards.dataset].files:
+    if path is None:
         return []
-    return [Path(path).expanduser() / f"{split}_images.npy" for split in DATASETS[wildcards.dataset].splits]
+    path = Path(path).expanduser()
+    arrays = [path / f"{split}_images.npy" for split in ("train", "test")]
+    return [file for file in (path, *arrays) if file.exists()]
 
 
 def folder_of_start(wildcards):

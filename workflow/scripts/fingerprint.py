@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ENTRIES = {
-    "prepare": ["lsgm.data.store"],
+    "prepare": ["lsgm.data.prepare"],
     "pretrain": ["lsgm.training.pretrain"],
     "train": ["lsgm.training.train"],
     "sample": ["lsgm.checkpoint", "lsgm.sampling.ode"],
@@ -27,10 +27,9 @@ ENTRIES = {
 # for it); error messages, atomic writing and progress bars change no result.
 IGNORED = {"lsgm", "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.progress"}
 
-# Imported by modules that other stages share, but called in these stages alone: a new mirror or a change of the ODE
-# solver must not retrain a model.
+# Imported by modules that other stages share, but called in these stages alone: a change of the ODE solver must not
+# retrain a model.
 ONLY_FOR = {
-    "lsgm.data.sources": {"prepare"},
     "lsgm.sampling.ode": {"sample", "evaluate"},
     "lsgm.sampling.ancestral": {"sample", "evaluate"},
 }
