@@ -15,9 +15,11 @@ from pathlib import Path
 
 ENTRIES = {
     "prepare": ["lsgm.data.store"],
+    "statistics": ["lsgm.evaluation.statistics"],
     "pretrain": ["lsgm.training.pretrain"],
     "train": ["lsgm.training.train"],
     "sample": ["lsgm.checkpoint", "lsgm.sampling.ode"],
+    "nelbo": ["lsgm.evaluation.likelihood"],
     "evaluate": ["lsgm.evaluation.evaluate"],
     "tabulate": ["lsgm.evaluation.tables", "lsgm.evaluation.figures"],
 }
@@ -31,8 +33,9 @@ IGNORED = {"lsgm", "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm
 # solver must not retrain a model.
 ONLY_FOR = {
     "lsgm.data.sources": {"prepare"},
-    "lsgm.sampling.ode": {"sample", "evaluate"},
-    "lsgm.sampling.ancestral": {"sample", "evaluate"},
+    "lsgm.data.download": {"prepare"},
+    "lsgm.sampling.ode": {"sample", "nelbo"},
+    "lsgm.sampling.ancestral": {"sample", "nelbo"},
 }
 
 
