@@ -113,9 +113,7 @@ def make_part(
         "stage": stage.model_dump(),
         "model": sha256(model / "model.safetensors"),
         "vae": sha256(vae / "model.safetensors"),
-        "data": {
-            file: facts["sha256"] for file, facts in store.manifest["files"].items() if file.startswith("test_im")
-        },
+        "data": store.hashes("test"),
         "parts": parts,
         "part": part,
         "images": count,
@@ -152,7 +150,8 @@ def make_part(
         for index, key in todo:
             if (index, key) in done:
                 continue
-            network, network.prior, estimator = compared[key]
+            network, prior, estimator = compared[key]
+            network.prior = prior
             line = _measure(network, seen(chunks[index]), chunks[index], config.seed, config.iw_samples,
                             estimator=estimator, **settings)  # fmt: skip
             file.write(json.dumps({"chunk": index, "prior": key, **line}) + "\n")

@@ -61,7 +61,7 @@ class NELBOs(Part):
 
     unit: str
     images: int
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] | None = None
     vae: NELBO
     lsgm_with_normal_prior: NELBO
     lsgm: NELBO
@@ -298,8 +298,8 @@ def _caption(metrics: Metrics) -> str:
     if fidelity is not None:
         name, floor = next(iter(fidelity.floor.items()))
         text += (
-            f"{_distance(name)}N = {fidelity.images}) of samples to the training images; its floor, two disjoint sets of "
-            f"{fidelity.floor_images} real images against each other, is {floor:.2f}. "
+            f"{_distance(name)}N = {fidelity.images}) of samples to the training images; its floor, two disjoint sets "
+            f"of {fidelity.floor_images} real images against each other, is {floor:.2f}. "
         )
     return f"{text}Measured on {metrics.device}, {metrics.date}."
 
