@@ -26,7 +26,7 @@ def digits(mnist_store: ImageStore) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def small_store(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
+def small_store(digits: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     """The first digits as a dataset of their own."""
     folder = tmp_path_factory.mktemp("store")
     for split, images in (("train", digits[:300]), ("test", digits[300:310])):

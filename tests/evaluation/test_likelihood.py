@@ -164,24 +164,18 @@ def test_killed_by_the_system_it_goes_on(
     assert_same(read_parts([out], "tiny")[1], whole)
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [({"seed": 4}, "stage"), ({"tol": 1e-1}, "stage"), ({"batch": 22}, "stage")],
-)
 def test_what_was_done_with_other_settings_is_not_gone_on_with(
     models: tuple[Path, Path],
     mnist_store: ImageStore,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    change: dict[str, Any],
-    key: str,
 ) -> None:
-    other = STAGE.model_copy(update={"nelbo": SETTINGS.model_copy(update=change)})
+    other = STAGE.model_copy(update={"nelbo": SETTINGS.model_copy(update={"seed": 4})})
     left = part(models, mnist_store, tmp_path / "other", stage=other)
     left.rename(tmp_path / "out.state")  # whole, but of another evaluation
     with caplog.at_level("INFO", logger="lsgm"):
         part(models, mnist_store, tmp_path / "out")
-    assert f"is of another {key}; beginning anew" in caplog.text
+    assert "is of another stage; beginning anew" in caplog.text
     first = json.loads((tmp_path / "out").read_text().splitlines()[0])
     assert first["stage"]["nelbo"] == SETTINGS.model_dump()
 

@@ -100,7 +100,7 @@ def job_of(stage, wildcards):
         return getattr(PARAMS.models[wildcards.model].resources, stage)
     asked = (model for model in PARAMS.models.values() if model.dataset == wildcards.dataset)
     sharing = (model for model in asked if wildcards.extractor in model.evaluate.extractors)
-    return getattr(next(sharing).resources, stage)
+    return next((getattr(model.resources, stage) for model in sharing), JobConfig())
 
 
 def threads_of(stage):
