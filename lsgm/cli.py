@@ -12,7 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lsgm.config import STAGES, EvaluateStage, PrepareStage, PretrainStage, SampleStage, TrainStage, load_stage
+from lsgm.config import (
+    STAGES,
+    EvaluateStage,
+    NELBOStage,
+    PrepareStage,
+    PretrainStage,
+    SampleStage,
+    StatisticsStage,
+    TrainStage,
+    load_stage,
+)
 from lsgm.errors import LSGMError, Stopped
 from lsgm.files import atomic, write_json
 from lsgm.progress import clock, log, set_up_logging
@@ -27,6 +37,12 @@ def prepare(args: argparse.Namespace) -> None:
     from lsgm.data import prepare
 
     prepare.prepare(load_stage(PrepareStage, args.config), args.out)
+
+
+def statistics(args: argparse.Namespace) -> None:
+    from lsgm.evaluation import statistics
+
+    statistics.make_reference(load_stage(StatisticsStage, args.config), args.data, args.out, device(args.device))
 
 
 def pretrain(args: argparse.Namespace) -> str:
@@ -73,6 +89,14 @@ def sample(args: argparse.Namespace) -> None:
     log.info(f"{args.out}: {info.images} images, NFE {info.nfe:.0f}, {info.seconds:.1f} s")
 
 
+def nelbo(args: argparse.Namespace) -> None:
+    from lsgm.evaluation import likelihood
+
+    stage = load_stage(NELBOStage, args.config)
+    where = device(args.device)
+    likelihood.make_part(stage, args.data, args.model, args.vae, args.out, where, args.part, args.parts, args.state)
+
+
 def evaluate(args: argparse.Namespace) -> None:
     import shutil
 
@@ -82,7 +106,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
     stage = load_stage(EvaluateStage, args.config)
     metrics = evaluation.evaluate(
-        stage, args.data, args.model, args.samples, args.vae, args.vae_samples, device(args.device)
+        stage,
+        *(args.data, args.model, args.samples, args.vae, args.vae_samples),
+        *(args.nelbo, args.statistics, device(args.device)),
     )
     panels = {
         f"{stage.dataset}, test set": ImageStore(args.data).images("test")[:64],
@@ -201,6 +227,12 @@ def parser() -> argparse.ArgumentParser:
     command(
         "prepare", prepare, "Get a dataset and write it as an array store.", config, ("--out", "folder of the store")
     )
+    command(
+        "statistics",
+        statistics,
+        "Statistics of a dataset's training images, that samples are compared with.",
+        *(config, data, ("--out", "file")),
+    )
     first = command("pretrain", pretrain, "Train the VAE with the prior N(0, I).", config, data, ("--out", "folder"))
     second = command("train", train, "Train VAE and score prior end to end.", config, data, vae, ("--out", "folder"))
     for sub in (first, second):
@@ -208,13 +240,21 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--state", type=Path, help="folder for what an interrupted training goes on from; OUT/state")
     model = ("--model", "folder of a model")
     command("sample", sample, "Draw images from a model.", config, model, ("--out", "folder"))
-    command(
+    bound = command(
+        "nelbo", nelbo, "NELBO of test images, of an LSGM and of its VAE.", config, data, model, vae, ("--out", "file")
+    )
+    bound.add_argument("--part", type=int, default=0, help="which of the parts (0, 1 ...) that share the images")
+    bound.add_argument("--parts", type=int, default=1, help="how many there are")
+    bound.add_argument("--state", type=Path, help="file that an interrupted job goes on from; OUT.state")
+    judge = command(
         "evaluate",
         evaluate,
-        "NELBO and Fréchet distance of an LSGM and of its VAE.",
+        "NELBO and fidelity of an LSGM and of its VAE.",
         *(config, data, model, ("--samples", "folder that `lsgm sample` wrote for the model"), vae),
         *(("--vae-samples", "the same for the VAE"), ("--out", "folder of the results")),
     )
+    judge.add_argument("--nelbo", type=Path, nargs="+", required=True, help="all parts that `lsgm nelbo` wrote")
+    judge.add_argument("--statistics", type=Path, nargs="*", default=[], help="what `lsgm statistics` wrote")
     bring = command("import-published", import_published, "Turn a checkpoint of the authors' release into a model.",
                     ("--out", "folder"))  # fmt: skip
     bring.add_argument("file", type=Path, help="the published file, of the VAE or of the LSGM")

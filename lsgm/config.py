@@ -29,12 +29,14 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 GEOMETRIC_SIGMA2_MAX = 0.999
 
 LikelihoodName = Literal["bernoulli", "dml", "dl", "normal"]
-Stage = Literal["prepare", "pretrain", "train", "sample", "evaluate"]
+Stage = Literal["prepare", "statistics", "pretrain", "train", "sample", "nelbo", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 DATASET_NAMES = (  # those of lsgm/data/registry.py
     "mnist", "fashion_mnist", "omniglot", "cifar10", "celeba64", "celebahq256", "ffhq256", "lsun_church",
     "lsun_bedroom", "imagenet32",
 )  # fmt: skip
+Estimator = Literal["ode", "discretised"]
+ExtractorName = Literal["inception", "efficientnet_lite0", "mnist_classifier"]
 
 
 S = TypeVar("S", bound="Section")
@@ -368,13 +370,16 @@ class SampleConfig(Section):
     seed: int = 1
 
 
-class EvaluateConfig(Section):
-    """NELBO on test images and Fréchet distance of the samples."""
+class NELBOConfig(Section):
+    """NELBO on test images."""
 
-    images: Count = Field(description="number of test images for the NELBO, a random subset of the set")
-    estimator: Literal["ode", "discretised"] = Field(
+    images: Count | None = Field(
+        description="number of test images for the NELBO, a random subset of the set; null: all of them"
+    )
+    estimator: Estimator = Field(
         "ode", description="log p(z0) by the probability-flow ODE, or bounded by the discretised diffusion"
     )
+    further_estimators: list[Estimator] = Field([], description="reported beside that of `estimator`")
     tol: Positive = Field(1e-5, description="absolute and relative tolerance of the ODE's solver")
     time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE starts")
     probe: Literal["gaussian", "rademacher", "exact"] = Field(
@@ -388,10 +393,38 @@ class EvaluateConfig(Section):
         "probes makes it a little too low)",
     )
     batch: Count = 128
-    extractor: Literal["mnist_classifier"] | None = Field(
-        description="features of the Fréchet distance; null: it is not computed"
-    )
     seed: int = 1
+
+    @model_validator(mode="after")
+    def _each_estimator_once(self) -> NELBOConfig:
+        if len({self.estimator, *self.further_estimators}) <= len(self.further_estimators):
+            raise ValueError(
+                f"further_estimators: {self.further_estimators} with estimator: {self.estimator} names one twice"
+            )
+        return self
+
+
+class EvaluateConfig(NELBOConfig):
+    """NELBO on test images; FID (or the Fréchet distance of other features), KID, precision and recall of samples."""
+
+    extractor: ExtractorName | None = Field(
+        description="whose features samples are compared with the training images by: inception (FID, as published; "
+        "its weights are downloaded), efficientnet_lite0 (trained on ImageNet, weights from a package), "
+        "mnist_classifier (weights in this repository); null: they are not compared"
+    )
+    cross_check: bool = Field(False, description="the FID by clean-fid too, from its own weights and resizing")
+
+    @model_validator(mode="after")
+    def _the_cross_check_has_something_to_check(self) -> EvaluateConfig:
+        if self.cross_check and self.extractor != "inception":
+            raise ValueError(f"cross_check: compares two FIDs, which need extractor: inception, not {self.extractor}")
+        return self
+
+    @property
+    def extractors(self) -> list[str]:
+        """Those whose statistics of the training images the evaluation needs."""
+        found: list[str] = [self.extractor] if self.extractor is not None else []
+        return found + ["clean_fid"] * self.cross_check
 
 
 class JobConfig(Section):
@@ -404,13 +437,19 @@ class JobConfig(Section):
     hours: Positive = Field(24, description="time limit; a training that needs longer goes on in another job")
 
 
+class EvaluateJobConfig(JobConfig):
+    """What the jobs of an evaluation ask for, each of them."""
+
+    jobs: Count = Field(1, description="that share the test images of the NELBO; the result is the same for any number")
+
+
 class ResourcesConfig(Section):
     """The jobs of a model."""
 
     pretrain: JobConfig = JobConfig()
     train: JobConfig = JobConfig()
     sample: JobConfig = JobConfig(hours=4)
-    evaluate: JobConfig = JobConfig(hours=12)
+    evaluate: EvaluateJobConfig = EvaluateJobConfig(hours=12)
 
     @model_validator(mode="after")
     def _one_process_uses_one_gpu(self) -> ResourcesConfig:
@@ -451,7 +490,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _discretised_diffusions_preserve_variance(self) -> ModelConfig:
         if self.sde.name in ("sub_vpsde", "vesde"):
-            for key, value in (("sample.solver", self.sample.solver), ("evaluate.estimator", self.evaluate.estimator)):
+            values = [("sample.solver", self.sample.solver), ("evaluate.estimator", self.evaluate.estimator)]
+            values += [("evaluate.further_estimators", value) for value in self.evaluate.further_estimators]
+            for key, value in values:
                 if value in ("ancestral", "discretised"):
                     raise ValueError(f"{key}: {value!r} needs sde.name vpsde or geometric_vpsde, not {self.sde.name!r}")
         return self
@@ -468,6 +509,12 @@ class PrepareStage(StageConfig):
     stage: Literal["prepare"] = "prepare"
     dataset: Name
     source: DatasetConfig
+
+
+class StatisticsStage(StageConfig):
+    stage: Literal["statistics"] = "statistics"
+    dataset: Name
+    extractor: ExtractorName | Literal["clean_fid"]
 
 
 class PretrainStage(StageConfig):
@@ -492,6 +539,13 @@ class SampleStage(StageConfig):
     stage: Literal["sample"] = "sample"
     model: Name
     sample: SampleConfig
+
+
+class NELBOStage(StageConfig):
+    stage: Literal["nelbo"] = "nelbo"
+    model: Name
+    dataset: Name
+    nelbo: NELBOConfig
 
 
 class EvaluateStage(StageConfig):
@@ -553,9 +607,17 @@ class Params(Section):
         return vae
 
     def freeze(self, stage: Stage, name: str, code: str | None = None) -> StageConfig:
-        """The sections that ``stage`` of the model (for ``prepare``: the dataset) ``name`` depends on, and no more."""
+        """The sections that ``stage`` of the model ``name`` depends on, and no more.
+
+        For ``prepare`` the name is that of the dataset, for ``statistics`` `DATASET.EXTRACTOR`.
+        """
+        dataset: Any
+        extractor: Any
         if stage == "prepare":
             return PrepareStage(code=code, dataset=name, source=self.datasets[name])
+        if stage == "statistics":
+            dataset, _, extractor = name.partition(".")
+            return StatisticsStage(code=code, dataset=dataset, extractor=extractor)
         model = self.models[name]
         if stage == "pretrain":
             if model.vae is None or model.pretrain is None:
@@ -573,6 +635,9 @@ class Params(Section):
             )
         if stage == "sample":
             return SampleStage(code=code, model=name, sample=model.sample)
+        if stage == "nelbo":
+            nelbo = NELBOConfig(**model.evaluate.model_dump(include=set(NELBOConfig.model_fields)))
+            return NELBOStage(code=code, model=name, dataset=model.dataset, nelbo=nelbo)
         return EvaluateStage(code=code, model=name, dataset=model.dataset, evaluate=model.evaluate)
 
 

@@ -111,7 +111,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     # One thread for a job: two for so small a model are many times slower where another program uses the cores too.
     profile = {
         "cores": 2,
-        "set-threads": dict.fromkeys(("pretrain_vae", "train_lsgm", "sample", "evaluate_model"), 1),
+        "set-threads": dict.fromkeys(
+            ("statistics", "pretrain_vae", "train_lsgm", "sample", "nelbo", "evaluate_model"), 1
+        ),
     }
     (home / "config.yaml").write_text(yaml.safe_dump(profile))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SNAKEMAKE_", "DVC_", "GIT_"))}

@@ -57,8 +57,9 @@ def made(request, tmp_path_factory, mnist_store):
         raw["models"]["tiny"]["vae"] = CONV
     params = parse(Params, raw, "tiny")
     said = {}
-    for stage in ("pretrain", "train", "sample", "evaluate"):
-        (folder / f"{stage}.json").write_text(params.freeze(stage, "tiny", code="c0de").model_dump_json())
+    for stage in ("statistics", "pretrain", "train", "sample", "nelbo", "evaluate"):
+        name = "mnist.mnist_classifier" if stage == "statistics" else "tiny"
+        (folder / f"{stage}.json").write_text(params.freeze(stage, name, code="c0de").model_dump_json())
 
     def stage(name, *arguments, config=None):
         result = run(config or name, "--config", folder / f"{config or name}.json", *arguments)
@@ -71,9 +72,13 @@ def made(request, tmp_path_factory, mnist_store):
     stage("train", *data, "--vae", folder / "vae", "--out", folder / "lsgm", "--tensorboard", folder / "events_lsgm")
     for kind in ("vae", "lsgm"):
         stage(f"sample {kind}", "--model", folder / kind, "--out", folder / f"samples_{kind}", config="sample")
+    stage("statistics", *data, "--out", folder / "real")
+    models = ("--model", folder / "lsgm", "--vae", folder / "vae")
+    stage("nelbo", *data, *models, "--out", folder / "nelbo")
     stage(
-        "evaluate", *data, "--model", folder / "lsgm", "--samples", folder / "samples_lsgm",
-        "--vae", folder / "vae", "--vae-samples", folder / "samples_vae", "--out", folder / "results",
+        "evaluate", *data, *models, "--samples", folder / "samples_lsgm", "--vae-samples",
+        folder / "samples_vae", "--nelbo", folder / "nelbo", "--statistics", folder / "real", "--out",
+        folder / "results",
     )  # fmt: skip
     result = run("tabulate", "--results", folder / "results", "--out", folder / "tables")
     assert result.returncode == 0, result.stderr
@@ -136,9 +141,13 @@ def test_metrics_hold_together(made):
     # the same encoder, decoder and draws: only the prior differs
     assert nelbo["lsgm"]["reconstruction"] == pytest.approx(nelbo["lsgm_with_normal_prior"]["reconstruction"], rel=1e-6)
     assert (
-        metrics["frechet"]["extractor"] == "mnist_classifier"
-        and metrics["frechet"]["lsgm"] > metrics["frechet"]["floor"]
+        metrics["fidelity"]["extractor"] == "mnist_classifier"
+        and metrics["fidelity"]["lsgm"]["frechet_mnist_classifier"]
+        > metrics["fidelity"]["floor"]["frechet_mnist_classifier"]
     )
+    assert 0 <= metrics["fidelity"]["lsgm"]["precision_mnist_classifier"] <= 1
+    assert metrics["code"]["nelbo"] == metrics["code"]["evaluate"] == "c0de"
+    assert not (folder / "nelbo.state").exists()
     assert metrics["training"]["lsgm"]["seconds"] > 0 and metrics["code"]["train"] == "c0de"
     assert (folder / "tables" / "tables" / "comparison.md").exists()
 

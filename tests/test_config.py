@@ -93,6 +93,15 @@ def test_a_frozen_configuration_holds_its_stage_and_no_more(tmp_path):
     for path, value in [*others, ("resources.pretrain.gpus", 8)]:
         other = parse(Params, changed(f"models.mnist_demo.{path}", value), "p")
         assert other.freeze("pretrain", "mnist_demo", code="abc") == stage
+    samples = {"images": 3, "extractor": "inception", "cross_check": True}
+    for stage_name, same in (("nelbo", False), ("evaluate", False), ("train", True)):
+        other = parse(Params, changed("models.mnist_demo.evaluate", samples), "p")
+        assert (other.freeze(stage_name, "mnist_demo") == params.freeze(stage_name, "mnist_demo")) == same
+    for path, value in [("evaluate.extractor", "inception"), ("resources.evaluate.jobs", 4)]:
+        other = parse(Params, changed(f"models.mnist_demo.{path}", value), "p")
+        assert other.freeze("nelbo", "mnist_demo") == params.freeze("nelbo", "mnist_demo")
+    found = params.freeze("statistics", "mnist.mnist_classifier")
+    assert (found.dataset, found.extractor) == ("mnist", "mnist_classifier")
     other = parse(Params, changed("models.mnist_demo.pretrain.lr", 9.0), "p")
     assert other.freeze("pretrain", "mnist_demo", code="abc") != stage
     with pytest.raises(ConfigError, match="stage: expected 'pretrain', found 'train'"):
@@ -125,13 +134,36 @@ def test_the_papers_models_ask_for_the_papers_gpus(model, pretrain, train):
             assert schedule.batch % gpus == 0
 
 
-@pytest.mark.parametrize(("key", "value"), [("sample.solver", "ancestral"), ("evaluate.estimator", "discretised")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sample.solver", "ancestral"),
+        ("evaluate.estimator", "discretised"),
+        ("evaluate.further_estimators", ["discretised"]),
+    ],
+)
 def test_discretised_diffusions_must_preserve_variance(key, value):
     raw = changed(f"models.mnist_demo.{key}", value)
     parse(Params, raw, "params.yaml")
     raw["models"]["mnist_demo"]["sde"]["name"] = "sub_vpsde"
-    with pytest.raises(ConfigError, match=f"{key}: '{value}' needs sde.name vpsde or geometric_vpsde"):
+    with pytest.raises(ConfigError, match=f"{key}: '(ancestral|discretised)' needs sde.name vpsde or geometric_vpsde"):
         parse(Params, raw, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("further_estimators", ["ode"], r"evaluate: further_estimators: \['ode'\] with estimator: ode names one twice"),
+        (
+            "cross_check",
+            True,
+            "evaluate: cross_check: compares two FIDs, which need extractor: inception, not mnist_cl",
+        ),
+    ],
+)
+def test_what_an_evaluation_cannot_do(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(Params, changed(f"models.mnist_demo.evaluate.{key}", value), "params.yaml")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,14 @@ class ImageStore:
         """Labels of ``split``: uint8 [N], mapped read-only from the disk."""
         return self._array(split, "labels")
 
+    def hashes(self, split: str) -> dict[str, str]:
+        """What the images of ``split`` are, by content: sha256 of each of their files, by its name."""
+        return {
+            name: facts["sha256"]
+            for name, facts in self.manifest["files"].items()
+            if name.startswith(f"{split}_images")
+        }
+
     def verify(self) -> None:
         """Hash every file against the manifest; raises :class:`LSGMError` for the first that differs."""
         for name, facts in self.manifest["files"].items():

@@ -1,8 +1,26 @@
-"""metrics.json of one model: NELBO and Fréchet distance of the LSGM and of its VAE backbone."""
+"""metrics.json of one model: NELBO and fidelity of the LSGM beside those of the VAE that it began with.
+
+Its parts, in the order of the file::
+
+    model, dataset, device, date
+    nelbo       unit, images, settings, then for each prior (vae; lsgm; lsgm_<estimator> for every further estimator;
+                lsgm_with_normal_prior) nelbo, stderr, bpd, bpd_stderr, reconstruction, kl, nfe, seconds and, of several
+                encoder samples, iw_samples, iw_bound, iw_stderr, iw_bpd, iw_bpd_stderr; gain (of the LSGM over the
+                VAE): nelbo, stderr
+    fidelity    null without an extractor; extractor, images (samples of each model), real_images, kept_images (as many
+                samples and real ones: of KID, precision and recall), then for lsgm and vae the metrics by their names:
+                fid or frechet_<extractor>, kid_<extractor>, kid_<extractor>_std, precision_<extractor>,
+                recall_<extractor>, inception_score, inception_score_std, clean_fid; floor: the distance between two
+                sets of floor_images real ones, under the same name; reference: hashes of what it was computed from
+    sampling    for lsgm and vae images, solver, tol, nfe, temperature, seconds, device
+    training    for lsgm and vae steps, seconds, skipped, restarts ... of the last stage
+    code        fingerprints of the stages that made it
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,60 +31,53 @@ from numpy.typing import NDArray
 
 from lsgm import checkpoint
 from lsgm.config import EvaluateStage
-from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
-from lsgm.evaluation.fidelity import EXTRACTORS, frechet_distance, half_against_half, statistics
-from lsgm.evaluation.likelihood import set_nelbo, standard_error
+from lsgm.evaluation.extractors import extractor
+from lsgm.evaluation.fidelity import half_against_half, kept, metrics
+from lsgm.evaluation.likelihood import read_parts, standard_error
+from lsgm.evaluation.statistics import Statistics, measure, read_reference
 from lsgm.progress import log
 
 
 def evaluate(
-    stage: EvaluateStage, data: Path, model: Path, samples: Path, vae: Path, vae_samples: Path, device: torch.device
+    stage: EvaluateStage,
+    data: Path,
+    model: Path,
+    samples: Path,
+    vae: Path,
+    vae_samples: Path,
+    nelbo: Sequence[Path],
+    statistics: Sequence[Path],
+    device: torch.device,
 ) -> dict[str, Any]:
     """The metrics of the LSGM in ``model`` beside those of the pretrained VAE in ``vae`` that all began with.
 
-    The NELBOs are on the same test images, each binarised once, with the same draws; the gain's standard error is
-    that of the paired difference.
+    Args:
+        nelbo: all the parts that `lsgm nelbo` wrote.
+        statistics: what `lsgm statistics` wrote for the extractors of the configuration.
     """
     config = stage.evaluate
     store = ImageStore(data, stage.dataset)
-    test = store.images("test")
-    if config.images > len(test):
-        raise LSGMError(
-            f"evaluate.images: expected at most the {len(test)} test images of {data}, found {config.images}"
-        )
-    generated = None
-    if config.extractor is not None:
-        generated = {"lsgm": read_samples(samples), "vae": read_samples(vae_samples)}
-        check_images(config.extractor, store.images("train"), generated)  # before hours are spent on the rest
-    lsgm = checkpoint.load(model, device)
-    backbone = checkpoint.load(vae, device)
-    if lsgm.prior is None or backbone.prior is not None:
-        raise LSGMError(f"expected an LSGM in {model} and a VAE with the prior N(0, I) in {vae}; are they swapped?")
-
-    # A random subset: the order of the set is not random (the first MNIST test images are the easier ones).
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test))[: config.images])
-    images = torch.from_numpy(np.array(test[chosen]))
-    generator = torch.Generator().manual_seed(config.seed)
-    x = preprocess(images, generator, lsgm.image.padded_size, lsgm.image.binary, lsgm.vae_config.x_bits)
-    settings: dict[str, Any] = config.model_dump(exclude={"images", "extractor"})
-    nelbo_vae = set_nelbo("NELBO of the VAE", backbone, x, **settings)
-    nelbo_lsgm = set_nelbo("NELBO of the LSGM", lsgm, x, **settings)
-    lsgm.prior = None  # its own encoder and decoder with the prior N(0, I)
-    nelbo_normal = set_nelbo("NELBO of the LSGM's VAE", lsgm, x, **settings)
-
-    log.info(f"NELBO {nelbo_vae.nelbo.mean():.2f} (VAE), {nelbo_lsgm.nelbo.mean():.2f} (LSGM) nats/image")
-    frechet = None
-    if config.extractor is not None and generated is not None:
-        frechet = distances(generated, store.images("train"), config.extractor, device, config.seed)
+    header, nelbos = read_parts(nelbo, stage.model)
     configs = {"vae": checkpoint.read_config(vae), "lsgm": checkpoint.read_config(model)}
     sampling = {"vae": read_json(vae_samples / "sampling.json"), "lsgm": read_json(samples / "sampling.json")}
+    gain = nelbos["vae"].nelbo - nelbos["lsgm"].nelbo  # paired: the same images and draws
+    log.info(f"NELBO {nelbos['vae'].nelbo.mean():.2f} (VAE), {nelbos['lsgm'].nelbo.mean():.2f} (LSGM) nats/image")
     codes = {  # of the stages of other models, which this one starts from, by their name too
         f"{s['stage']}" if s["model"] == stage.model else f"{s['stage']} {s['model']}": s["code"]
         for s in configs["lsgm"].stages
     }
-    gain = nelbo_vae.nelbo - nelbo_lsgm.nelbo
+    fidelity = None
+    if config.extractor is not None:
+        references = {found.extractor: found for found in (read_reference(path, store) for path in statistics)}
+        if missing := [name for name in config.extractors if name not in references]:
+            raise LSGMError(
+                f"--statistics: those of {store.name}'s training images in {' and '.join(missing)} features are not "
+                "among the files given; make them with `lsgm statistics`"
+            )
+        generated = {"lsgm": read_samples(samples), "vae": read_samples(vae_samples)}
+        fidelity = compare(generated, [references[name] for name in config.extractors], device, config.seed)
     return {
         "model": stage.model,
         "dataset": store.name,
@@ -74,52 +85,53 @@ def evaluate(
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "nelbo": {
             "unit": "nats/image",
-            "images": config.images,
-            "settings": config.model_dump(exclude={"images", "extractor", "batch"}),
-            "lsgm": nelbo_lsgm.summary(),
-            "vae": nelbo_vae.summary(),
-            "lsgm_with_normal_prior": nelbo_normal.summary(),
+            "images": header["images"],
+            "settings": {
+                key: value for key, value in header["stage"]["nelbo"].items() if key not in ("images", "batch")
+            },
+            **{key: found.summary() for key, found in nelbos.items()},
             "gain": {"nelbo": gain.mean().item(), "stderr": standard_error(gain)},
         },
-        "frechet": frechet,
+        "fidelity": fidelity,
         "sampling": {kind: {k: v for k, v in facts.items() if k != "code"} for kind, facts in sampling.items()},
         "training": {kind: c.training for kind, c in configs.items()},
-        "code": {**codes, "sample": sampling["lsgm"].get("code"), "evaluate": stage.code},
+        "code": {
+            **codes,
+            "sample": sampling["lsgm"].get("code"),
+            "nelbo": header["stage"]["code"],
+            "evaluate": stage.code,
+        },
     }
 
 
-def check_images(extractor: str, train: NDArray[np.uint8], generated: dict[str, NDArray[np.uint8]]) -> None:
-    """Raise :class:`LSGMError` where the Fréchet distances of :func:`distances` cannot be computed."""
-    count = len(generated["lsgm"])
-    if len(generated["vae"]) != count:
-        raise LSGMError(
-            f"sample.count: the Fréchet distances of {count} images of the LSGM and {len(generated['vae'])} of the "
-            "VAE do not compare; draw as many from both"
-        )
-    if 2 * count > len(train):
-        raise LSGMError(
-            f"sample.count: {count} images; the floor of the Fréchet distance needs twice as many real ones and there "
-            f"are {len(train)}: at most {len(train) // 2}"
-        )
-    shape = EXTRACTORS[extractor].image_shape
-    if train.shape[1:] != shape:
-        raise LSGMError(f"evaluate.extractor: {extractor} is for images of {list(shape)}, these are {train.shape[1:]}")
-
-
-def distances(
-    generated: dict[str, NDArray[np.uint8]],
-    train: NDArray[np.uint8],
-    extractor: str,
-    device: torch.device,
-    seed: int,
+def compare(
+    generated: dict[str, NDArray[np.uint8]], references: Sequence[Statistics], device: torch.device, seed: int
 ) -> dict[str, Any]:
-    """Fréchet distances of sets of images to the training images, and the floor of images of the training set."""
-    real = statistics(train, extractor, device)
-    found = {kind: frechet_distance(images, real, extractor, device) for kind, images in generated.items()}
-    count = len(generated["lsgm"])
-    found["floor"] = half_against_half(train, count, extractor, device, seed)
-    log.info("Fréchet distance: " + ", ".join(f"{value:.2f} ({kind})" for kind, value in found.items()))
-    return {"extractor": extractor, "images": count, **found}
+    """The part `fidelity` of metrics.json: ``generated`` images by kind against the real ones of ``references``.
+
+    The first of these is the extractor's that the configuration names, the others check it. Raises :class:`LSGMError`.
+    """
+    main = references[0]
+    counts = {kind: len(images) for kind, images in generated.items()}
+    if len(set(counts.values())) > 1:
+        raise LSGMError(
+            f"sample.count: distances of {counts['lsgm']} images of the LSGM and {counts['vae']} of the VAE do not "
+            "compare; draw as many from both"
+        )
+    found: dict[str, Any] = {"extractor": main.extractor, "images": counts["lsgm"], "real_images": main.images}
+    for kind, images in generated.items():
+        found[kind] = {}
+        for reference in references:
+            measured = measure(images, reference.extractor, device, what=f"samples ({kind})", keep_logits=True)
+            found[kind] |= metrics(measured, reference)
+            if reference is main:
+                found["kept_images"] = kept(measured, main)
+    distance = extractor(main.extractor).distance
+    n = min(counts["lsgm"], len(main.features) // 2)
+    found |= {"floor_images": n, "floor": {distance: half_against_half(main, n, seed)}}
+    found["reference"] = {reference.extractor: reference.source for reference in references}
+    log.info(", ".join(f"{distance} {found[kind][distance]:.2f} ({kind})" for kind in (*generated, "floor")))
+    return found
 
 
 def read_samples(folder: Path) -> NDArray[np.uint8]:

@@ -1,17 +1,35 @@
-"""NELBO over a set of images."""
+"""NELBO over the test images: in parts that several jobs share, each of which goes on where it was stopped.
+
+The images are taken in chunks of `batch`; part p of P has the chunks p, p + P, p + 2 P ... What is computed for a chunk
+does not depend on the others, so the result is the same for any P. A part is a file of JSON lines: a header that says
+what it is of, then a line for each chunk and each of the priors that are compared, with a number for every image. It
+grows line by line as a state file, and becomes the output when all its lines are there.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lsgm import checkpoint
+from lsgm.config import NELBOStage
+from lsgm.data.batches import preprocess
+from lsgm.data.store import ImageStore
+from lsgm.errors import LSGMError
+from lsgm.files import atomic, sha256
 from lsgm.model import LSGM, importance_weighted
-from lsgm.progress import Progress
+from lsgm.progress import Progress, log
 
 
 @dataclass
@@ -29,10 +47,12 @@ class SetNELBO:
 
     def summary(self) -> dict[str, float]:
         """Means over the images in nats and, `bpd`, bits per dimension; standard errors of the bounds' means."""
+        bit = self.nats_per_bit_per_dimension
         found = {
             "nelbo": self.nelbo.mean().item(),
             "stderr": standard_error(self.nelbo),
-            "bpd": self.nelbo.mean().item() / self.nats_per_bit_per_dimension,
+            "bpd": self.nelbo.mean().item() / bit,
+            "bpd_stderr": standard_error(self.nelbo) / bit,
             "reconstruction": self.reconstruction.mean().item(),
             "kl": self.kl.mean().item(),
             "nfe": self.nfe,
@@ -43,7 +63,8 @@ class SetNELBO:
                 "iw_samples": self.iw_samples,
                 "iw_bound": self.iw_bound.mean().item(),
                 "iw_stderr": standard_error(self.iw_bound),
-                "iw_bpd": self.iw_bound.mean().item() / self.nats_per_bit_per_dimension,
+                "iw_bpd": self.iw_bound.mean().item() / bit,
+                "iw_bpd_stderr": standard_error(self.iw_bound) / bit,
             }
         return found
 
@@ -53,35 +74,173 @@ def standard_error(values: Tensor) -> float:
     return (values.std() / len(values) ** 0.5).item()
 
 
-def set_nelbo(
-    what: str, model: LSGM, x: Tensor, *, batch: int, seed: int, iw_samples: int = 1, **settings: Any
-) -> SetNELBO:
-    """NELBO of images ``x`` [N, C, H, W] in [0, 1]; ``settings`` are those of :meth:`LSGM.nelbo_terms`.
+def make_part(
+    stage: NELBOStage,
+    data: Path,
+    model: Path,
+    vae: Path,
+    out: Path,
+    device: torch.device,
+    part: int = 0,
+    parts: int = 1,
+    state: Path | None = None,
+) -> None:
+    """Write part ``part`` of ``parts`` of the NELBOs of an LSGM and of the VAE that it began with to the file ``out``.
 
-    The draws of image i depend on (``seed``, i) alone: models with latents of one shape see the same ones, so that
-    their NELBOs can be compared image by image.
+    They are of the same test images, each binarised once, with the same draws: those of image i depend on the seed and
+    i alone. Compared are the VAE, the LSGM (once for each estimator) and the LSGM with the prior N(0, I).
+
+    Args:
+        state: what an interrupted job goes on from, beside ``out`` if None; one of other settings, another model or
+            other data is begun anew.
+
+    Raises:
+        LSGMError: the data do not have so many test images, or a model is not what it should be.
     """
+    config = stage.nelbo
+    if not 0 <= part < parts:
+        raise LSGMError(f"--part: expected 0 to {parts - 1}, found {part}")
+    store = ImageStore(data, stage.dataset)
+    test = store.images("test")
+    count = len(test) if config.images is None else config.images
+    if count > len(test):
+        raise LSGMError(f"evaluate.images: expected at most the {len(test)} test images of {data}, found {count}")
+    lsgm, backbone = checkpoint.load(model, device), checkpoint.load(vae, device)
+    if lsgm.prior is None or backbone.prior is not None:
+        raise LSGMError(f"expected an LSGM in {model} and a VAE with the prior N(0, I) in {vae}; are they swapped?")
+    image, bits = lsgm.image, lsgm.vae_config.x_bits
+    header = {
+        "stage": stage.model_dump(),
+        "model": sha256(model / "model.safetensors"),
+        "vae": sha256(vae / "model.safetensors"),
+        "data": store.hashes("test"),
+        "parts": parts,
+        "part": part,
+        "images": count,
+        "dimensions": lsgm.dimensions,
+    }
+
+    # A random subset: the order of the set is not random (the first MNIST test images are the easier ones).
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test))[:count])
+    generator = torch.Generator().manual_seed(config.seed)
+    binarised = None
+    if image.binary:  # all at once: an image is the same whatever part and chunk it is in
+        binarised = preprocess(torch.from_numpy(np.array(test[chosen])), generator, image.padded_size)
+
+    def seen(chunk: Tensor) -> Tensor:
+        if binarised is not None:
+            return binarised[chunk]
+        return preprocess(torch.from_numpy(np.array(test[chosen[chunk.numpy()]])), None, image.padded_size, False, bits)
+
+    compared = {"vae": (backbone, None, config.estimator), "lsgm": (lsgm, lsgm.prior, config.estimator)}
+    compared |= {f"lsgm_{estimator}": (lsgm, lsgm.prior, estimator) for estimator in config.further_estimators}
+    compared["lsgm_with_normal_prior"] = (lsgm, None, config.estimator)  # its own encoder and decoder
+    settings = config.model_dump(include={"tol", "time_eps", "probe", "probes", "steps"})
+    chunks = torch.arange(count).split(config.batch)
+    todo = [(index, key) for index in range(part, len(chunks), parts) for key in compared]
+
+    note = ""
+    path = state if state is not None else out.with_name(f"{out.name}.state")
+    done = _resume(path, header)
+    what = "NELBO" if parts == 1 else f"NELBO, part {part} of {parts}"
+    with (
+        Progress(what, len(todo) // len(compared), "img", config.batch, done=len(done) // len(compared)) as bar,
+        open(path, "a") as file,
+    ):
+        for index, key in todo:
+            if (index, key) in done:
+                continue
+            network, prior, estimator = compared[key]
+            network.prior = prior
+            line = _measure(network, seen(chunks[index]), chunks[index], config.seed, config.iw_samples,
+                            estimator=estimator, **settings)  # fmt: skip
+            file.write(json.dumps({"chunk": index, "prior": key, **line}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            if key == "lsgm":
+                note = f"NFE {line['nfe']:.0f}"
+            if key == "lsgm_with_normal_prior":  # the last of the chunk
+                bar.step(note)
+    with atomic(out) as finished:
+        shutil.copyfile(path, finished)
+    path.unlink()
+
+
+def read_parts(paths: Sequence[Path], model: str) -> tuple[dict[str, Any], dict[str, SetNELBO]]:
+    """The header and the NELBOs of ``model``, by prior, from all the parts that :func:`make_part` wrote.
+
+    Raises:
+        LSGMError: a file cannot be read, is of something else than the first one, or a part is missing.
+    """
+    headers: dict[int, dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
+            part = first.pop("part")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise LSGMError(f"{path}: no part of a NELBO ({error}); make it again with `lsgm nelbo`") from None
+        if first["stage"]["model"] != model or (headers and first != next(iter(headers.values()))):
+            raise LSGMError(f"{path}: is of another model, or made with other settings, than the other parts are")
+        headers[part] = first
+        lines += rest
+    parts = first["parts"] if headers else 1
+    if missing := sorted(set(range(parts)) - headers.keys()):
+        raise LSGMError(f"NELBO of {model}: of {parts} parts {missing} are missing; make them with `lsgm nelbo`")
+    found = {}
+    for key in dict.fromkeys(line["prior"] for line in lines):
+        own = sorted((line for line in lines if line["prior"] == key), key=lambda line: int(line["chunk"]))
+        values = {
+            name: torch.tensor([value for line in own for value in line[name]], dtype=torch.float64)
+            for name in ("nelbo", "reconstruction", "kl", "iw_bound")
+        }
+        iw_samples = int(first["stage"]["nelbo"]["iw_samples"])
+        found[key] = SetNELBO(
+            values["nelbo"],
+            values["reconstruction"],
+            values["kl"],
+            values["iw_bound"] if iw_samples > 1 else None,
+            iw_samples,
+            math.log(2) * first["dimensions"],
+            sum(line["nfe"] for line in own) / len(own),
+            sum(line["seconds"] for line in own),
+        )
+    return first, found
+
+
+def _measure(model: LSGM, x: Tensor, numbers: Tensor, seed: int, iw_samples: int, **settings: Any) -> dict[str, Any]:
+    """The NELBOs of images ``x`` [B, C, H, W] in [0, 1], which have these ``numbers`` [B]; lists of B."""
     start = time.perf_counter()
-    parts, bounds, nfe = [], [], 0
-    chunks = torch.arange(len(x)).split(batch)
-    with Progress(what, len(chunks), "img", batch) as bar:
-        for chunk in chunks:
-            streams = model.streams(seed, chunk.tolist())
-            images = x[chunk].to(model.device)
-            terms = [model.nelbo_terms(images, streams, **settings) for _ in range(iw_samples)]
-            each = torch.stack([torch.stack([t.nelbo, t.reconstruction, t.kl]).double().cpu() for t in terms])
-            parts.append(each.mean(dim=0))
-            bounds.append(importance_weighted(each[:, 0]))
-            nfe += sum(t.nfe for t in terms)
-            bar.step(f"NFE {terms[0].nfe}")
-    nelbo, reconstruction, kl = torch.cat(parts, dim=1)
-    return SetNELBO(
-        nelbo,
-        reconstruction,
-        kl,
-        torch.cat(bounds) if iw_samples > 1 else None,
-        iw_samples,
-        math.log(2) * model.dimensions,
-        nfe / (len(chunks) * iw_samples),
-        time.perf_counter() - start,
-    )
+    streams = model.streams(seed, numbers.tolist())
+    x = x.to(model.device)
+    terms = [model.nelbo_terms(x, streams, **settings) for _ in range(iw_samples)]
+    each = torch.stack([torch.stack([t.nelbo, t.reconstruction, t.kl]).double().cpu() for t in terms])
+    nelbo, reconstruction, kl = each.mean(dim=0).tolist()
+    return {
+        "nfe": sum(t.nfe for t in terms) / iw_samples,
+        "seconds": time.perf_counter() - start,
+        "nelbo": nelbo,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "iw_bound": importance_weighted(each[:, 0]).tolist(),
+    }
+
+
+def _resume(path: Path, header: dict[str, Any]) -> set[tuple[int, str]]:
+    """What is done already by the state file ``path``, which is left with whole lines alone; it is begun if need be."""
+    found = path.read_text().splitlines() if path.exists() else []
+    whole: list[dict[str, Any]] = []
+    for text in found:
+        try:
+            whole.append(json.loads(text))
+        except ValueError:  # the job was killed while it wrote this one
+            break
+    if whole and whole[0] != header:
+        differing = sorted(key for key in header if header[key] != whole[0].get(key))
+        log.info(f"{path}: is of another {' and '.join(differing)}; beginning anew")
+        whole = []
+    elif whole:
+        log.info(f"{path}: going on after {len(whole) - 1} of the chunks' lines")
+    with atomic(path) as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in whole or [header]))
+    return {(line["chunk"], line["prior"]) for line in whole[1:]}

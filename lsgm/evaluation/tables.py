@@ -28,6 +28,8 @@ PRIORS = {
     "lsgm_with_normal_prior": "LSGM's VAE, N(0, I) prior",
     "lsgm": "LSGM",
 }
+SAMPLED = ("vae", "lsgm")  # the LSGM's VAE was not trained for the prior N(0, I)
+DISTANCES = {"fid": "FID (", "clean_fid": "FID by clean-fid ("}
 
 
 class Part(Section):
@@ -52,20 +54,27 @@ class Gain(Part):
 
 
 class NELBOs(Part):
+    """Keys that are not here are `lsgm_<estimator>`, of further estimators."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, NELBO]
+
     unit: str
     images: int
+    settings: dict[str, Any] | None = None
     vae: NELBO
     lsgm_with_normal_prior: NELBO
     lsgm: NELBO
     gain: Gain
 
 
-class Frechet(Part):
+class Fidelity(Part):
     extractor: str
     images: int
-    vae: float
-    lsgm: float
-    floor: float
+    vae: dict[str, float]  # `fid` or `frechet_<extractor>`, and what else was measured, by name
+    lsgm: dict[str, float]
+    floor_images: int
+    floor: dict[str, float]
 
 
 class Sampling(Part):
@@ -99,7 +108,7 @@ class Metrics(Part):
     device: str
     date: str
     nelbo: NELBOs
-    frechet: Frechet | None
+    fidelity: Fidelity | None
     sampling: Samplings
     training: Trainings
 
@@ -172,7 +181,7 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for metrics in models:
-        for key, prior in PRIORS.items():
+        for key, prior in _priors(metrics).items():
             nelbo: NELBO = getattr(metrics.nelbo, key)
             row = {
                 "model": metrics.model,
@@ -186,20 +195,20 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
                 "iw_bound": nelbo.iw_bound,
                 "iw_stderr": nelbo.iw_stderr,
             }
-            if key != "lsgm_with_normal_prior":  # its prior is not the one that it was trained for: no samples
+            if key in SAMPLED:
                 sampling: Sampling = getattr(metrics.sampling, key)
-                row |= _frechet(metrics, key) | {
+                row |= _fidelity(metrics, key) | {
                     "nfe": sampling.nfe,
                     "sampling_s_per_1000": 1000 * sampling.seconds / sampling.images if sampling.images else None,
                 }
             lsgm = metrics.training.lsgm
             training = metrics.training.vae.seconds + (0 if key == "vae" else lsgm.seconds_before + lsgm.seconds)
             rows.append(row | {"training_s": training})
-    extractors = list(dict.fromkeys(name for metrics in models for name in _frechet(metrics, "lsgm")))
+    fidelity = list(dict.fromkeys(name for metrics in models for name in _fidelity(metrics, "lsgm")))
     measured = ["nelbo", "nelbo_stderr", "nelbo_paper", "reconstruction", "kl"]
     if any(row["iw_bound"] is not None for row in rows):
         measured += ["iw_bound", "iw_stderr"]
-    columns = ["model", "dataset", "prior", *measured, *extractors, "nfe", "sampling_s_per_1000", "training_s"]
+    columns = ["model", "dataset", "prior", *measured, *fidelity, "nfe", "sampling_s_per_1000", "training_s"]
     frame = pd.DataFrame(rows, columns=columns)
     frame[columns[3:]] = frame[columns[3:]].astype(float)
     return frame.round(4)
@@ -222,16 +231,13 @@ def html(table: pd.DataFrame) -> str:
 def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
     """:func:`comparison` for readers: the best of each dataset in bold, and below it what the numbers rest on."""
     unit = " / ".join(dict.fromkeys(metrics.nelbo.unit for metrics in models))
-    extractors = [name for name in table.columns if name.startswith("frechet_")]
-    counts = " / ".join(dict.fromkeys(str(metrics.frechet.images) for metrics in models if metrics.frechet))
+    distances = [name for name in table.columns if name in DISTANCES or name.startswith("frechet_")]
+    counts = " / ".join(dict.fromkeys(str(metrics.fidelity.images) for metrics in models if metrics.fidelity))
     samples = " / ".join(dict.fromkeys(str(metrics.nelbo.lsgm.iw_samples) for metrics in models))
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "reconstruction": ("reconstruction", _number(2)),
         "kl": ("KL", _number(2)),
-        **{
-            name: (f"Fréchet distance ({name.removeprefix('frechet_')}, N = {counts}) ↓", _number(2))
-            for name in extractors
-        },
+        **{name: (f"{_distance(name)}N = {counts}) ↓", _number(2)) for name in distances},
         "nfe": ("NFE", _number(0)),
         "sampling_s_per_1000": ("sampling (s / 1000 images)", _number(2)),
         "training_s": ("training (s)", _number(0)),
@@ -251,7 +257,7 @@ def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
         cells = [show(value) for value in table[name]]
         if name in ("reconstruction", "kl"):
             cells = [cell or "nan" for cell in cells]  # measured, and not a number
-        text[header] = _bold(cells, table, name) if name in extractors else cells
+        text[header] = _bold(cells, table, name) if name in distances else cells
 
     lines = ["| " + " | ".join(text.columns) + " |", "|---|---|" + "---:|" * (len(text.columns) - 2)]
     lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
@@ -272,27 +278,28 @@ def summary(metrics: Metrics) -> dict[str, Any]:
         found: dict[str, float] = {"nelbo": nelbo.nelbo, "reconstruction": nelbo.reconstruction, "kl": nelbo.kl}
         if nelbo.iw_bound is not None:
             found[f"iw_bound_{nelbo.iw_samples}"] = nelbo.iw_bound
-        if key != "lsgm_with_normal_prior":
-            found |= _frechet(metrics, key)
+        if key in SAMPLED:
+            found |= _fidelity(metrics, key)
             training: Training = getattr(metrics.training, key)
             found |= {"nfe": getattr(metrics.sampling, key).nfe}
             found |= {"skipped_steps": training.skipped, "restarts": training.restarts}
         return {name: _rounded(value) for name, value in found.items()}
 
     gain = {"nelbo": _rounded(metrics.nelbo.gain.nelbo), "stderr": _rounded(metrics.nelbo.gain.stderr)}
-    return {**{key: of(key) for key in PRIORS}, "gain": gain}
+    return {**{key: of(key) for key in _priors(metrics)}, "gain": gain}
 
 
 def _caption(metrics: Metrics) -> str:
-    frechet, gain = metrics.frechet, metrics.nelbo.gain
+    fidelity, gain = metrics.fidelity, metrics.nelbo.gain
     text = (
         f"**{metrics.model}** ({metrics.dataset}): NELBO of {metrics.nelbo.images} test images; the LSGM's gain over "
         f"the VAE is {gain.nelbo:.2f} ± {gain.stderr:.2f} {metrics.nelbo.unit} (paired). "
     )
-    if frechet is not None:
+    if fidelity is not None:
+        name, floor = next(iter(fidelity.floor.items()))
         text += (
-            f"Fréchet distance of N = {frechet.images} samples to the training images in {frechet.extractor} features; "
-            f"its floor, two disjoint sets of {frechet.images} real images against each other, is {frechet.floor:.2f}. "
+            f"{_distance(name)}N = {fidelity.images}) of samples to the training images; its floor, two disjoint sets "
+            f"of {fidelity.floor_images} real images against each other, is {floor:.2f}. "
         )
     return f"{text}Measured on {metrics.device}, {metrics.date}."
 
@@ -302,10 +309,20 @@ def _bars(metrics: Metrics) -> list[Bar]:
     return [Bar(label, part.reconstruction, part.kl, part.nelbo, part.stderr) for label, part in parts.items()]
 
 
-def _frechet(metrics: Metrics, key: str) -> dict[str, float]:
-    """The Fréchet distance under its column's name; nothing where it was not measured."""
-    frechet = metrics.frechet
-    return {f"frechet_{frechet.extractor}": getattr(frechet, key)} if frechet is not None else {}
+def _priors(metrics: Metrics) -> dict[str, str]:
+    """The rows of a model: key in metrics.json -> what a table calls it."""
+    further = {key: f"LSGM ({key.removeprefix('lsgm_')} bound)" for key in metrics.nelbo.__pydantic_extra__}
+    return PRIORS | further
+
+
+def _fidelity(metrics: Metrics, key: str) -> dict[str, float]:
+    """FID and its kin by their columns' names; nothing where they were not measured."""
+    return dict(getattr(metrics.fidelity, key)) if metrics.fidelity is not None else {}
+
+
+def _distance(name: str) -> str:
+    """The heading of a Fréchet distance, which goes on with the number of samples."""
+    return DISTANCES.get(name, f"Fréchet distance ({name.removeprefix('frechet_')}, ")
 
 
 def _number(digits: int) -> Callable[[float], str]:

@@ -1,11 +1,8 @@
-"""The Fréchet distance against independent computations, and what it says of real and spoilt digits."""
+"""Distances against independent computations, and what they say of real and spoilt digits."""
 
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,22 +12,21 @@ from numpy.typing import NDArray
 
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
-from lsgm.evaluation import classifier, fidelity
-from lsgm.evaluation.fidelity import Statistics, frechet_distance, half_against_half
+from lsgm.evaluation import classifier, extractors
+from lsgm.evaluation.fidelity import frechet_distance, half_against_half, metrics
+from lsgm.evaluation.statistics import Images, Moments, Statistics, measure
 
 NAME = "mnist_classifier"
 Digits = NDArray[np.uint8]
 
 
-@pytest.fixture(scope="module")
-def digits(mnist_store: ImageStore) -> Digits:
-    """4000 real images, [4000, 1, 28, 28]."""
-    return np.array(mnist_store.images("train")[:4000])
+def of(images: Images) -> Statistics:
+    return measure(images, NAME, "cpu")
 
 
 @pytest.fixture(scope="module")
 def reference(digits: Digits) -> Statistics:
-    return fidelity.statistics(digits[2000:], NAME, "cpu")
+    return of(digits[2000:])
 
 
 def by_hand(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -45,56 +41,65 @@ def noisy(images: Digits, level: float) -> Digits:
     return np.clip(images + noise, 0, 255).astype(np.uint8)
 
 
-def test_equals_an_independent_computation_on_random_features(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_an_independent_computation_on_random_features() -> None:
+    """Ours, which is torch-fidelity's formula, and clean-fid's own, against scipy's matrix square root."""
     rng = np.random.default_rng(1)
     mix = rng.normal(size=(8, 8))
     a, b = rng.normal(size=(300, 8)) @ mix, 0.7 * rng.normal(size=(500, 8)) + 0.3
-    given = {len(x): torch.from_numpy(x) for x in (a, b)}
-    monkeypatch.setattr(fidelity, "features", lambda images, extractor, device: given[len(images)])
-    found = frechet_distance(np.zeros((300, 1), np.uint8), np.zeros((500, 1), np.uint8), NAME, "cpu")
-    assert found == pytest.approx(by_hand(a, b), rel=1e-6)
+    for name in (NAME, "clean_fid"):
+        one, two = (Statistics(name, Moments.of(torch.from_numpy(x)), torch.from_numpy(x)) for x in (a, b))
+        assert frechet_distance(one, two) == pytest.approx(by_hand(a, b), rel=1e-6)
 
 
 def test_equals_the_independent_computation_on_digits(digits: Digits) -> None:
     model = classifier.MNISTClassifier.load()
     a, b = (model.features(torch.from_numpy(x).float() / 255).double().numpy() for x in (digits[:700], digits[700:]))
-    assert frechet_distance(digits[:700], digits[700:], NAME, "cpu") == pytest.approx(by_hand(a, b), rel=1e-5)
-
-
-def test_public_registration_gives_the_same_number(digits: Digits) -> None:
-    fidelity._torch_fidelity()
-    import torch_fidelity
-
-    class Images(torch.utils.data.Dataset[torch.Tensor]):
-        def __init__(self, images: Digits) -> None:
-            self.images = torch.from_numpy(images)
-
-        def __len__(self) -> int:
-            return len(self.images)
-
-        def __getitem__(self, index: int) -> torch.Tensor:
-            return self.images[index]
-
-    settings: dict[str, Any] = {"cuda": False, "verbose": False, "save_cpu_ram": True}
-    one, two = noisy(digits[:300], 0.1), digits[300:600]
-    public = torch_fidelity.calculate_metrics(
-        input1=Images(one), input2=Images(two), fid=True, feature_extractor=NAME, **settings
-    )
-    assert frechet_distance(one, two, NAME, "cpu") == pytest.approx(public["frechet_inception_distance"], rel=1e-6)
+    assert frechet_distance(of(digits[:700]), of(digits[700:])) == pytest.approx(by_hand(a, b), rel=1e-5)
 
 
 def test_identical_sets_are_at_no_distance(digits: Digits) -> None:
-    assert frechet_distance(digits[:500], torch.from_numpy(digits[:500]), NAME, "cpu") == pytest.approx(0, abs=1e-6)
+    one, two = of(digits[:500]), of(torch.from_numpy(digits[:500]))
+    assert frechet_distance(one, two) == pytest.approx(0, abs=1e-6)
+    found = metrics(one, two)
+    assert found["precision_mnist_classifier"] == found["recall_mnist_classifier"] == 1
+    assert found["kid_mnist_classifier"] < 0  # unbiased: an image has no partner in its own set, but has in the copy
 
 
-def test_statistics_may_be_made_beforehand(digits: Digits, reference: Statistics) -> None:
-    given_images = frechet_distance(digits[:500], digits[2000:], NAME, "cpu")
-    assert frechet_distance(digits[:500], reference, NAME, "cpu") == given_images
+def test_kid_is_the_unbiased_estimate_of_its_definition(digits: Digits) -> None:
+    """Of all images at once, where there are no more than one subset holds: the mean over pairs of (x.y / D + 1)^3."""
+    one, two = of(noisy(digits[:300], 0.3)), of(digits[300:600])
+    x, y = one.features.double(), two.features.double()
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a @ b.T / 64 + 1) ** 3
+
+    off = ~torch.eye(300, dtype=torch.bool)
+    expected = kernel(x, x)[off].mean() + kernel(y, y)[off].mean() - 2 * kernel(x, y).mean()
+    assert metrics(one, two)["kid_mnist_classifier"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_precision_is_of_the_samples_and_recall_of_the_real_ones(digits: Digits) -> None:
+    """Copies of few real digits are all real ones; they cover few."""
+    found = metrics(of(np.tile(digits[:20], (25, 1, 1, 1))), of(digits[:500]))
+    assert found["precision_mnist_classifier"] == 1
+    assert found["recall_mnist_classifier"] < 0.2
+    found = metrics(of(noisy(digits[500:1000], 0.6)), of(digits[:500]))
+    assert found["precision_mnist_classifier"] < 0.5
+
+
+def test_inception_score_of_known_predictions(digits: Digits) -> None:
+    """Sure of one of ten classes, each as often: 10. Unsure: 1."""
+    library = extractors.torch_fidelity()
+    found = of(digits[:1000])
+    for logits, score in ((100 * torch.eye(10).repeat(100, 1), 10), (torch.zeros(1000, 10), 1)):
+        given = Statistics(NAME, found.moments, found.features, logits)
+        assert metrics(given, found)["inception_score"] == pytest.approx(score, rel=0.1)
+    assert library.metric_isc.isc_features_to_metric(torch.zeros(20, 3), 10)["inception_score_mean"] == 1
 
 
 def test_real_digits_are_near_and_noise_is_graded(digits: Digits, reference: Statistics) -> None:
     levels = [0.0, 0.05, 0.1, 0.2, 0.4]
-    distances = [frechet_distance(noisy(digits[:2000], level), reference, NAME, "cpu") for level in levels]
+    distances = [frechet_distance(of(noisy(digits[:2000], level)), reference) for level in levels]
     assert distances[0] < 0.6
     assert all(worse > 1.2 * better for better, worse in itertools.pairwise(distances)), distances
 
@@ -104,19 +109,20 @@ def test_wrong_shapes_of_digits_cost_more_than_binarised_ones(digits: Digits, re
     binarised = (np.random.default_rng(2).uniform(0, 255, (2000, 1, 28, 28)) < digits[:2000]).astype(np.uint8) * 255
     halves_of_two = digits[:2000].copy()
     halves_of_two[..., 14:] = np.roll(digits[:2000], 1, axis=0)[..., 14:]
-    distances = [frechet_distance(images, reference, NAME, "cpu") for images in (binarised, halves_of_two)]
+    distances = [frechet_distance(of(images), reference) for images in (binarised, halves_of_two)]
     assert distances[0] < 1 < 3 < distances[1]
 
 
 def test_floor_falls_with_the_number_of_images_and_repeats_itself(digits: Digits) -> None:
-    floors = [half_against_half(digits, n, NAME, "cpu", seed=1, repeats=2) for n in (100, 400, 1600)]
+    real = of(digits)
+    floors = [half_against_half(real, n, seed=1, repeats=2) for n in (100, 400, 1600)]
     assert floors[0] > 1.5 * floors[1] > 1.5**2 * floors[2] > 0
-    assert floors[0] == half_against_half(digits, 100, NAME, "cpu", seed=1, repeats=2)
+    assert floors[0] == half_against_half(real, 100, seed=1, repeats=2)
 
 
 def test_committed_weights_are_standardised_and_small(mnist_store: ImageStore) -> None:
     assert classifier.WEIGHTS.stat().st_size < 400_000
-    found = fidelity.features(mnist_store.images("train")[::7], NAME, "cpu")  # its order has a period of ten
+    found = of(mnist_store.images("train")[::7]).features  # its order has a period of ten
     assert found.shape == (8572, 64)
     assert found.mean(0).abs().max() < 0.05
     assert (found.std(0) - 1).abs().max() < 0.05
@@ -135,39 +141,6 @@ def test_a_few_steps_of_the_training_script_learn_something(digits: Digits, mnis
     torch.testing.assert_close(found.var(0), torch.ones(64), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("images", "extractor", "says"),
-    [
-        (np.zeros((10, 1, 28, 28), np.uint8), "inception", "unknown extractor 'inception'; there are mnist_classifier"),
-        (np.zeros((10, 1, 28, 28), np.float32), NAME, "expected images of bytes"),
-        (np.zeros((10, 3, 32, 32), np.uint8), NAME, r"\['N', 1, 28, 28\], found uint8 \[10, 3, 32, 32\]"),
-        (np.zeros((1, 1, 28, 28), np.uint8), NAME, "at least 2 images, found 1"),
-    ],
-)
-def test_refusals(images: Any, extractor: str, says: str) -> None:
-    with pytest.raises(LSGMError, match=says):
-        frechet_distance(images, images, extractor, "cpu")
-
-
-def test_floor_wants_enough_images() -> None:
+def test_floor_wants_enough_images(digits: Digits) -> None:
     with pytest.raises(LSGMError, match="two disjoint sets of 6 need 12 real images, there are 10"):
-        half_against_half(np.zeros((10, 1, 28, 28), np.uint8), 6, NAME, "cpu", seed=1)
-
-
-def test_the_library_imports_without_torch_fidelity() -> None:
-    """And asks for it, in one line, when a distance is wanted."""
-    script = """
-import sys
-sys.modules["torch_fidelity"] = None
-import numpy as np
-from lsgm.errors import LSGMError
-from lsgm.evaluation import fidelity
-assert "torchvision" not in sys.modules
-images = np.zeros((10, 1, 28, 28), np.uint8)
-try:
-    fidelity.frechet_distance(images, images, "mnist_classifier", "cpu")
-except LSGMError as error:
-    print(error)
-"""
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "pip install 'lsgm[evaluation]'" in found.stdout
+        half_against_half(of(digits[:10]), 6, seed=1)

@@ -43,7 +43,15 @@ METRICS: dict[str, Any] = {
         },
         "gain": {"nelbo": 4.376544, "stderr": 0.25},
     },
-    "frechet": {"extractor": "mnist_classifier", "images": 2000, "lsgm": 2.5, "vae": 7.25, "floor": 0.25},
+    "fidelity": {
+        "extractor": "mnist_classifier",
+        "images": 2000,
+        "kept_images": 2000,
+        "lsgm": {"frechet_mnist_classifier": 2.5, "kid_mnist_classifier": 0.125, "recall_mnist_classifier": 0.75},
+        "vae": {"frechet_mnist_classifier": 7.25, "kid_mnist_classifier": 0.5, "recall_mnist_classifier": 0.25},
+        "floor_images": 2000,
+        "floor": {"frechet_mnist_classifier": 0.25},
+    },
     "sampling": {
         "lsgm": {"images": 2000, "solver": "rk45", "tol": 1e-4, "nfe": 40.0, "seconds": 20.0},
         "vae": {"images": 2000, "solver": None, "tol": None, "nfe": 0, "seconds": 1.0},
@@ -76,6 +84,7 @@ def test_csv_holds_the_numbers(tmp_path: Path) -> None:
     assert vae["nelbo_stderr"] == 1.5
     assert [row["reconstruction"] + row["kl"] for row in (vae, normal)] == [99.5, 103.0]
     assert [row["frechet_mnist_classifier"] for row in (vae, lsgm)] == [7.25, 2.5]
+    assert [row["kid_mnist_classifier"] for row in (vae, lsgm)] == [0.5, 0.125]
     assert lsgm["nfe"] == 40
     assert lsgm["sampling_s_per_1000"] == 10.0
     assert [row["training_s"] for row in (vae, normal, lsgm)] == [100.0, 250.5, 250.5]
@@ -86,7 +95,7 @@ def test_a_model_without_frechet_distance(tmp_path: Path) -> None:
     """Beside one that has it its cells are empty; alone there is no column."""
 
     def without(metrics: dict[str, Any]) -> None:
-        metrics["frechet"] = None
+        metrics["fidelity"] = None
 
     one = folder(tmp_path / "models" / "mnist_demo")
     two = folder(tmp_path / "models" / "other", without)
@@ -112,7 +121,14 @@ def test_markdown_shows_the_best_in_bold_and_what_the_numbers_rest_on(tmp_path: 
         "| mnist_demo | LSGM's VAE, N(0, I) prior | 103.00 ± 1.75 |  | 70.00 | 33.00 |  |  |  | 250 |",
         "| mnist_demo | LSGM | **95.12 ± 1.25** |  | 70.00 | 25.12 | **2.50** | 40 | 10.00 | 250 |",
     ]
-    for fact in ("500 test images", "N = 2000 samples", "is 0.25", "4.38 ± 0.25", "cpu, 2026-11-22"):
+    for fact in (
+        "500 test images",
+        "N = 2000) of samples",
+        "sets of 2000",
+        "is 0.25",
+        "4.38 ± 0.25",
+        "cpu, 2026-11-22",
+    ):
         assert fact in text
 
 
@@ -156,6 +172,8 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
         "reconstruction": 70.0,
         "kl": 25.12,
         "frechet_mnist_classifier": 2.5,
+        "kid_mnist_classifier": 0.125,
+        "recall_mnist_classifier": 0.75,
         "nfe": 40.0,
         "skipped_steps": 30,
         "restarts": 2,
@@ -165,12 +183,30 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
 
 
 def test_each_extractor_has_its_own_column(tmp_path: Path) -> None:
-    other = folder(tmp_path / "in" / "other", lambda metrics: metrics["frechet"].update(extractor="other_net"))
+    def inception(metrics: dict[str, Any]) -> None:
+        found = {"fid": 2.5, "clean_fid": 2.625, "inception_score": 9.0}
+        metrics["fidelity"].update(extractor="inception", lsgm=found, vae=found, floor={"fid": 0.25})
+
+    other = folder(tmp_path / "in" / "other", inception)
     tabulate([folder(tmp_path / "in" / "mnist_demo"), other], tmp_path)
     table = pd.read_csv(tmp_path / "tables" / "comparison.csv").query("prior == 'LSGM'").set_index("model")
     assert table.loc["mnist_demo", "frechet_mnist_classifier"] == 2.5
-    assert table.loc["other", "frechet_other_net"] == 2.5
-    assert table[["frechet_mnist_classifier", "frechet_other_net"]].isna().sum().sum() == 2
+    assert table.loc["other", ["fid", "clean_fid", "inception_score"]].tolist() == [2.5, 2.625, 9.0]
+    assert table[["frechet_mnist_classifier", "fid"]].isna().sum().sum() == 2
+    header = (tmp_path / "tables" / "comparison.md").read_text().splitlines()[0]
+    for title in ("| FID (N = 2000) ↓ |", "| FID by clean-fid (N = 2000) ↓ |", "Fréchet distance (mnist_classifier, N"):
+        assert title in header
+
+
+def test_a_further_estimator_has_a_row_of_its_own(tmp_path: Path) -> None:
+    def discretised(metrics: dict[str, Any]) -> None:
+        metrics["nelbo"]["lsgm_discretised"] = metrics["nelbo"]["lsgm"] | {"nelbo": 96.5}
+        metrics["nelbo"]["settings"] = {"estimator": "ode", "further_estimators": ["discretised"]}
+
+    tabulate([folder(tmp_path / "in" / "mnist_demo", discretised)], tmp_path)
+    assert "| LSGM (discretised bound) | 96.50 ± 1.25 |" in (tmp_path / "tables" / "comparison.md").read_text()
+    found = json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]
+    assert found["lsgm_discretised"] == {"nelbo": 96.5, "reconstruction": 70.0, "kl": 25.12}
 
 
 def test_paper_column_where_the_paper_has_a_figure(tmp_path: Path) -> None:
@@ -241,8 +277,8 @@ def test_broken_files_are_named(tmp_path: Path, spoil: Callable[[Path], Any], sa
     ("change", "says"),
     [
         (lambda m: m["nelbo"]["lsgm"].pop("kl"), r"nelbo\.lsgm\.kl: missing"),
-        (lambda m: m.pop("frechet"), r"metrics\.json: frechet: missing"),
-        (lambda m: m["frechet"].update(floor="low"), r"frechet\.floor: expected a valid number.*'low'"),
+        (lambda m: m.pop("fidelity"), r"metrics\.json: fidelity: missing"),
+        (lambda m: m["fidelity"]["lsgm"].update(fid="low"), r"fidelity\.lsgm\.fid: expected a valid number.*'low'"),
     ],
 )
 def test_wrong_keys_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:

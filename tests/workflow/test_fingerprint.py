@@ -102,11 +102,13 @@ def test_stages_of_the_library(module: ModuleType) -> None:
     }
     assert "networks/nvae.py" in used["pretrain"]
     assert "prior.py" in used["train"]
-    assert "sampling/ode.py" in used["sample"] & used["evaluate"]
-    assert any(name.startswith("evaluation/weights/") for name in used["evaluate"])
+    assert "sampling/ode.py" in used["sample"] & used["nelbo"]
+    assert any(name.startswith("evaluation/weights/") for name in used["statistics"])
     everything = set().union(*used.values())
     assert not everything & {"__init__.py", "cli.py", "config.py", "progress.py"}
     for stage in ("prepare", "pretrain", "train", "sample"):
         assert not [name for name in used[stage] if name.startswith("evaluation/")], stage
     assert "sampling/ode.py" not in used["pretrain"] | used["train"]  # a better solver retrains nothing
     assert not used["train"] & {"data/sources.py", "data/registry.py"}  # nor does a new mirror, or a new dataset
+    assert "evaluation/fidelity.py" not in used["nelbo"]  # another formula repeats no likelihood
+    assert not {"model.py", "evaluation/likelihood.py"} & used["statistics"]  # nor another model the real images'

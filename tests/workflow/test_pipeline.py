@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 
 EVERYTHING = {
-    "freeze": 6,
+    "freeze": 8,
     "prepare": 1,
+    "statistics": 1,
     "pretrain_vae": 1,
     "train_lsgm": 1,
     "sample": 2,
+    "nelbo": 1,
     "evaluate_model": 1,
     "tabulate": 1,
 }
@@ -32,6 +34,8 @@ def test_one_dvc_repro_makes_everything(finished: Project) -> None:
         "data/mnist/manifest.json",
         "checkpoints/vae/tiny/model.safetensors",
         "checkpoints/lsgm/tiny/model.safetensors",
+        "evaluation/statistics/mnist/mnist_classifier.safetensors",
+        "evaluation/nelbo/tiny/0-of-1.jsonl",
         "samples/lsgm/tiny/grid.png",
         "results/models/tiny/metrics.json",
         "results/tables/comparison.md",
@@ -41,7 +45,11 @@ def test_one_dvc_repro_makes_everything(finished: Project) -> None:
     in_git = finished.run("git", "ls-files").splitlines()
     assert "results/metrics.json" in in_git
     assert "dvc.lock" in in_git
-    assert not [path for path in in_git if path.startswith(("data/", "checkpoints/", "samples/", "configs/", "logs/"))]
+    assert not [
+        path
+        for path in in_git
+        if path.startswith(("data/", "checkpoints/", "samples/", "evaluation/", "configs/", "logs/"))
+    ]
     assert "tiny" in finished.run("dvc", "metrics", "show")
 
 
@@ -52,21 +60,23 @@ def test_a_second_run_does_nothing(finished: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "stages"),
-    [("cifar10_best_fid", 1), ("omniglot", 1), ("celebahq256_qualitative", 2)],
+    ("model", "stages", "statistics"),
+    [("cifar10_best_fid", 1, 2), ("omniglot", 1, 0), ("celebahq256_qualitative", 2, 2)],
 )
-def test_the_plan_of_a_model_of_the_paper(fresh: Project, model: str, stages: int) -> None:
+def test_the_plan_of_a_model_of_the_paper(fresh: Project, model: str, stages: int, statistics: int) -> None:
     """From data to evaluation; for the three-stage model with two end-to-end trainings, one after the other."""
     with fresh.edited(
         "params.yaml", (fresh.path / "params.yaml").read_text(), (REPOSITORY / "params.yaml").read_text()
     ):
         plan = fresh.dry_run(model)
     assert plan == {
-        "freeze": 4 + 2 * (stages - 1) + 1,
+        "freeze": 5 + 2 * (stages - 1) + 1 + statistics,
         "prepare": 1,
+        **({"statistics": statistics} if statistics else {}),
         "pretrain_vae": 1,
         "train_lsgm": stages,
         "sample": 2,
+        "nelbo": 1,
         "evaluate_model": 1,
     }
     if stages == 2:
@@ -78,21 +88,22 @@ def test_a_model_on_the_vae_of_another(finished: Project) -> None:
     """It takes what the other one left, is a model to `run` like any, and a change of the other reaches it."""
     tiny = yaml.safe_load((finished.path / "params.yaml").read_text())["models"]["tiny"]
     third = {key: value for key, value in tiny.items() if key not in ("vae", "pretrain")} | {"vae_of": "tiny"}
-    added = {"freeze": 4, "train_lsgm": 1, "sample": 1, "evaluate_model": 1, "tabulate": 1}
+    added = {"freeze": 5, "train_lsgm": 1, "sample": 1, "nelbo": 1, "evaluate_model": 1, "tabulate": 1}
     with finished.parameter("models.third", third), finished.parameter("run", ["tiny", "third"]):
-        assert finished.dry_run("configs")["freeze"] == 4
+        assert finished.dry_run("configs")["freeze"] == 5
         assert finished.dry_run() == added
         with finished.parameter("models.tiny.train.ema", 0.95):
-            twice = {"train_lsgm": 2, "sample": 2, "evaluate_model": 2, "freeze": 5}
+            twice = {"train_lsgm": 2, "sample": 2, "nelbo": 2, "evaluate_model": 2, "freeze": 6}
             assert finished.dry_run() == added | twice
 
 
 def test_a_model_that_is_not_run_is_a_target(finished: Project) -> None:
     assert finished.dry_run("unused") == {
-        "freeze": 4,
+        "freeze": 5,
         "pretrain_vae": 1,
         "train_lsgm": 1,
         "sample": 2,
+        "nelbo": 1,
         "evaluate_model": 1,
     }
 
@@ -100,15 +111,17 @@ def test_a_model_that_is_not_run_is_a_target(finished: Project) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("models.tiny.pretrain.lr", 5e-3, EVERYTHING | {"freeze": 1, "prepare": 0}),
-        ("models.tiny.train.lr_prior", 5e-4, AFTER_SAMPLING | {"train_lsgm": 1, "sample": 1}),
+        ("models.tiny.pretrain.lr", 5e-3, EVERYTHING | {"freeze": 1, "prepare": 0, "statistics": 0}),
+        ("models.tiny.train.lr_prior", 5e-4, AFTER_SAMPLING | {"train_lsgm": 1, "sample": 1, "nelbo": 1}),
         ("models.tiny.sample.tol", 2e-2, AFTER_SAMPLING),
-        ("models.tiny.evaluate.images", 21, {"freeze": 1, "evaluate_model": 1, "tabulate": 1}),
+        ("models.tiny.evaluate.images", 21, {"freeze": 2, "nelbo": 1, "evaluate_model": 1, "tabulate": 1}),
+        ("models.tiny.evaluate.extractor", None, {"freeze": 1, "evaluate_model": 1, "tabulate": 1}),
+        ("models.tiny.resources", {"evaluate": {"jobs": 3}}, {"nelbo": 3, "evaluate_model": 1, "tabulate": 1}),
         ("models.unused.train.lr_prior", 5e-4, {}),
         (
             "run",
             ["tiny", "unused"],
-            {"freeze": 5, "pretrain_vae": 1, "train_lsgm": 1, "sample": 2, "evaluate_model": 1, "tabulate": 1},
+            EVERYTHING | {"freeze": 6, "prepare": 0, "statistics": 0},
         ),
     ],
 )
@@ -124,7 +137,18 @@ def test_a_changed_parameter_reruns_what_depends_on_it(
     [
         ("lsgm/model.py", '"""', '"""Edited. ', {}),
         ("lsgm/cli.py", "import sys", "import sys\n\nUNUSED = 1", {}),
-        ("lsgm/sampling/ode.py", "import math", "import math\n\nUNUSED = 1", AFTER_SAMPLING | {"freeze": 2}),
+        (
+            "lsgm/sampling/ode.py",
+            "import math",
+            "import math\n\nUNUSED = 1",
+            AFTER_SAMPLING | {"freeze": 2, "nelbo": 1},
+        ),
+        (
+            "lsgm/evaluation/fidelity.py",
+            "import numpy as np",
+            "import numpy as np\n\nUNUSED = 1",
+            {"freeze": 1, "evaluate_model": 1, "tabulate": 1},
+        ),
         ("lsgm/evaluation/tables.py", "import math", "import math\n\nUNUSED = 1", {"freeze": 1, "tabulate": 1}),
     ],
 )

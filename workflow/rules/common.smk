@@ -31,6 +31,9 @@ wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
     model="|".join(PARAMS.models),
     kind="vae|lsgm",
+    extractor=r"\w+",
+    part=r"\d+",
+    parts=r"\d+",
 
 
 def frozen(wildcards):
@@ -80,9 +83,25 @@ def folder_of_store(wildcards):
     return f"data/{PARAMS.models[wildcards.model].dataset}"
 
 
+def statistics_of(wildcards):
+    """The statistics of the training images that a model's samples are compared with."""
+    model = PARAMS.models[wildcards.model]
+    return expand(rules.statistics.output, dataset=model.dataset, extractor=model.evaluate.extractors)
+
+
+def parts_of(wildcards):
+    """The parts that a model's test images are shared out in."""
+    parts = job_of("evaluate", wildcards).jobs
+    return expand(rules.nelbo.output, model=wildcards.model, part=range(parts), parts=parts)
+
+
 def job_of(stage, wildcards):
-    """The resources of a stage of a model."""
-    return getattr(PARAMS.models[wildcards.model].resources, stage)
+    """The resources of a stage of a model; for statistics, which several share, those of the first that needs them."""
+    if "model" in wildcards.keys():
+        return getattr(PARAMS.models[wildcards.model].resources, stage)
+    asked = (model for model in PARAMS.models.values() if model.dataset == wildcards.dataset)
+    sharing = (model for model in asked if wildcards.extractor in model.evaluate.extractors)
+    return next((getattr(model.resources, stage) for model in sharing), JobConfig())
 
 
 def threads_of(stage):

@@ -7,7 +7,7 @@ rule freeze:
         "logs/configs/{stage}/{name}.log",
     wildcard_constraints:
         stage="|".join([*STAGES, "tabulate"]),
-        name=r"\w+",
+        name=r"[\w.]+",
     localrule: True
     params:
         text=frozen,

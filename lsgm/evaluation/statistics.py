@@ -1,0 +1,181 @@
+"""What sets of images are compared by: mean and covariance of their features, and the features of some of them.
+
+Features are summed up batch by batch, in double precision: those of all images are never held at once. The statistics
+of the training images are computed once for each dataset and extractor and kept as a file (`lsgm statistics`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from lsgm.config import StatisticsStage
+from lsgm.data.store import ImageStore
+from lsgm.errors import LSGMError
+from lsgm.evaluation.extractors import extractor, weights_of
+from lsgm.files import atomic, sha256
+from lsgm.progress import Progress
+
+Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W] in 0..255; an array may be mapped from a file
+
+KEPT = 10_000  # images of a set whose features KID, precision and recall are computed from
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and scatter of features, in double precision; those of two sets add up to those of their union."""
+
+    count: int
+    mean: Tensor  # [D]
+    scatter: Tensor  # [D, D], sum of (f - mean) (f - mean)^T
+
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """Of features [B, D]."""
+        features = features.double()
+        mean = features.mean(dim=0)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Chan, Golub & LeVeque, 'Updating formulae and a pairwise algorithm for computing sample variances' (1979)."""
+        count = self.count + other.count
+        step = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + step * (other.count / count),
+            self.scatter + other.scatter + torch.outer(step, step) * (self.count * other.count / count),
+        )
+
+    @property
+    def covariance(self) -> Tensor:
+        """[D, D], unbiased."""
+        return self.scatter / (self.count - 1)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the features of a set of images."""
+
+    extractor: str
+    moments: Moments
+    features: Tensor  # [min(N, KEPT), D], of randomly chosen images in random order
+    logits: Tensor | None = None  # [N, classes], of generated images where the extractor has them
+    source: dict[str, Any] = field(default_factory=dict)  # which images and weights they are of
+
+    @property
+    def images(self) -> int:
+        return self.moments.count
+
+    @cached_property
+    def mu(self) -> NDArray[np.float64]:
+        return self.moments.mean.cpu().numpy()
+
+    @cached_property
+    def sigma(self) -> NDArray[np.float64]:
+        return self.moments.covariance.cpu().numpy()
+
+
+@torch.inference_mode()
+def measure(
+    images: Images, name: str, device: torch.device | str, *, what: str = "images", keep_logits: bool = False
+) -> Statistics:
+    """Statistics of ``images``, uint8 [N, C, H, W], in the features of the extractor ``name``.
+
+    Args:
+        what: they are, for the progress bar.
+        keep_logits: for an Inception score, [N, classes] in memory.
+
+    Raises:
+        LSGMError: the images do not fit the extractor, or its weights or package are not there.
+    """
+    kind = extractor(name)
+    if str(images.dtype).removeprefix("torch.") != "uint8" or images.ndim != 4:
+        raise LSGMError(
+            f"{name}: expected images of bytes, uint8 [N, C, H, W], found {images.dtype} {list(images.shape)}"
+        )
+    kind.check(name, tuple(images.shape[1:]))
+    if len(images) < 2:
+        raise LSGMError(f"{name}: a covariance needs at least 2 images, found {len(images)}")
+    network = kind.load(weights_of(name)).eval().to(device)
+    place = np.full(len(images), -1)  # of an image's features among those that are kept
+    kept = np.random.default_rng(0).permutation(len(images))[:KEPT]
+    place[kept] = np.arange(len(kept))
+    features, logits = torch.empty(len(kept), kind.dimensions), []
+    moments: Moments | None = None
+    starts = range(0, len(images), kind.batch)
+    with Progress(f"{name} of {what}", len(starts), "img", kind.batch) as bar:
+        for start in starts:
+            chunk = images[start : start + kind.batch]
+            if not isinstance(chunk, Tensor):
+                chunk = torch.from_numpy(np.array(chunk))  # a copy: what is mapped from a file cannot be written to
+            chunk = chunk.to(device, non_blocking=True)
+            if kind.image_shape is None and chunk.shape[1] == 1:
+                chunk = chunk.expand(-1, 3, -1, -1)
+            found, scores = network(chunk)
+            part = Moments.of(found)
+            moments = part if moments is None else moments + part
+            where = torch.from_numpy(place[start : start + len(chunk)])
+            features[where[where >= 0]] = found.float().cpu()[where >= 0]
+            if keep_logits and scores is not None:
+                logits.append(scores.cpu())
+            bar.step()
+    assert moments is not None
+    return Statistics(name, moments, features, torch.cat(logits) if logits else None)
+
+
+def make_reference(stage: StatisticsStage, data: Path, out: Path, device: torch.device) -> None:
+    """Write the statistics of the training images in the store ``data`` to the file ``out``."""
+    store = ImageStore(data, stage.dataset)
+    found = measure(store.images("train"), stage.extractor, device, what=f"{store.name}'s training images")
+    meta = {
+        "extractor": stage.extractor,
+        "images": found.images,
+        "source": source(store, stage.extractor),
+        "versions": {name: _version(name) for name in ("torch", "torch-fidelity", "clean-fid")},
+        "code": stage.code,
+    }
+    tensors = {"mean": found.moments.mean, "scatter": found.moments.scatter, "features": found.features}
+    with atomic(out) as part:
+        content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        part.write_bytes(to_bytes(content, metadata={"statistics": json.dumps(meta)}))
+
+
+def read_reference(path: Path, store: ImageStore) -> Statistics:
+    """The statistics in the file ``path``, of the training images in ``store``; raises :class:`LSGMError`."""
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads(file.metadata()["statistics"])
+            mean, scatter, features = (file.get_tensor(name) for name in ("mean", "scatter", "features"))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise LSGMError(f"{path}: no statistics of images ({error}); make them again with `lsgm statistics`") from None
+    expected = source(store, meta["extractor"])
+    if meta["source"] != expected:
+        differing = sorted(key for key in expected if expected[key] != meta["source"].get(key))
+        raise LSGMError(
+            f"{path}: is of other {' and '.join(differing)} than are here now; make it again with `lsgm statistics`"
+        )
+    return Statistics(meta["extractor"], Moments(meta["images"], mean, scatter), features, source=expected)
+
+
+def source(store: ImageStore, name: str) -> dict[str, Any]:
+    """What the statistics of a store's training images depend on, by content."""
+    return {"dataset": store.name, "images": store.hashes("train"), "weights": sha256(weights_of(name))}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
