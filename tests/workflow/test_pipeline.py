@@ -39,7 +39,7 @@ def test_one_dvc_repro_makes_everything(finished: Project) -> None:
     ):
         assert (finished.path / path).stat().st_size > 0, path
     in_git = finished.run("git", "ls-files").splitlines()
-    assert "results/metrics.json" in in_git
+    assert "results/metrics/lsgm/tiny.json" in in_git
     assert "dvc.lock" in in_git
     assert not [path for path in in_git if path.startswith(("data/", "checkpoints/", "samples/", "configs/", "logs/"))]
     assert "tiny" in finished.run("dvc", "metrics", "show")
