@@ -214,7 +214,9 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
     pickled = pickle.dumps({"weights": 1})  # never unpickled
     for found in (altered, content[: len(content) // 2], pickled):
         weights.write_bytes(found)
-        with pytest.raises(LSGMError, match=r"m/model.safetensors: altered or damaged, .* delete it, then .*dvc checkout"):
+        with pytest.raises(
+            LSGMError, match=r"m/model.safetensors: altered or damaged, .* delete it, then .*dvc checkout"
+        ):
             lsgm.load(folder)
     config = json.loads((folder / "config.json").read_text())
     del config["sha256"]  # as written by earlier versions
