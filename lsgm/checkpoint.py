@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ from safetensors.torch import save as to_bytes
 
 from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig, Section, StageConfig, parse
 from lsgm.errors import LSGMError
-from lsgm.files import atomic, write_json
+from lsgm.files import atomic, sha256, write_json
 from lsgm.model import LSGM
 
 
@@ -30,6 +31,7 @@ class CheckpointConfig(Section):
     sde: SDEConfig | None = None
     stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were
     training: dict[str, JsonValue]  # of the last stage: seconds, steps, device, date ...
+    sha256: str | None = None  # of model.safetensors; None: written before this was recorded
 
 
 def save(
@@ -40,8 +42,9 @@ def save(
     (folder / "config.json").unlink(missing_ok=True)
     state = model.state_dict()
     tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    weights = to_bytes(tensors)  # not save_file, whose files only their owner can read
     with atomic(folder / "model.safetensors") as part:
-        part.write_bytes(to_bytes(tensors))  # not save_file, whose files only their owner can read
+        part.write_bytes(weights)
     parameters = sum(p.numel() for p in model.parameters())
     training = {
         **summary,
@@ -57,6 +60,7 @@ def save(
         "sde": model.sde_config.model_dump() if model.sde_config else None,
         "stages": [stage if isinstance(stage, dict) else stage.model_dump() for stage in stages],
         "training": training,
+        "sha256": hashlib.sha256(weights).hexdigest(),
     }
     write_json(folder / "config.json", config)
 
@@ -80,19 +84,35 @@ def stages(folder: str | Path) -> list[dict[str, Any]]:
     return list(read_config(folder).stages)
 
 
+def verify(folder: str | Path) -> CheckpointConfig:
+    """Check that the weights in ``folder`` are those that were saved there, and return its config.json.
+
+    Raises:
+        LSGMError: a file is missing, or the weights were altered since.
+    """
+    config = read_config(folder)
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise LSGMError(f"{path}: not found; restore the checkpoint (`dvc pull`, or train again)")
+    if config.sha256 is not None and sha256(path) != config.sha256:
+        raise LSGMError(
+            f"{path}: altered or damaged, its sha256 is not the one in the config.json beside it; delete it, then "
+            "restore it (`dvc checkout`, or `dvc pull`) or train again"
+        )
+    return config
+
+
 def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:
     """Read a model, in evaluation mode, its parameters frozen.
 
     Raises:
-        LSGMError: a file is missing or damaged, or the weights do not fit the configuration.
+        LSGMError: a file is missing, altered or damaged, or the weights do not fit the configuration.
     """
-    config = read_config(folder)
+    config = verify(folder)
     path = Path(folder) / "model.safetensors"
     model = LSGM(config.image, config.vae, config.prior, config.sde)
     try:
         model.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise LSGMError(f"{path}: not found; restore the checkpoint (`dvc pull`, or train again)") from None
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise LSGMError(f"{path}: damaged, or not the weights of the config.json beside it ({reason})") from None

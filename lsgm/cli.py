@@ -128,6 +128,18 @@ def tabulate(args: argparse.Namespace) -> None:
     run(args.results, args.out)
 
 
+def verify(args: argparse.Namespace) -> None:
+    from lsgm import checkpoint
+
+    folders = sorted(path.parent for path in args.folder.rglob("config.json"))
+    if not folders:
+        raise LSGMError(f"{args.folder}: holds no model; expected a folder with folders of models, or one of them")
+    unknown = [str(folder) for folder in folders if checkpoint.verify(folder).sha256 is None]
+    log.info(f"{args.folder}: the weights of {len(folders) - len(unknown)} models are those that were saved")
+    if unknown:
+        log.warning(f"{', '.join(unknown)}: cannot be checked, saved before their sha256 was recorded")
+
+
 def import_published(args: argparse.Namespace) -> None:
     from lsgm import checkpoint, published
 
@@ -263,6 +275,8 @@ def parser() -> argparse.ArgumentParser:
     write.add_argument("--dataset", help="their name of the dataset; the one that the model was trained on")
     about = command("describe", describe, "Layers, parameters, latents, FLOPs and memory of a model.")
     about.add_argument("model", help="a model of params.yaml, or the folder of one")
+    check = command("verify", verify, "Check that the weights of models are those that were saved.")
+    check.add_argument("folder", type=Path, help="the folder of a model, or one that holds such, as checkpoints/")
     tables = command("tabulate", tabulate, "Tables and figures of evaluated models.", ("--out", "folder"))
     tables.add_argument("--results", type=Path, nargs="+", required=True, help="folders that `lsgm evaluate` wrote")
     return top

@@ -54,12 +54,8 @@ class Project:
 
     def run(self, *command: str, fails: bool = False) -> str:
         """Run a command; returns what it wrote to both streams."""
-        environment = {
-            **self.environment,
-            "PYTHONPATH": str(self.path),
-        }  # the project's own lsgm, not the installed one
         done = subprocess.run(
-            command, cwd=self.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert (done.returncode != 0) == fails, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
         return done.stdout

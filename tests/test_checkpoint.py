@@ -210,16 +210,26 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
         lsgm.load(tmp_path / "none")
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
-    weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(LSGMError, match=r"model.safetensors: damaged"):
-        lsgm.load(folder)
-    weights.write_bytes(pickle.dumps({"weights": 1}))  # never unpickled
-    with pytest.raises(LSGMError, match=r"model.safetensors: damaged"):
-        lsgm.load(folder)
+    altered = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]  # one bit of one weight
+    pickled = pickle.dumps({"weights": 1})  # never unpickled
+    for found in (altered, content[: len(content) // 2], pickled):
+        weights.write_bytes(found)
+        with pytest.raises(
+            LSGMError, match=r"m/model.safetensors: altered or damaged, .* delete it, then .*dvc checkout"
+        ):
+            lsgm.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["sha256"]  # as written by earlier versions
+    (folder / "config.json").write_text(json.dumps(config))
+    for found in (content[: len(content) // 2], pickled):
+        weights.write_bytes(found)
+        with pytest.raises(LSGMError, match=r"model.safetensors: damaged"):
+            lsgm.load(folder)
+    weights.write_bytes(altered)
+    lsgm.load(folder)
     weights.unlink()
     with pytest.raises(LSGMError, match=r"model.safetensors: not found; restore"):
         lsgm.load(folder)
-    config = json.loads((folder / "config.json").read_text())
     config["vae"]["channels"] = "four"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(LSGMError, match=r"config.json: vae.channels: expected .* found 'four'"):

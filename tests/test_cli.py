@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -150,6 +151,28 @@ def test_metrics_hold_together(made):
     assert not (folder / "nelbo.state").exists()
     assert metrics["training"]["lsgm"]["seconds"] > 0 and metrics["code"]["train"] == "c0de"
     assert (folder / "tables" / "tables" / "comparison.md").exists()
+
+
+def test_an_altered_checkpoint_is_noticed(made, tmp_path):
+    folder, _ = made
+    assert "the weights of 2 models are those that were saved" in run("verify", folder).stderr
+    shutil.copytree(folder / "vae", tmp_path / "models/vae")
+    weights = tmp_path / "models/vae/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for command in (
+        ["verify", tmp_path / "models"],
+        ["sample", "--config", folder / "sample.json", "--model", tmp_path / "models/vae", "--out", tmp_path / "o"],
+    ):
+        result = run(*command)
+        assert result.returncode == 1
+        assert f"{weights}: altered or damaged" in result.stderr
+    config = json.loads((tmp_path / "models/vae/config.json").read_text())
+    del config["sha256"]
+    (tmp_path / "models/vae/config.json").write_text(json.dumps(config))
+    assert "models/vae: cannot be checked" in run("verify", tmp_path / "models").stderr
+    assert "holds no model" in run("verify", folder / "results").stderr
 
 
 def test_training_is_reproducible(made, mnist_store, tmp_path):

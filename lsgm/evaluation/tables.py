@@ -114,7 +114,7 @@ class Metrics(Part):
 
 
 def tabulate(results: Sequence[Path], out: Path) -> None:
-    """Write tables/, figures/ and metrics.json to ``out`` from the folders ``results`` that `lsgm evaluate` wrote.
+    """Write tables/, figures/ and metrics/ to ``out`` from the folders ``results`` that `lsgm evaluate` wrote.
 
     Raises:
         LSGMError: a file is missing or broken, or two folders hold the same model.
@@ -145,7 +145,11 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
     first = ["model", "stage", "step"]
     long = long[[*first, *(name for name in long.columns if name not in first)]]
     _write(out / "tables" / "history.csv", long.to_csv(index=False, lineterminator="\n"))
-    write_json(out / "metrics.json", {metrics.model: summary(metrics) for metrics in models})
+    for stale in (out / "metrics").glob("*/*.json"):  # of models that are no longer run
+        stale.unlink()
+    for metrics in models:
+        for prior, found in summary(metrics).items():
+            write_json(out / "metrics" / prior / f"{metrics.model}.json", found)
 
     save_nelbo_bars({metrics.model: _bars(metrics) for metrics in models}, out / "figures" / "nelbo.png")
     for model in folders:
@@ -271,7 +275,7 @@ def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
 
 
 def summary(metrics: Metrics) -> dict[str, Any]:
-    """The figures that `dvc metrics show` prints for a model."""
+    """What `dvc metrics show` prints for a model: a row for each prior, which it makes of a file."""
 
     def of(key: str) -> dict[str, Any]:
         nelbo: NELBO = getattr(metrics.nelbo, key)
@@ -283,10 +287,11 @@ def summary(metrics: Metrics) -> dict[str, Any]:
             training: Training = getattr(metrics.training, key)
             found |= {"nfe": getattr(metrics.sampling, key).nfe}
             found |= {"skipped_steps": training.skipped, "restarts": training.restarts}
+        if key == "lsgm":
+            found |= {"gain": metrics.nelbo.gain.nelbo, "gain_stderr": metrics.nelbo.gain.stderr}
         return {name: _rounded(value) for name, value in found.items()}
 
-    gain = {"nelbo": _rounded(metrics.nelbo.gain.nelbo), "stderr": _rounded(metrics.nelbo.gain.stderr)}
-    return {**{key: of(key) for key in _priors(metrics)}, "gain": gain}
+    return {key: of(key) for key in _priors(metrics)}
 
 
 def _caption(metrics: Metrics) -> str:
@@ -344,7 +349,9 @@ def _with_error(table: pd.DataFrame, name: str, stderr: str) -> list[str]:
 
 
 def _rounded(value: float) -> float | str:
-    """Four significant digits; JSON has no NaN, a word stands for it."""
+    """Four significant digits, a count as it is; JSON has no NaN, a word stands for it."""
+    if isinstance(value, int):
+        return value
     return float(f"{value:.4g}") if math.isfinite(value) else str(value)
 
 

@@ -107,7 +107,7 @@ def test_a_model_without_frechet_distance(tmp_path: Path) -> None:
     assert text.count("its floor, two disjoint sets") == 1 and "N = 2000) ↓" in text
     tabulate([two], tmp_path / "alone")
     assert "frechet" not in (tmp_path / "alone" / "tables" / "comparison.csv").read_text()
-    assert "frechet" not in (tmp_path / "alone" / "metrics.json").read_text()
+    assert "frechet" not in (tmp_path / "alone" / "metrics/lsgm/other.json").read_text()
 
 
 def test_markdown_shows_the_best_in_bold_and_what_the_numbers_rest_on(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_importance_weighted_bounds_are_shown_where_they_were_measured(tmp_path:
     assert "importance-weighted bound (K = 16)" in text and "**92.00 ± 0.50**" in text and "94.00 ± 0.50" in text
     table = pd.read_csv(tmp_path / "tables" / "comparison.csv")
     assert table["iw_bound"].tolist() == [94.0, 93.0, 92.0] and table["iw_stderr"].eq(0.5).all()
-    assert json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]["lsgm"]["iw_bound_16"] == 92.0
+    assert json.loads((tmp_path / "metrics/lsgm/mnist_demo.json").read_text())["iw_bound_16"] == 92.0
 
 
 def test_two_models_share_the_bold_and_the_history(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
     care = {"skipped": 30, "restarts": 2}
     rescued = folder(tmp_path / "in" / "mnist_demo", lambda metrics: metrics["training"]["lsgm"].update(care))
     tabulate([rescued], tmp_path)
-    found = json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]
+    found = {prior: json.loads((tmp_path / "metrics" / prior / "mnist_demo.json").read_text()) for prior in PRIORS}
     assert found["lsgm"] == {
         "nelbo": 95.12,
         "reconstruction": 70.0,
@@ -177,9 +177,13 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
         "nfe": 40.0,
         "skipped_steps": 30,
         "restarts": 2,
+        "gain": 4.377,
+        "gain_stderr": 0.25,
     }
     assert found["vae"]["skipped_steps"] == 0
-    assert found["gain"] == {"nelbo": 4.377, "stderr": 0.25}
+    assert found["lsgm_with_normal_prior"].keys() == {"nelbo", "reconstruction", "kl"}
+    tabulate([folder(tmp_path / "in" / "other")], tmp_path)  # the first one is no longer run
+    assert sorted(path.name for path in (tmp_path / "metrics").rglob("*.json")) == ["other.json"] * 3
 
 
 def test_each_extractor_has_its_own_column(tmp_path: Path) -> None:
@@ -226,7 +230,7 @@ def test_nan_is_shown_as_such(tmp_path: Path) -> None:
     assert "| LSGM | nan |  | 70.00 | nan |" in text
     assert "**99.50 ± 1.50**" in text
     assert "mnist,LSGM,nan,nan,,70.0,nan," in (tmp_path / "tables" / "comparison.csv").read_text()
-    assert json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]["lsgm"]["nelbo"] == "nan"
+    assert json.loads((tmp_path / "metrics/lsgm/mnist_demo.json").read_text())["nelbo"] == "nan"
 
 
 def test_same_bytes_every_time(tmp_path: Path) -> None:
@@ -244,7 +248,7 @@ def test_same_bytes_every_time(tmp_path: Path) -> None:
         "figures/nelbo.png",
         "figures/small_samples.png",
         "figures/small_training.png",
-        "metrics.json",
+        *(f"metrics/{prior}/{model}.json" for prior in sorted(PRIORS) for model in ("big", "small")),
         "tables/comparison.csv",
         "tables/comparison.html",
         "tables/comparison.md",

@@ -92,7 +92,7 @@ def run(fresh: Project, cluster: dict[str, str], tmp_path_factory: pytest.TempPa
     with said.open("w") as file:
         process = subprocess.Popen(
             ["snakemake", "--profile", "slurm", *quick, *targets],
-            cwd=project.path, env={**cluster, "PYTHONPATH": str(project.path)}, stdout=file, stderr=subprocess.STDOUT,
+            cwd=project.path, env=cluster, stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 900

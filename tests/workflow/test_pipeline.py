@@ -43,7 +43,7 @@ def test_one_dvc_repro_makes_everything(finished: Project) -> None:
     ):
         assert (finished.path / path).stat().st_size > 0, path
     in_git = finished.run("git", "ls-files").splitlines()
-    assert "results/metrics.json" in in_git
+    assert "results/metrics/lsgm/tiny.json" in in_git
     assert "dvc.lock" in in_git
     assert not [
         path
@@ -215,10 +215,46 @@ def test_an_experiment_in_a_clone_runs_what_it_changes(clone: Project) -> None:
     ran = re.findall(r"^localrule (\w+):", said, flags=re.M)
     assert sorted(set(ran)) == ["configs", "evaluate", "evaluate_model", "freeze", "sample", "tabulate"]
     assert ran.count("sample") == 2
-    changed = json.loads(clone.run("dvc", "metrics", "diff", "--json"))["results/metrics.json"]
-    assert changed["tiny.lsgm.nfe"]["diff"] < 0
-    assert "tiny.lsgm.nelbo" not in changed  # the likelihood has a tolerance of its own
     assert clone.dry_run() == {}
+
+    changed = json.loads(clone.run("dvc", "params", "diff", "--json"))
+    assert changed == {"params.yaml": {"models.tiny.sample.tol": {"old": 0.01, "new": 0.5, "diff": 0.49}}}
+    changed = json.loads(clone.run("dvc", "metrics", "diff", "--json"))
+    assert changed["results/metrics/lsgm/tiny.json"]["nfe"]["diff"] < 0
+    assert "nelbo" not in changed["results/metrics/lsgm/tiny.json"]  # the likelihood has a tolerance of its own
+    clone.run("dvc", "plots", "diff")
+    page = (clone.path / "dvc_plots/index.html").read_text()
+    curves = json.loads(re.search(r"var spec = (\{.*\});\n", page)[1])
+    drawn = {(row["rev"], row["model"], row["stage"]) for row in curves["data"]["values"]}
+    assert drawn == {(rev, "tiny", stage) for rev in ("HEAD", "workspace") for stage in ("vae", "lsgm")}
+    assert "DVC_METRIC" not in json.dumps(curves)
+    assert "static/HEAD_results_figures_tiny_samples.png" in page
+    assert "static/workspace_results_figures_tiny_samples.png" in page
+
+
+def test_an_experiment_in_a_copy_runs_what_it_changes(clone: Project) -> None:
+    """As those of `dvc exp run --queue` do. The workspace stays as it is, until the experiment is applied."""
+    said = clone.run("dvc", "exp", "run", "--temp", "--name", "rough", "--set-param", "models.tiny.sample.tol=0.5")
+    ran = set(re.findall(r"^localrule (\w+):", said, flags=re.M))
+    assert ran == {"configs", "evaluate", "evaluate_model", "freeze", "sample", "tabulate"}
+    assert clone.run("git", "status", "--porcelain") == ""
+    changed = json.loads(clone.run("dvc", "metrics", "diff", "HEAD", "rough", "--json"))
+    assert changed["results/metrics/lsgm/tiny.json"]["nfe"]["diff"] < 0
+    clone.run("dvc", "exp", "apply", "rough")
+    clone.run("git", "commit", "--quiet", "--all", "--message", "rough")
+    clone.run("python", "workflow/scripts/adopt.py")
+    assert clone.dry_run() == {}
+
+
+def test_jobs_run_the_library_of_their_checkout(finished: Project) -> None:
+    """Where another one is installed, or comes first on the path."""
+    with finished.edited("lsgm/cli.py", "def prepare(", "import sys\n\nsys.exit('the edited one')\n\n\ndef prepare("):
+        other = type(finished)(finished.path, {**finished.environment, "PYTHONPATH": str(REPOSITORY)})
+        said = other.run("snakemake", "--force", "results/metrics/lsgm/tiny.json", fails=True)
+    assert "the edited one" in said
+    finished.run("git", "checkout", "--", "results")
+    finished.run("dvc", "checkout", "--quiet")
+    finished.run("python", "workflow/scripts/adopt.py")
 
 
 def test_changed_files_are_not_adopted(clone: Project) -> None:
@@ -231,3 +267,22 @@ def test_changed_files_are_not_adopted(clone: Project) -> None:
     clone.run("dvc", "checkout", "--force", "--quiet")
     clone.run("python", "workflow/scripts/adopt.py")
     assert clone.dry_run() == {}
+
+
+def test_an_altered_checkpoint_is_not_recorded(clone: Project) -> None:
+    """Snakemake takes altered weights for up to date, as they are newer than what they are made from."""
+    weights, lock = clone.path / "checkpoints/lsgm/tiny/model.safetensors", (clone.path / "dvc.lock").read_text()
+    assert clone.dry_run() == {}  # adopts what was pulled
+    saved = weights.read_bytes()
+    weights.write_bytes(saved[:-1] + bytes([saved[-1] ^ 1]))
+    assert "modified:           checkpoints/lsgm" in clone.run("dvc", "status")
+    assert clone.dry_run("train") == {}
+    for command in (("dvc", "repro"), ("snakemake", "samples/lsgm/tiny/samples.npy")):
+        assert "lsgm/tiny/model.safetensors: altered or damaged" in clone.run(*command, fails=True)
+    assert (clone.path / "dvc.lock").read_text() == lock
+    weights.unlink()
+    clone.run("dvc", "checkout", "--quiet")
+    assert weights.read_bytes() == saved
+    clone.run("python", "workflow/scripts/adopt.py")
+    assert clone.dry_run() == {}
+    assert "up to date" in clone.run("dvc", "status")

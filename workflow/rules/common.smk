@@ -9,10 +9,13 @@ from shlex import quote
 
 from snakemake.exceptions import WorkflowError
 
-# Each job runs the `lsgm` that is installed beside this Snakemake, whether or not its environment is activated.
-shell.prefix(f'export PATH={quote(str(Path(sys.executable).parent))}:"$PATH"; ')
+# Each job runs with the environment of this Snakemake, activated or not, and the library of this checkout, also where
+# another one is installed: `dvc exp run --temp` and `--queue` work in a copy.
+HERE = str(workflow.basedir)
+BESIDE = str(Path(sys.executable).parent)
+shell.prefix(f'export PATH={quote(BESIDE)}:"$PATH" PYTHONPATH={quote(HERE)}:"' + '${{PYTHONPATH-}}"; ')
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
+sys.path[:0] = [HERE, str(Path(HERE) / "workflow" / "scripts")]
 
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint

@@ -7,7 +7,9 @@ rule tabulate:
             file=["metrics.json", "samples.png", "history_vae.csv", "history_lsgm.csv"],
         ),
     output:
-        metrics="results/metrics.json",
+        metrics=expand(
+            "results/metrics/{prior}/{model}.json", prior=["vae", "lsgm_with_normal_prior", "lsgm"], model=PARAMS.run
+        ),
         history="results/tables/history.csv",
         markdown="results/tables/comparison.md",
         csv="results/tables/comparison.csv",

@@ -49,7 +49,8 @@ WAY_OUT = "To keep them, put the recorded state back (`git stash`, `dvc checkout
 def adopt(target: str) -> None:
     """Write Snakemake's records for the existing files that ``target`` needs."""
     # --forceall: without it the jobs stay without a record, and a later change of a parameter goes unseen.
-    command = [str(BIN / "snakemake"), "--touch", "--forceall", "--cores", "1", target]
+    # --rerun-incomplete: a killed job may have left its mark on files that were restored since.
+    command = [str(BIN / "snakemake"), "--touch", "--forceall", "--rerun-incomplete", "--cores", "1", target]
     done = subprocess.run(command, env={**os.environ, ADOPTING: "1"}, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"`snakemake --touch` could not record the restored files:\n{done.stdout}{done.stderr}")
