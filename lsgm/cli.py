@@ -85,7 +85,8 @@ def sample(args: argparse.Namespace) -> None:
     info = SampleInfo(config.count, config.solver, tol, nfe / batches, config.temperature, seconds)
     save_grid(array[:256], args.out / "grid.png")
     device_used = checkpoint.device_name(model.device)
-    write_json(args.out / "sampling.json", {**asdict(info), "device": device_used, "code": stage.code})
+    facts = {"device": device_used, "code": stage.code, "model": checkpoint.read_config(args.model).sha256}
+    write_json(args.out / "sampling.json", {**asdict(info), **facts})
     log.info(f"{args.out}: {info.images} images, NFE {info.nfe:.0f}, {info.seconds:.1f} s")
 
 

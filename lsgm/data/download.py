@@ -106,14 +106,14 @@ class _Transfer:
 
 
 def _attempts(url: str, transfer: _Transfer, timeout: float, retries: int, backoff: float) -> None:
-    failed = 0
+    failed = most = 0
     while True:
-        before = transfer.received
         try:
             _receive(url, transfer, timeout)
             return
         except _Fault as fault:
-            failed = 1 if transfer.received - before >= PROGRESS_BYTES else failed + 1
+            failed = 1 if transfer.received - most >= PROGRESS_BYTES else failed + 1
+            most = max(most, transfer.received)  # of a server that begins anew each time, too
             if not fault.again or failed > retries:
                 raise
             time.sleep(backoff * 2 ** (failed - 1))

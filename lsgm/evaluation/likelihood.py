@@ -179,9 +179,15 @@ def read_parts(paths: Sequence[Path], model: str) -> tuple[dict[str, Any], dict[
             first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
             part = first.pop("part")
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise LSGMError(f"{path}: no part of a NELBO ({error}); make it again with `lsgm nelbo`") from None
-        if first["stage"]["model"] != model or (headers and first != next(iter(headers.values()))):
+            raise LSGMError(
+                f"{path}: no part of a NELBO ({error}); delete it, and run the workflow or `lsgm nelbo` again"
+            ) from None
+        if first.get("stage", {}).get("model") != model or (headers and first != next(iter(headers.values()))):
             raise LSGMError(f"{path}: is of another model, or made with other settings, than the other parts are")
+        if part in headers:
+            raise LSGMError(
+                f"{path}: is part {part} of the NELBO of {model}, which another file is too; give each once"
+            )
         headers[part] = first
         lines += rest
     parts = first["parts"] if headers else 1
@@ -194,6 +200,11 @@ def read_parts(paths: Sequence[Path], model: str) -> tuple[dict[str, Any], dict[
             name: torch.tensor([value for line in own for value in line[name]], dtype=torch.float64)
             for name in ("nelbo", "reconstruction", "kl", "iw_bound")
         }
+        if len(values["nelbo"]) != first["images"]:
+            raise LSGMError(
+                f"NELBO of {model}: {len(values['nelbo'])} of {first['images']} images ({key}) in "
+                f"{', '.join(map(str, paths))}; delete these files and run the workflow, or `lsgm nelbo`, again"
+            )
         iw_samples = int(first["stage"]["nelbo"]["iw_samples"])
         found[key] = SetNELBO(
             values["nelbo"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def make_reference(stage: StatisticsStage, data: Path, out: Path, device: torch.
         "extractor": stage.extractor,
         "images": found.images,
         "source": source(store, stage.extractor),
-        "versions": {name: _version(name) for name in ("torch", "torch-fidelity", "clean-fid")},
+        "torch": version("torch"),
         "code": stage.code,
     }
     tensors = {"mean": found.moments.mean, "scatter": found.moments.scatter, "features": found.features}
@@ -159,23 +159,20 @@ def read_reference(path: Path, store: ImageStore) -> Statistics:
             meta = json.loads(file.metadata()["statistics"])
             mean, scatter, features = (file.get_tensor(name) for name in ("mean", "scatter", "features"))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise LSGMError(f"{path}: no statistics of images ({error}); make them again with `lsgm statistics`") from None
+        raise LSGMError(
+            f"{path}: no statistics of images ({error}); delete it, and run the workflow or `lsgm statistics` again"
+        ) from None
     expected = source(store, meta["extractor"])
     if meta["source"] != expected:
         differing = sorted(key for key in expected if expected[key] != meta["source"].get(key))
         raise LSGMError(
-            f"{path}: is of other {' and '.join(differing)} than are here now; make it again with `lsgm statistics`"
+            f"{path}: is of other {' and '.join(differing)} than are here now; delete it, and run the workflow "
+            "or `lsgm statistics` again"
         )
     return Statistics(meta["extractor"], Moments(meta["images"], mean, scatter), features, source=expected)
 
 
 def source(store: ImageStore, name: str) -> dict[str, Any]:
     """What the statistics of a store's training images depend on, by content."""
-    return {"dataset": store.name, "images": store.hashes("train"), "weights": sha256(weights_of(name))}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return {"dataset": store.name, "images": store.hashes("train"), "weights": sha256(weights_of(name)),
+            "packages": {package: version(package) for package in extractor(name).packages}}  # fmt: skip

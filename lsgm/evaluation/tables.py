@@ -41,6 +41,7 @@ class Part(Section):
 class NELBO(Part):
     nelbo: float
     stderr: float
+    bpd: float = math.nan
     reconstruction: float
     kl: float
     iw_samples: int = 1
@@ -279,9 +280,11 @@ def summary(metrics: Metrics) -> dict[str, Any]:
 
     def of(key: str) -> dict[str, Any]:
         nelbo: NELBO = getattr(metrics.nelbo, key)
-        found: dict[str, float] = {"nelbo": nelbo.nelbo, "reconstruction": nelbo.reconstruction, "kl": nelbo.kl}
-        if nelbo.iw_bound is not None:
-            found[f"iw_bound_{nelbo.iw_samples}"] = nelbo.iw_bound
+        found: dict[str, float] = {"nelbo": nelbo.nelbo, "stderr": nelbo.stderr}
+        found |= {} if math.isnan(nelbo.bpd) else {"bpd": nelbo.bpd}
+        found |= {"reconstruction": nelbo.reconstruction, "kl": nelbo.kl}
+        if nelbo.iw_bound is not None and nelbo.iw_stderr is not None:
+            found |= {f"iw_bound_{nelbo.iw_samples}": nelbo.iw_bound, "iw_stderr": nelbo.iw_stderr}
         if key in SAMPLED:
             found |= _fidelity(metrics, key)
             training: Training = getattr(metrics.training, key)
@@ -303,8 +306,9 @@ def _caption(metrics: Metrics) -> str:
     if fidelity is not None:
         name, floor = next(iter(fidelity.floor.items()))
         text += (
-            f"{_distance(name)}N = {fidelity.images}) of samples to the training images; its floor, two disjoint sets "
-            f"of {fidelity.floor_images} real images against each other, is {floor:.2f}. "
+            f"{_distance(name)}N = {fidelity.images}) of samples to the training images; between two disjoint sets "
+            f"of {fidelity.floor_images} real images it is {floor:.2f}"
+            f"{'' if fidelity.floor_images == fidelity.images else ' (it falls with their number)'}. "
         )
     return f"{text}Measured on {metrics.device}, {metrics.date}."
 

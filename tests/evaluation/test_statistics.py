@@ -110,7 +110,7 @@ def test_a_file_holds_what_was_measured_and_of_what(small_store: ImageStore, tmp
 
     with safe_open(tmp_path / "a", "pt") as file:
         meta = json.loads(file.metadata()["statistics"])
-    assert meta["code"] == "c0de" and meta["versions"]["torch"] == torch.__version__
+    assert meta["code"] == "c0de" and meta["torch"] == torch.__version__
 
 
 def test_a_file_of_other_images_or_weights_is_refused(
@@ -120,7 +120,7 @@ def test_a_file_of_other_images_or_weights_is_refused(
     with monkeypatch.context() as patch:
         patch.setitem(small_store.manifest["files"]["train_images.npy"], "sha256", "0" * 64)
         with pytest.raises(
-            LSGMError, match="file: is of other images than are here now; make it again with `lsgm stat"
+            LSGMError, match="file: is of other images than are here now; delete it, and run the workflow"
         ):
             read_reference(tmp_path / "file", small_store)
     with monkeypatch.context() as patch:

@@ -104,7 +104,7 @@ def test_a_model_without_frechet_distance(tmp_path: Path) -> None:
     column = table["frechet_mnist_classifier"]
     assert column.notna().tolist() == [True, False, True, False, False, False]
     text = (tmp_path / "both" / "tables" / "comparison.md").read_text()
-    assert text.count("its floor, two disjoint sets") == 1 and "N = 2000) ↓" in text
+    assert text.count("between two disjoint sets") == 1 and "N = 2000) ↓" in text
     tabulate([two], tmp_path / "alone")
     assert "frechet" not in (tmp_path / "alone" / "tables" / "comparison.csv").read_text()
     assert "frechet" not in (tmp_path / "alone" / "metrics/lsgm/other.json").read_text()
@@ -169,6 +169,7 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
     found = {prior: json.loads((tmp_path / "metrics" / prior / "mnist_demo.json").read_text()) for prior in PRIORS}
     assert found["lsgm"] == {
         "nelbo": 95.12,
+        "stderr": 1.25,
         "reconstruction": 70.0,
         "kl": 25.12,
         "frechet_mnist_classifier": 2.5,
@@ -181,7 +182,7 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
         "gain_stderr": 0.25,
     }
     assert found["vae"]["skipped_steps"] == 0
-    assert found["lsgm_with_normal_prior"].keys() == {"nelbo", "reconstruction", "kl"}
+    assert found["lsgm_with_normal_prior"].keys() == {"nelbo", "stderr", "reconstruction", "kl"}
     tabulate([folder(tmp_path / "in" / "other")], tmp_path)  # the first one is no longer run
     assert sorted(path.name for path in (tmp_path / "metrics").rglob("*.json")) == ["other.json"] * 3
 
@@ -209,8 +210,8 @@ def test_a_further_estimator_has_a_row_of_its_own(tmp_path: Path) -> None:
 
     tabulate([folder(tmp_path / "in" / "mnist_demo", discretised)], tmp_path)
     assert "| LSGM (discretised bound) | 96.50 ± 1.25 |" in (tmp_path / "tables" / "comparison.md").read_text()
-    found = json.loads((tmp_path / "metrics.json").read_text())["mnist_demo"]
-    assert found["lsgm_discretised"] == {"nelbo": 96.5, "reconstruction": 70.0, "kl": 25.12}
+    found = json.loads((tmp_path / "metrics" / "lsgm_discretised" / "mnist_demo.json").read_text())
+    assert found == {"nelbo": 96.5, "stderr": 1.25, "reconstruction": 70.0, "kl": 25.12}
 
 
 def test_paper_column_where_the_paper_has_a_figure(tmp_path: Path) -> None:
