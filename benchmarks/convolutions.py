@@ -2,18 +2,23 @@
 
     python benchmarks/convolutions.py
 
-Forward (no graph), and forward with backward. The depthwise ones are those of the VAE's decoder.
+Forward (no graph), and forward with backward. The depthwise ones are those of the VAE's decoder, by PyTorch and by our
+:class:`DepthwiseConv2d`; those of width 3 are for comparison.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from machine import machine, median_seconds, table
 
 from lsgm.cli import keep_freed_memory
+from lsgm.networks.layers import DepthwiseConv2d
 
-SHAPES = [  # batch, channels in, channels out, size, kernel, groups
+SHAPES = [  # batch, channels in, channels out, size, kernel's width (depthwise ones are 5 high), groups
     (16, 256, 256, 8, 3, 1),
     (16, 256, 256, 4, 3, 1),
     (16, 512, 256, 4, 3, 1),
@@ -22,29 +27,41 @@ SHAPES = [  # batch, channels in, channels out, size, kernel, groups
     (32, 16, 16, 32, 3, 1),
     (32, 96, 96, 32, 5, 96),
     (32, 96, 96, 16, 5, 96),
+    (32, 96, 96, 32, 3, 96),
+    (32, 96, 96, 16, 3, 96),
 ]
 
 
+CPU = torch.device("cpu")
+
+
+def measured(forward: Callable[[], torch.Tensor], gradient: torch.Tensor) -> list[str]:
+    """Milliseconds forward, and forward with backward."""
+    with torch.no_grad():
+        alone = median_seconds(forward, CPU, 31)[0]
+    return [f"{1e3 * alone:.2f}", f"{1e3 * median_seconds(lambda: forward().backward(gradient), CPU, 31)[0]:.2f}"]
+
+
 def main() -> None:
-    cpu = torch.device("cpu")
     keep_freed_memory()
-    print(machine(cpu))
+    print(machine(CPU))
     rows = []
     for batch, c_in, c_out, size, k, groups in SHAPES:
-        row = [f"{batch} x {c_in} x {size} x {size}, {'depthwise' if groups > 1 else f'to {c_out},'} {k}x{k}"]
+        high = k if groups == 1 else 5
+        row = [f"{batch} x {c_in} x {size} x {size}, {'depthwise' if groups > 1 else f'to {c_out},'} {high}x{k}"]
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(batch, c_in, size, size).to(memory_format=layout).requires_grad_()
-            w = torch.randn(c_out, c_in // groups, k, k).to(memory_format=layout).requires_grad_()
+            w = torch.randn(c_out, c_in // groups, high, k).to(memory_format=layout).requires_grad_()
             gradient = torch.randn(batch, c_out, size, size).to(memory_format=layout)
 
-            def forward(x: torch.Tensor = x, w: torch.Tensor = w, k: int = k, groups: int = groups) -> torch.Tensor:
-                return F.conv2d(x, w, padding=k // 2, groups=groups)
+            padding = (high // 2, k // 2)
+            forward = partial(F.conv2d, x, w, padding=padding, groups=groups)
 
-            with torch.no_grad():
-                row.append(f"{1e3 * median_seconds(forward, cpu, 31)[0]:.2f}")
-            both = median_seconds(lambda f=forward, g=gradient: f().backward(g), cpu, 31)[0]  # type: ignore[misc]
-            row.append(f"{1e3 * both:.2f}")
+            row += measured(forward, gradient)
         rows.append(row)
+        if groups > 1 and k == 5:
+            ours = DepthwiseConv2d(c_in, k).to(memory_format=torch.channels_last)
+            rows.append([f"{row[0]}, ours", "", "", *measured(partial(ours, x), gradient)])
     print(table(["ms", "forward, default", "both, default", "forward, channels-last", "both, channels-last"], rows))
 
 
