@@ -13,7 +13,7 @@ Its parts, in the order of the file::
                 recall_<extractor>, inception_score, inception_score_std, clean_fid; floor: the distance between two
                 sets of floor_images real ones, under the same name; reference: hashes of what it was computed from
     sampling    for lsgm and vae images, solver, tol, nfe, temperature, seconds, device
-    training    for lsgm and vae steps, seconds, skipped, restarts ... of the last stage
+    training    for lsgm and vae steps, seconds, skipped, restarts, diverged_at (a step, or null) ... of the last stage
     code        fingerprints of the stages that made it
 """
 
@@ -59,8 +59,11 @@ def evaluate(
     """
     config = stage.evaluate
     store = ImageStore(data, stage.dataset)
-    header, nelbos = read_parts(nelbo, stage.model)
+    header, nelbos = read_parts(nelbo)
     configs = {"vae": checkpoint.read_config(vae), "lsgm": checkpoint.read_config(model)}
+    for kind, key in (("lsgm", "model"), ("vae", "vae")):  # by their weights: models may share a training and its NELBO
+        if configs[kind].sha256 not in (None, header[key]):
+            raise LSGMError(f"{nelbo[0]}: is of another {kind} than that in {(model, vae)[kind == 'vae']}")
     sampling = {"vae": read_json(vae_samples / "sampling.json"), "lsgm": read_json(samples / "sampling.json")}
     gain = nelbos["vae"].nelbo - nelbos["lsgm"].nelbo  # paired: the same images and draws
     log.info(f"NELBO {nelbos['vae'].nelbo.mean():.2f} (VAE), {nelbos['lsgm'].nelbo.mean():.2f} (LSGM) nats/image")

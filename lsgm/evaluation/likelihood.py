@@ -166,8 +166,8 @@ def make_part(
     path.unlink()
 
 
-def read_parts(paths: Sequence[Path], model: str) -> tuple[dict[str, Any], dict[str, SetNELBO]]:
-    """The header and the NELBOs of ``model``, by prior, from all the parts that :func:`make_part` wrote.
+def read_parts(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, SetNELBO]]:
+    """The header and the NELBOs of a model, by prior, from all the parts that :func:`make_part` wrote.
 
     Raises:
         LSGMError: a file cannot be read, is of something else than the first one, or a part is missing.
@@ -180,11 +180,11 @@ def read_parts(paths: Sequence[Path], model: str) -> tuple[dict[str, Any], dict[
             part = first.pop("part")
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise LSGMError(f"{path}: no part of a NELBO ({error}); make it again with `lsgm nelbo`") from None
-        if first["stage"]["model"] != model or (headers and first != next(iter(headers.values()))):
+        if headers and first != next(iter(headers.values())):
             raise LSGMError(f"{path}: is of another model, or made with other settings, than the other parts are")
         headers[part] = first
         lines += rest
-    parts = first["parts"] if headers else 1
+    parts, model = first["parts"], first["stage"]["model"]
     if missing := sorted(set(range(parts)) - headers.keys()):
         raise LSGMError(f"NELBO of {model}: of {parts} parts {missing} are missing; make them with `lsgm nelbo`")
     found = {}
