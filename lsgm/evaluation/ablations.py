@@ -94,7 +94,7 @@ def table(stage: TabulateStage, frame: pd.DataFrame) -> pd.DataFrame:
     reasons = _reasons(frame)
     distance = _distance_column(frame)
     pair = [name for name in ("nelbo", distance) if name]
-    groups = {key: group for key, group in frame.groupby(list(stage.axes), sort=False)}
+    groups: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(list(stage.axes), sort=False)))
     # Of each measure the lowest mean, of VAE and LSGM together where both are shown.
     best = {name: min((_mean(group[name]) for group in groups.values()), default=math.nan) for name in pair}
     if not stage.columns:
@@ -166,8 +166,8 @@ def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) 
     time = (f"{title} {_range(frame[name], digits)}" for name, (title, digits) in COST.items())
     devices = _each(str(device) for device in frame["device"].dropna())
     lines.append(
-        f"From cell to cell: {', '.join(time)}. Training includes that of the VAE, and what cells share counts for each "
-        f"of them. Trained on {devices}, {_each(metrics.date for metrics in models)}."
+        f"From cell to cell: {', '.join(time)}. Training includes that of the VAE; what cells share counts for each of "
+        f"them. Trained on {devices}, {_each(metrics.date for metrics in models)}."
     )
     return [*lines, *([stage.note] if stage.note else [])]
 

@@ -29,7 +29,10 @@ PRIORS = {
     "lsgm": "LSGM",
 }
 SAMPLED = ("vae", "lsgm")  # the LSGM's VAE was not trained for the prior N(0, I)
-HEAD = '<meta charset="utf-8">\n<style>body {font: 14px sans-serif} td, th {padding: 4px 10px; text-align: right}</style>\n'
+HEAD = (
+    '<meta charset="utf-8">\n'
+    "<style>body {font: 14px sans-serif} td, th {padding: 4px 10px; text-align: right}</style>\n"
+)
 DISTANCES = {"fid": "FID (", "clean_fid": "FID by clean-fid ("}
 
 
@@ -311,8 +314,8 @@ def _caption(metrics: Metrics) -> str:
     if fidelity is not None:
         name, floor = next(iter(fidelity.floor.items()))
         text += (
-            f"{distance_title(name)}N = {fidelity.images}) of samples to the training images; its floor, two disjoint sets "
-            f"of {fidelity.floor_images} real images against each other, is {floor:.2f}. "
+            f"{distance_title(name)}N = {fidelity.images}) of samples to the training images; its floor, two disjoint "
+            f"sets of {fidelity.floor_images} real images against each other, is {floor:.2f}. "
         )
     for what, training in (("VAE", metrics.training.vae), ("LSGM", metrics.training.lsgm)):
         if training.diverged_at is not None:
