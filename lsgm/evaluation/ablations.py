@@ -230,7 +230,10 @@ def _distance_column(frame: pd.DataFrame) -> str | None:
 
 
 def _title(frame: pd.DataFrame, name: str) -> str:
-    return "NELBO" if name == "nelbo" else distance_title(name).rstrip("( ").rstrip(",").replace("(", "").strip()
+    if name == "nelbo":
+        return "NELBO"
+    title = distance_title(name)
+    return f"{title[:-2]})" if title.endswith(", ") else title.removesuffix(" (")
 
 
 def _reasons(frame: pd.DataFrame) -> dict[str, int]:
