@@ -211,7 +211,7 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
                 x=means[column].tolist(),
                 y=means[y].tolist(),
                 group=[""] * len(means) if one else means[first].tolist(),
-                text=means[first].tolist() if one else means[others].agg(", ".join, axis=1).tolist(),
+                text=means[first].tolist() if one else [", ".join(row) for row in means[others].itertuples(index=False)],
                 x_title=title,
                 y_title=_title(frame, y),
                 log=name != "nelbo",
