@@ -205,13 +205,13 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
         y = distance or "nelbo"
         means = good.groupby(list(stage.axes), sort=False)[list(dict.fromkeys([column, y]))].mean().reset_index()
         first, *others = stage.axes
-        one = not others
+        labels = [", ".join(row) for row in means[others or [first]].itertuples(index=False)]
         panels.append(
             Points(
                 x=means[column].tolist(),
                 y=means[y].tolist(),
-                group=[""] * len(means) if one else means[first].tolist(),
-                text=means[first].tolist() if one else [", ".join(row) for row in means[others].itertuples(index=False)],
+                group=means[first].tolist() if others else [""] * len(means),
+                text=labels,
                 x_title=title,
                 y_title=_title(frame, y),
                 log=name != "nelbo",
