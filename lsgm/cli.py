@@ -20,6 +20,7 @@ from lsgm.config import (
     PretrainStage,
     SampleStage,
     StatisticsStage,
+    TabulateStage,
     TrainStage,
     load_stage,
 )
@@ -124,9 +125,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def tabulate(args: argparse.Namespace) -> None:
-    from lsgm.evaluation.tables import tabulate as run
+    from lsgm.evaluation import ablations, tables
 
-    run(args.results, args.out)
+    stage = load_stage(TabulateStage, args.config) if args.config else None
+    if stage is not None and stage.cells:
+        ablations.tabulate(stage, args.results, args.out)
+    else:
+        tables.tabulate(args.results, args.out)
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -173,9 +178,9 @@ def describe(args: argparse.Namespace) -> None:
         print(run(config.image, config.vae, config.prior, config.sde))
         return
     params = load_params("params.yaml")
-    if args.model not in params.models:
+    if args.model not in params.everything:
         raise LSGMError(f"{args.model}: neither a model's folder nor one of params.yaml: {', '.join(params.models)}")
-    model = params.models[args.model]
+    model = params.everything[args.model]
     image = dataset(model.dataset, params.datasets[model.dataset]).image
     print(run(image, params.vae(args.model), model.prior, model.sde, model.train.train_vae))
 
@@ -280,6 +285,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("folder", type=Path, help="the folder of a model, or one that holds such, as checkpoints/")
     tables = command("tabulate", tabulate, "Tables and figures of evaluated models.", ("--out", "folder"))
     tables.add_argument("--results", type=Path, nargs="+", required=True, help="folders that `lsgm evaluate` wrote")
+    tables.add_argument("--config", type=Path, help="frozen configuration: of an ablation, the table of its cells")
     return top
 
 

@@ -149,6 +149,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str],
         shutil.copy2(source, target, follow_symlinks=False)
     params = yaml.safe_load((REPOSITORY / "tests/workflow/tiny.yaml").read_text())
     params["models"]["unused"] = copy.deepcopy(params["models"]["tiny"])
+    params["models"]["unused"]["pretrain"]["seed"] = 2  # or it would share what the other one has
     params["datasets"]["mnist"]["path"] = str(write_idx(mnist_store, root / "idx"))
     (original / "params.yaml").write_text(yaml.safe_dump(params))
     project = Project(original, environment)

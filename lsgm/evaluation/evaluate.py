@@ -13,7 +13,7 @@ Its parts, in the order of the file::
                 recall_<extractor>, inception_score, inception_score_std, clean_fid; floor: the distance between two
                 sets of floor_images real ones, under the same name; reference: hashes of what it was computed from
     sampling    for lsgm and vae images, solver, tol, nfe, temperature, seconds, device
-    training    for lsgm and vae steps, seconds, skipped, restarts ... of the last stage
+    training    for lsgm and vae steps, seconds, skipped, restarts, diverged_at (a step, or null) ... of the last stage
     code        fingerprints of the stages that made it
 """
 
@@ -59,9 +59,10 @@ def evaluate(
     """
     config = stage.evaluate
     store = ImageStore(data, stage.dataset)
-    header, nelbos = read_parts(nelbo, stage.model)
+    header, nelbos = read_parts(nelbo)
     configs = {"vae": checkpoint.read_config(vae), "lsgm": checkpoint.read_config(model)}
     sampling = {"vae": read_json(vae_samples / "sampling.json"), "lsgm": read_json(samples / "sampling.json")}
+    # By the weights, not the name: models with the same settings share a training, its NELBO and its samples.
     for kind, key, folder in (("lsgm", "model", samples), ("vae", "vae", vae_samples)):
         trained = configs[kind].sha256  # None: of an older version
         if trained not in (None, header[key]):

@@ -27,6 +27,7 @@ Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W], C = 1 or 3, in 0..255
 SEPARATOR = 56  # a grey that parts black images without drawing the eye
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#9AD0F2"
+COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along: the same letters on every machine
     "font.size": 11,
@@ -190,6 +191,41 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
         axes.set_ylabel("NELBO of training batches\n(nats/image)")
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
         axes.legend(loc="upper right")
+
+
+@dataclass(frozen=True)
+class Points:
+    """One panel of points, in colours by group."""
+
+    x: list[float]
+    y: list[float]
+    group: list[str]  # "": no legend
+    text: list[str]  # beside the points, where they are few
+    x_title: str
+    y_title: str
+    log: bool = False  # the x axis
+
+
+def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> None:
+    """Write panels of points side by side as a PNG; points that are not finite are left out."""
+    with _figure(path, (6.5 * len(panels), 4.6), layout="constrained") as figure:
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            groups = list(dict.fromkeys(panel.group))
+            for i, group in enumerate(groups):
+                chosen = [j for j, name in enumerate(panel.group) if name == group]
+                xs, ys = [panel.x[j] for j in chosen], [panel.y[j] for j in chosen]
+                axes.plot(xs, ys, "o", color=COLOURS[i % len(COLOURS)], markersize=7, label=group)
+            for x, y, text in zip(panel.x, panel.y, panel.text, strict=True):
+                if len(panel.x) <= few and math.isfinite(x) and math.isfinite(y):
+                    axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color="#333333")
+            if panel.log and any(x > 0 for x in panel.x):
+                axes.set_xscale("log")
+            axes.margins(0.12)
+            axes.set_xlabel(panel.x_title)
+            axes.set_ylabel(panel.y_title)
+            axes.grid(color="#DDDDDD", linewidth=0.8)
+            if groups and any(groups):
+                axes.legend()
 
 
 @contextmanager

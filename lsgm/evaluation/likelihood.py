@@ -166,8 +166,8 @@ def make_part(
     path.unlink()
 
 
-def read_parts(paths: Sequence[Path], model: str) -> tuple[dict[str, Any], dict[str, SetNELBO]]:
-    """The header and the NELBOs of ``model``, by prior, from all the parts that :func:`make_part` wrote.
+def read_parts(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, SetNELBO]]:
+    """The header and the NELBOs of a model, by prior, from all the parts that :func:`make_part` wrote.
 
     Raises:
         LSGMError: a file cannot be read, is of something else than the first one, or a part is missing.
@@ -182,15 +182,13 @@ def read_parts(paths: Sequence[Path], model: str) -> tuple[dict[str, Any], dict[
             raise LSGMError(
                 f"{path}: no part of a NELBO ({error}); delete it, and run the workflow or `lsgm nelbo` again"
             ) from None
-        if first.get("stage", {}).get("model") != model or (headers and first != next(iter(headers.values()))):
+        if headers and first != next(iter(headers.values())):
             raise LSGMError(f"{path}: is of another model, or made with other settings, than the other parts are")
         if part in headers:
-            raise LSGMError(
-                f"{path}: is part {part} of the NELBO of {model}, which another file is too; give each once"
-            )
+            raise LSGMError(f"{path}: is part {part} of the NELBO, which another file is too; give each once")
         headers[part] = first
         lines += rest
-    parts = first["parts"] if headers else 1
+    parts, model = first["parts"], first["stage"]["model"]
     if missing := sorted(set(range(parts)) - headers.keys()):
         raise LSGMError(f"NELBO of {model}: of {parts} parts {missing} are missing; make them with `lsgm nelbo`")
     found = {}

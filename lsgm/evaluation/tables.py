@@ -29,6 +29,10 @@ PRIORS = {
     "lsgm": "LSGM",
 }
 SAMPLED = ("vae", "lsgm")  # the LSGM's VAE was not trained for the prior N(0, I)
+HEAD = (
+    '<meta charset="utf-8">\n'
+    "<style>body {font: 14px sans-serif} td, th {padding: 4px 10px; text-align: right}</style>\n"
+)
 DISTANCES = {"fid": "FID (", "clean_fid": "FID by clean-fid ("}
 
 
@@ -94,11 +98,18 @@ class Training(Part):
     seconds_before: float = 0.0  # of end-to-end trainings that this one started from
     skipped: int = 0  # steps that were left out, as not finite or exploding
     restarts: int = 0  # times it went back to an earlier state
+    diverged_at: int | None = None  # the step, for good; the model is that of the last good state
+    device: str | None = None
 
 
 class Trainings(Part):
     vae: Training
     lsgm: Training
+
+    @property
+    def total(self) -> float:
+        """Seconds that the LSGM takes from nothing."""
+        return self.vae.seconds + self.lsgm.seconds_before + self.lsgm.seconds
 
 
 class Metrics(Part):
@@ -137,15 +148,15 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
     for model, folder in folders.items():
         _copy(folder / "samples.png", out / "figures" / f"{model}_samples.png")
     table = comparison(models)
-    _write(out / "tables" / "comparison.csv", csv(table))
-    _write(out / "tables" / "comparison.md", markdown(table, models))
-    _write(out / "tables" / "comparison.html", html(table))
+    write_text(out / "tables" / "comparison.csv", csv(table))
+    write_text(out / "tables" / "comparison.md", markdown(table, models))
+    write_text(out / "tables" / "comparison.html", html(table))
     long = pd.concat(
         [frame.assign(model=model, stage=stage) for (model, stage), frame in histories.items()], ignore_index=True
     )
     first = ["model", "stage", "step"]
     long = long[[*first, *(name for name in long.columns if name not in first)]]
-    _write(out / "tables" / "history.csv", long.to_csv(index=False, lineterminator="\n"))
+    write_text(out / "tables" / "history.csv", long.to_csv(index=False, lineterminator="\n"))
     for stale in (out / "metrics").glob("*/*.json"):  # of models that are no longer run
         stale.unlink()
     for metrics in models:
@@ -206,8 +217,7 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
                     "nfe": sampling.nfe,
                     "sampling_s_per_1000": 1000 * sampling.seconds / sampling.images if sampling.images else None,
                 }
-            lsgm = metrics.training.lsgm
-            training = metrics.training.vae.seconds + (0 if key == "vae" else lsgm.seconds_before + lsgm.seconds)
+            training = metrics.training.vae.seconds if key == "vae" else metrics.training.total
             rows.append(row | {"training_s": training})
     fidelity = list(dict.fromkeys(name for metrics in models for name in _fidelity(metrics, "lsgm")))
     measured = ["nelbo", "nelbo_stderr", "nelbo_paper", "reconstruction", "kl"]
@@ -228,9 +238,8 @@ def csv(table: pd.DataFrame) -> str:
 
 def html(table: pd.DataFrame) -> str:
     """:func:`comparison` as a page of its own, for the workflow's HTML report."""
-    style = "<style>body {font: 14px sans-serif} td, th {padding: 4px 10px; text-align: right}</style>\n"
     body = table.to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
-    return f'<meta charset="utf-8">\n{style}{body}\n'
+    return f"{HEAD}{body}\n"
 
 
 def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
@@ -240,12 +249,12 @@ def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
     counts = " / ".join(dict.fromkeys(str(metrics.fidelity.images) for metrics in models if metrics.fidelity))
     samples = " / ".join(dict.fromkeys(str(metrics.nelbo.lsgm.iw_samples) for metrics in models))
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "reconstruction": ("reconstruction", _number(2)),
-        "kl": ("KL", _number(2)),
-        **{name: (f"{_distance(name)}N = {counts}) ↓", _number(2)) for name in distances},
-        "nfe": ("NFE", _number(0)),
-        "sampling_s_per_1000": ("sampling (s / 1000 images)", _number(2)),
-        "training_s": ("training (s)", _number(0)),
+        "reconstruction": ("reconstruction", number(2)),
+        "kl": ("KL", number(2)),
+        **{name: (f"{distance_title(name)}N = {counts}) ↓", number(2)) for name in distances},
+        "nfe": ("NFE", number(0)),
+        "sampling_s_per_1000": ("sampling (s / 1000 images)", number(2)),
+        "training_s": ("training (s)", number(0)),
     }
     text = pd.DataFrame(
         {
@@ -290,6 +299,8 @@ def summary(metrics: Metrics) -> dict[str, Any]:
             training: Training = getattr(metrics.training, key)
             found |= {"nfe": getattr(metrics.sampling, key).nfe}
             found |= {"skipped_steps": training.skipped, "restarts": training.restarts}
+            if training.diverged_at is not None:
+                found["diverged_at"] = training.diverged_at
         if key == "lsgm":
             found |= {"gain": metrics.nelbo.gain.nelbo, "gain_stderr": metrics.nelbo.gain.stderr}
         return {name: _rounded(value) for name, value in found.items()}
@@ -306,10 +317,13 @@ def _caption(metrics: Metrics) -> str:
     if fidelity is not None:
         name, floor = next(iter(fidelity.floor.items()))
         text += (
-            f"{_distance(name)}N = {fidelity.images}) of samples to the training images; between two disjoint sets "
-            f"of {fidelity.floor_images} real images it is {floor:.2f}"
+            f"{distance_title(name)}N = {fidelity.images}) of samples to the training images; between two disjoint "
+            f"sets of {fidelity.floor_images} real images it is {floor:.2f}"
             f"{'' if fidelity.floor_images == fidelity.images else ' (it falls with their number)'}. "
         )
+    for what, training in (("VAE", metrics.training.vae), ("LSGM", metrics.training.lsgm)):
+        if training.diverged_at is not None:
+            text += f"The training of the {what} diverged at step {training.diverged_at}: this is its last good state. "
     return f"{text}Measured on {metrics.device}, {metrics.date}."
 
 
@@ -329,12 +343,12 @@ def _fidelity(metrics: Metrics, key: str) -> dict[str, float]:
     return dict(getattr(metrics.fidelity, key)) if metrics.fidelity is not None else {}
 
 
-def _distance(name: str) -> str:
+def distance_title(name: str) -> str:
     """The heading of a Fréchet distance, which goes on with the number of samples."""
     return DISTANCES.get(name, f"Fréchet distance ({name.removeprefix('frechet_')}, ")
 
 
-def _number(digits: int) -> Callable[[float], str]:
+def number(digits: int) -> Callable[[float], str]:
     return lambda value: "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -359,7 +373,7 @@ def _rounded(value: float) -> float | str:
     return float(f"{value:.4g}") if math.isfinite(value) else str(value)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
 

@@ -206,10 +206,12 @@ class Summary:
     skipped: int  # steps left out
     restarts: int  # times the training went back to an earlier state
     processes: int
+    diverged_at: int | None = None  # the step; what is left is the last good state
 
     def __str__(self) -> str:
         text = f"{self.steps} steps, {self.images_per_second:.0f} img/s"
-        return f"{text}, {self.skipped} left out, {self.restarts} restarts" if self.skipped else text
+        text = f"{text}, {self.skipped} left out, {self.restarts} restarts" if self.skipped else text
+        return text if self.diverged_at is None else f"{text}, diverged at step {self.diverged_at}"
 
 
 @dataclass
@@ -264,6 +266,7 @@ class Engine:
         self._buffers, self._buffers_before = buffers, [b.clone() for b in buffers]
         self._weights = NormalisedWeights(*task.networks.values())
         self._rescued_to = -1  # the step of the state that was gone back to
+        self.diverged_at: int | None = None
         self.stop = False
 
     # -- state
@@ -309,7 +312,8 @@ class Engine:
 
         Raises:
             Stopped: on SIGTERM or an interrupt from the keyboard, after the state was saved.
-            LSGMError: the training diverged and did not recover; or its states cannot be read or written.
+            LSGMError: the training diverged and did not recover (with `rescue.give_up: record` it then ends with the
+                last good state); or its states cannot be read or written.
         """
         self._began = time.monotonic()
         found = self._restore()
@@ -330,7 +334,7 @@ class Engine:
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with Progress(self.what, self.schedule.steps, "img", self.batches.batch, done=self.step) as bar:
-                while self.step < self.schedule.steps:
+                while self.step < self.schedule.steps and self.diverged_at is None:
                     self.one_step()
                     rows = self.history.rows
                     bar.to(self.step, lambda: f"NELBO {rows[-1]['nelbo']:.1f} nats" if rows else "")  # noqa: B023
@@ -338,9 +342,9 @@ class Engine:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         seconds = self.care.seconds + time.monotonic() - self._began
-        rate = self.schedule.steps * self.batches.batch / seconds
+        rate = self.step * self.batches.batch / seconds
         care = self.care
-        return Summary(self.schedule.steps, rate, seconds, care.skipped, care.restarts, self.ranks.world)
+        return Summary(self.step, rate, seconds, care.skipped, care.restarts, self.ranks.world, self.diverged_at)
 
     def _on_signal(self, number: int, _: object) -> None:
         self.stop = True
@@ -434,6 +438,9 @@ class Engine:
         if care.bad < rescue.bad_steps or looks_for_scale:
             return
         if care.restarts >= rescue.tries:
+            if rescue.give_up == "record" and self.states is not None:
+                self._give_up()
+                return
             raise LSGMError(
                 f"{self.what}: diverged at step {self.step}, after {care.restarts} restarts with lower learning rates "
                 f"({diagnosis}); a lower learning rate, a longer warm-up or a larger spectral_reg is the way out"
@@ -452,6 +459,17 @@ class Engine:
             f"{self.what}: back to step {self.step}, learning rates x {self.care.lr_factor(rescue):g}, spectral "
             f"regularisation x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.tries})"
         )
+
+    def _give_up(self) -> None:
+        """Back to the last good state for good; the history says where it diverged."""
+        self.diverged_at, care = self.step, self.care
+        log.info(f"{self.what}: diverged at step {self.step} for good; the last good state is what is kept")
+        self._restore()
+        self.care.bad, self.care.skipped, self.care.restarts = 0, care.skipped, care.restarts
+        self.care.seconds, self.care.norms = care.seconds, care.norms
+        care_row = {"skipped": care.skipped, "restarts": care.restarts}
+        epoch = self.diverged_at / len(self.batches)
+        self.history.add_row({"step": self.diverged_at, "epoch": epoch, "nelbo": math.nan, **care_row})
 
     def _diagnosis(self, terms: dict[str, Tensor], norm: float) -> str:
         """What is wrong: the terms that are not finite, and the layer with the largest gradient."""

@@ -61,7 +61,7 @@ def whole(
     models: tuple[Path, Path], mnist_store: ImageStore, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, SetNELBO]:
     path = part(models, mnist_store, tmp_path_factory.mktemp("whole") / "all")
-    return read_parts([path], "tiny")[1]
+    return read_parts([path])[1]
 
 
 def assert_same(one: dict[str, SetNELBO], two: dict[str, SetNELBO]) -> None:
@@ -78,7 +78,7 @@ def test_any_number_of_jobs_gives_the_same_numbers(
 ) -> None:
     """More jobs than chunks too, in which case some have nothing to do."""
     paths = [part(models, mnist_store, tmp_path / str(i), i, parts) for i in range(parts)]
-    header, found = read_parts(paths[::-1], "tiny")
+    header, found = read_parts(paths[::-1])
     assert header["images"] == 22
     assert_same(found, whole)
 
@@ -138,7 +138,7 @@ def test_goes_on_where_it_was_stopped(
     part(models, mnist_store, out)
     assert calls == 7 + 24 - 6
     assert not state.exists()
-    assert_same(read_parts([out], "tiny")[1], whole)
+    assert_same(read_parts([out])[1], whole)
 
 
 def test_killed_by_the_system_it_goes_on(
@@ -161,7 +161,7 @@ def test_killed_by_the_system_it_goes_on(
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "going on after" in done.stderr
-    assert_same(read_parts([out], "tiny")[1], whole)
+    assert_same(read_parts([out])[1], whole)
 
 
 def test_what_was_done_with_other_settings_is_not_gone_on_with(
@@ -188,12 +188,12 @@ def test_another_model_is_begun_anew(
     header = json.loads(lines[0]) | {"model": "0" * 64}
     spoilt = [json.dumps(json.loads(line) | {"nelbo": [0.0] * 4}) for line in lines[1:]]
     state.write_text("\n".join([json.dumps(header), *spoilt]) + "\n")
-    assert_same(read_parts([part(models, mnist_store, tmp_path / "out")], "tiny")[1], whole)
+    assert_same(read_parts([part(models, mnist_store, tmp_path / "out")])[1], whole)
 
 
 def test_all_test_images(models: tuple[Path, Path], small_store: ImageStore, tmp_path: Path) -> None:
     stage = STAGE.model_copy(update={"nelbo": NELBOConfig(images=None, batch=4, tol=1e-2, time_eps=1e-2)})
-    header, found = read_parts([part(models, small_store, tmp_path / "out", stage=stage)], "tiny")
+    header, found = read_parts([part(models, small_store, tmp_path / "out", stage=stage)])
     assert header["images"] == len(found["vae"].nelbo) == 10
     assert found["vae"].iw_bound is None
 
@@ -203,23 +203,21 @@ def test_parts_that_do_not_belong_together_are_refused(
 ) -> None:
     one = part(models, mnist_store, tmp_path / "one", 0, 2)
     with pytest.raises(LSGMError, match=r"NELBO of tiny: of 2 parts \[1\] are missing"):
-        read_parts([one], "tiny")
-    with pytest.raises(LSGMError, match="one: is of another model"):
-        read_parts([one], "other")
+        read_parts([one])
     other = STAGE.model_copy(update={"nelbo": SETTINGS.model_copy(update={"seed": 4})})
     two = part(models, mnist_store, tmp_path / "two", 1, 2, other)
     with pytest.raises(LSGMError, match="two: is of another model, or made with other settings"):
-        read_parts([one, two], "tiny")
+        read_parts([one, two])
     again = part(models, mnist_store, tmp_path / "again", 0, 2)
     with pytest.raises(LSGMError, match="again: is part 0 .* which another file is too"):
-        read_parts([one, again], "tiny")
+        read_parts([one, again])
     alone = part(models, mnist_store, tmp_path / "alone")
     alone.write_text("".join(alone.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(LSGMError, match="NELBO of tiny: .* images .*alone; delete"):
-        read_parts([alone], "tiny")
+        read_parts([alone])
     one.write_text("{")
     with pytest.raises(LSGMError, match="one: no part of a NELBO .*delete it"):
-        read_parts([one], "tiny")
+        read_parts([one])
     with pytest.raises(LSGMError, match="--part: expected 0 to 1, found 2"):
         part(models, mnist_store, tmp_path / "three", 2, 2)
     many = STAGE.model_copy(update={"nelbo": NELBOConfig(images=10_001)})

@@ -141,7 +141,7 @@ def write_params(path: Path) -> None:
     add("broken", tiny, "pretrain", {"accumulate": 3})
     add("limited", tiny, "pretrain", {"epochs": 0.06})
     add("cancelled", second, "train", {"epochs": 0.06}, gpus=1)
-    add("requeued", second, "train", {"epochs": 0.06}, nodes=2, gpus=1)
+    add("requeued", second, "train", {"epochs": 0.06, "seed": 2}, nodes=2, gpus=1)
     path.write_text(yaml.safe_dump(params))
 
 

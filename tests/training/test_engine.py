@@ -198,6 +198,28 @@ def test_it_gives_up_with_a_diagnosis(tmp_path):
         toy.engine.fit()
 
 
+def test_what_gives_up_is_recorded_where_that_is_asked_for(tmp_path):
+    """The last good state is what is left; the history and the summary say where it diverged."""
+    rescue = {"bad_steps": 2, "tries": 1, "give_up": "record"}
+    toy = Quadratic(tmp_path, faults=dict.fromkeys(range(20, 30), math.nan), epochs=6, rescue=rescue)
+    good = {}
+    original = toy.objective
+
+    def objective(x, step, steps, random):
+        if step == 10 and 10 not in toy.calls:
+            toy.engine._save()
+            good["w"] = toy.w.weight.detach().clone()
+        return original(x, step, steps, random)
+
+    toy.engine.task.objective = objective
+    summary = toy.engine.fit()
+    assert (summary.steps, summary.diverged_at, summary.restarts, summary.skipped) == (10, 22, 1, 4)
+    assert torch.equal(toy.w.weight, good["w"])
+    last = toy.history.rows[-1]
+    assert last["step"] == 22 and math.isnan(last["nelbo"]) and last["skipped"] == 4
+    assert "diverged at step 22" in str(summary)
+
+
 def test_parts_of_a_batch_add_up_to_it(tmp_path):
     """Dropout and the statistics of batch norm apart, which this has none of."""
     one, four = (Quadratic(tmp_path / str(n), accumulate=n) for n in (1, 4))

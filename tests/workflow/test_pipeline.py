@@ -97,6 +97,40 @@ def test_a_model_on_the_vae_of_another(finished: Project) -> None:
             assert finished.dry_run() == added | twice
 
 
+def test_the_cells_of_a_grid_share_what_is_the_same(fresh: Project) -> None:
+    """One VAE for all; samplers share the training and the likelihood too. A cell is a target like a model."""
+    axes = {"tol": {str(tol): {"sample.tol": tol} for tol in (0.1, 0.2, 0.3)}}
+    solvers = {"title": "Solvers", "base": "tiny", "axes": axes}
+    priors = {
+        "title": "Priors",
+        "base": "tiny",
+        "axes": {
+            "weighting": {"ll": {}, "un": {"train.p_weighting": "un"}},
+            "q": {"1": {}, "3": {"train.q_samples": "own"}},
+        },
+        "seeds": [1, 2],
+    }
+    text = (fresh.path / "params.yaml").read_text()
+    params = yaml.safe_load(text) | {"ablations": {"solvers": solvers, "priors": priors}}
+    with fresh.edited("params.yaml", text, yaml.safe_dump(params)):
+        made = {"prepare": 1, "statistics": 1, "pretrain_vae": 1}
+        plan = fresh.dry_run("solvers")
+        del plan["freeze"]
+        assert plan == made | {"train_lsgm": 1, "nelbo": 1, "sample": 6, "evaluate_model": 3, "tabulate_ablation": 1}
+        plan = fresh.dry_run("priors")
+        del plan["freeze"]
+        six = dict.fromkeys(("train_lsgm", "nelbo", "evaluate_model"), 6)
+        assert plan == made | six | {"sample": 6 + 2, "tabulate_ablation": 1}
+        assert fresh.dry_run("solvers_0_2_seed1")["train_lsgm"] == 1
+        both = fresh.dry_run("ablations_of_tiny")
+        assert (both["train_lsgm"], both["pretrain_vae"], both["tabulate_ablation"]) == (6, 1, 2)
+    params["run"] = ["tiny", "solvers"]
+    with fresh.edited("params.yaml", text, yaml.safe_dump(params)):
+        plan = fresh.dry_run()
+        assert (plan["train_lsgm"], plan["evaluate_model"], plan["tabulate"], plan["tabulate_ablation"]) == (1, 4, 1, 1)
+        assert fresh.dry_run("configs") == {"freeze": plan["freeze"]}
+
+
 def test_a_model_that_is_not_run_is_a_target(finished: Project) -> None:
     assert finished.dry_run("unused") == {
         "freeze": 5,

@@ -19,7 +19,7 @@ sys.path[:0] = [HERE, str(Path(HERE) / "workflow" / "scripts")]
 
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
-from lsgm.config import STAGES, ConfigError, JobConfig, Params
+from lsgm.config import COMPARISON, STAGES, ConfigError, JobConfig, Params
 from lsgm.config import parse as check  # Snakemake has a `parse` of its own among these globals
 
 try:
@@ -32,7 +32,8 @@ LIBRARY = Path(find_spec("lsgm").submodule_search_locations[0])
 
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
-    model="|".join(PARAMS.models),
+    model="|".join(PARAMS.everything),
+    ablation="|".join(PARAMS.ablations) or "-",
     kind="vae|lsgm",
     extractor=r"\w+",
     part=r"\d+",
@@ -45,14 +46,12 @@ def frozen(wildcards):
     if adopting() and path.exists():  # the restored files belong to this text, whatever params.yaml says by now
         return path.read_text().rstrip("\n")
     code = fingerprint(wildcards.stage, LIBRARY)
-    if wildcards.stage == "tabulate":
-        return json.dumps({"stage": "tabulate", "code": code, "models": PARAMS.run}, indent=2)
     return PARAMS.freeze(wildcards.stage, wildcards.name, code).model_dump_json(indent=2)
 
 
 def store_of(wildcards):
     """The prepared dataset of a model."""
-    return expand(rules.prepare.output, dataset=PARAMS.models[wildcards.model].dataset)
+    return expand(rules.prepare.output, dataset=PARAMS.everything[wildcards.model].dataset)
 
 
 def originals_of(wildcards):
@@ -65,44 +64,52 @@ def originals_of(wildcards):
     return [file for file in (path, *arrays) if file.exists()]
 
 
-def folder_of_start(wildcards):
-    """The folder of the model whose VAE a model's training starts from."""
-    other = PARAMS.models[wildcards.model].vae_of
-    return f"checkpoints/lsgm/{other}" if other else f"checkpoints/vae/{wildcards.model}"
+# Models with the same settings of a stage share what it makes; it is kept under the name of the first of them.
 
 
-def start_of(wildcards):
-    """Its files."""
-    return [f"{folder_of_start(wildcards)}/{file}" for file in ("model.safetensors", "config.json")]
+def checkpoint_of(kind, model):
+    """The folder of the pretrained VAE (kind `vae`) that ``model`` began with, or of its end-to-end training (`lsgm`)."""
+    return f"checkpoints/{kind}/{PARAMS.owner(kind, model)}"
 
 
-def pretrained(model):
-    """The model, of those that are trained on the way to ``model``, whose VAE is pretrained."""
-    return PARAMS.lineage(model)[0]
+def checkpoints_of(model, files):
+    """These files of both."""
+    return [f"{checkpoint_of(kind, model)}/{file}" for kind in ("vae", "lsgm") for file in files]
+
+
+def samples_of(kind, model):
+    """The folder of samples from that VAE, or from the model."""
+    return f"samples/{kind}/{PARAMS.owner(f'{kind}_samples', model)}"
+
+
+def start_of(model):
+    """The folder of the model whose VAE a training starts from."""
+    other = PARAMS.everything[model].vae_of
+    return checkpoint_of("lsgm", other) if other else checkpoint_of("vae", model)
 
 
 def folder_of_store(wildcards):
     """The folder of a model's prepared dataset."""
-    return f"data/{PARAMS.models[wildcards.model].dataset}"
+    return f"data/{PARAMS.everything[wildcards.model].dataset}"
 
 
 def statistics_of(wildcards):
     """The statistics of the training images that a model's samples are compared with."""
-    model = PARAMS.models[wildcards.model]
+    model = PARAMS.everything[wildcards.model]
     return expand(rules.statistics.output, dataset=model.dataset, extractor=model.evaluate.extractors)
 
 
 def parts_of(wildcards):
     """The parts that a model's test images are shared out in."""
     parts = job_of("evaluate", wildcards).jobs
-    return expand(rules.nelbo.output, model=wildcards.model, part=range(parts), parts=parts)
+    return expand(rules.nelbo.output, model=PARAMS.owner("nelbo", wildcards.model), part=range(parts), parts=parts)
 
 
 def job_of(stage, wildcards):
     """The resources of a stage of a model; for statistics, which several share, those of the first that needs them."""
     if "model" in wildcards.keys():
-        return getattr(PARAMS.models[wildcards.model].resources, stage)
-    asked = (model for model in PARAMS.models.values() if model.dataset == wildcards.dataset)
+        return getattr(PARAMS.everything[wildcards.model].resources, stage)
+    asked = (model for model in PARAMS.everything.values() if model.dataset == wildcards.dataset)
     sharing = (model for model in asked if wildcards.extractor in model.evaluate.extractors)
     return next((getattr(model.resources, stage) for model in sharing), JobConfig())
 
@@ -138,14 +145,24 @@ def resources_of(stage):
     return {name: one(name) for name in asked(JobConfig())}
 
 
-def products(model):
-    """Everything that is made for one model."""
+def owners(what, models):
+    """The models under whose names ``what`` of these models is kept, each once."""
+    return list(dict.fromkeys(PARAMS.owner(what, model) for model in models))
+
+
+def trained(models):
+    """The models that are trained end to end on the way to these, and they."""
+    return owners("lsgm", [step for model in models for step in PARAMS.lineage(model)])
+
+
+def products(models):
+    """Everything that is made for these models."""
     return [
-        *expand(rules.pretrain_vae.output, model=pretrained(model)),
-        *expand(rules.train_lsgm.output, model=PARAMS.lineage(model)),
-        *expand(rules.sample.output, kind="vae", model=pretrained(model)),
-        *expand(rules.sample.output, kind="lsgm", model=model),
-        *expand(rules.evaluate_model.output, model=model),
+        *expand(rules.pretrain_vae.output, model=owners("vae", models)),
+        *expand(rules.train_lsgm.output, model=trained(models)),
+        *expand(rules.sample.output, kind="vae", model=owners("vae_samples", models)),
+        *expand(rules.sample.output, kind="lsgm", model=owners("lsgm_samples", models)),
+        *expand(rules.evaluate_model.output, model=models),
     ]
 
 

@@ -3,11 +3,7 @@ rule nelbo:
     input:
         config="configs/nelbo/{model}.json",
         data=store_of,
-        checkpoints=lambda wildcards: expand(
-            "checkpoints/{folder}/{file}",
-            folder=[f"vae/{pretrained(wildcards.model)}", f"lsgm/{wildcards.model}"],
-            file=["model.safetensors", "config.json"],
-        ),
+        checkpoints=lambda wildcards: checkpoints_of(wildcards.model, ["model.safetensors", "config.json"]),
     output:
         "evaluation/nelbo/{model}/{part}-of-{parts}.jsonl",
     log:
@@ -17,10 +13,10 @@ rule nelbo:
         **resources_of("evaluate"),
     params:
         data=folder_of_store,
-        vae=lambda wildcards: pretrained(wildcards.model),
+        vae=lambda wildcards: checkpoint_of("vae", wildcards.model),
+        lsgm=lambda wildcards: checkpoint_of("lsgm", wildcards.model),
     shell:
-        "exec lsgm nelbo --config {input.config} --data {params.data}"
-        " --model checkpoints/lsgm/{wildcards.model} --vae checkpoints/vae/{params.vae}"
+        "exec lsgm nelbo --config {input.config} --data {params.data} --model {params.lsgm} --vae {params.vae}"
         " --part {wildcards.part} --parts {wildcards.parts} --out {output}"
         " --state states/nelbo/{wildcards.model}/{wildcards.part}-of-{wildcards.parts}.jsonl --log {log}"
 
@@ -31,14 +27,10 @@ rule evaluate_model:
         data=store_of,
         nelbo=parts_of,
         statistics=statistics_of,
-        checkpoints=lambda wildcards: expand(
-            "checkpoints/{folder}/{file}",
-            folder=[f"vae/{pretrained(wildcards.model)}", f"lsgm/{wildcards.model}"],
-            file=["config.json", "history.csv"],
-        ),
+        checkpoints=lambda wildcards: checkpoints_of(wildcards.model, ["config.json", "history.csv"]),
         samples=lambda wildcards: expand(
-            "samples/{folder}/{file}",
-            folder=[f"vae/{pretrained(wildcards.model)}", f"lsgm/{wildcards.model}"],
+            "{folder}/{file}",
+            folder=[samples_of(kind, wildcards.model) for kind in ("vae", "lsgm")],
             file=["samples.npy", "sampling.json"],
         ),
     output:
@@ -52,10 +44,12 @@ rule evaluate_model:
         **resources_of("evaluate"),
     params:
         data=folder_of_store,
-        vae=lambda wildcards: pretrained(wildcards.model),
+        vae=lambda wildcards: checkpoint_of("vae", wildcards.model),
+        lsgm=lambda wildcards: checkpoint_of("lsgm", wildcards.model),
+        vae_samples=lambda wildcards: samples_of("vae", wildcards.model),
+        lsgm_samples=lambda wildcards: samples_of("lsgm", wildcards.model),
     shell:
         "exec lsgm evaluate --config {input.config} --data {params.data}"
-        " --model checkpoints/lsgm/{wildcards.model} --samples samples/lsgm/{wildcards.model}"
-        " --vae checkpoints/vae/{params.vae} --vae-samples samples/vae/{params.vae}"
+        " --model {params.lsgm} --samples {params.lsgm_samples} --vae {params.vae} --vae-samples {params.vae_samples}"
         " --nelbo {input.nelbo} --statistics {input.statistics}"
         " --out results/models/{wildcards.model} --log {log}"

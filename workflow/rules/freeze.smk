@@ -6,7 +6,7 @@ rule freeze:
     log:
         "logs/configs/{stage}/{name}.log",
     wildcard_constraints:
-        stage="|".join([*STAGES, "tabulate"]),
+        stage="|".join(STAGES),
         name=r"[\w.]+",
     localrule: True
     params:

@@ -2,7 +2,9 @@ rule train_lsgm:
     input:
         config="configs/train/{model}.json",
         data=store_of,
-        vae=start_of,
+        vae=lambda wildcards: expand(
+            "{folder}/{file}", folder=start_of(wildcards.model), file=["model.safetensors", "config.json"]
+        ),
     output:
         weights="checkpoints/lsgm/{model}/model.safetensors",
         config="checkpoints/lsgm/{model}/config.json",
@@ -14,7 +16,7 @@ rule train_lsgm:
         **resources_of("train"),
     params:
         data=folder_of_store,
-        vae=folder_of_start,
+        vae=lambda wildcards: start_of(wildcards.model),
     shell:
         "exec workflow/scripts/launch.sh {resources.nodes} {resources.gpus_per_node}"
         " lsgm train --config {input.config} --data {params.data} --vae {params.vae}"

@@ -1,8 +1,11 @@
 rule sample:
     input:
         config="configs/sample/{model}.json",
-        weights="checkpoints/{kind}/{model}/model.safetensors",
-        model="checkpoints/{kind}/{model}/config.json",
+        checkpoint=lambda wildcards: expand(
+            "{folder}/{file}",
+            folder=checkpoint_of(wildcards.kind, wildcards.model),
+            file=["model.safetensors", "config.json"],
+        ),
     output:
         samples="samples/{kind}/{model}/samples.npy",
         grid="samples/{kind}/{model}/grid.png",
@@ -12,6 +15,8 @@ rule sample:
     threads: threads_of("sample")
     resources:
         **resources_of("sample"),
+    params:
+        model=lambda wildcards: checkpoint_of(wildcards.kind, wildcards.model),
     shell:
-        "exec lsgm sample --config {input.config} --model checkpoints/{wildcards.kind}/{wildcards.model}"
+        "exec lsgm sample --config {input.config} --model {params.model}"
         " --out samples/{wildcards.kind}/{wildcards.model} --log {log}"

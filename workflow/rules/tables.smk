@@ -1,14 +1,16 @@
 rule tabulate:
     input:
-        config="configs/tabulate/run.json",
+        config=f"configs/tabulate/{COMPARISON}.json",
         results=expand(
             "results/models/{model}/{file}",
-            model=PARAMS.run,
+            model=PARAMS.compared,
             file=["metrics.json", "samples.png", "history_vae.csv", "history_lsgm.csv"],
         ),
     output:
         metrics=expand(
-            "results/metrics/{prior}/{model}.json", prior=["vae", "lsgm_with_normal_prior", "lsgm"], model=PARAMS.run
+            "results/metrics/{prior}/{model}.json",
+            prior=["vae", "lsgm_with_normal_prior", "lsgm"],
+            model=PARAMS.compared,
         ),
         history="results/tables/history.csv",
         markdown="results/tables/comparison.md",
@@ -16,12 +18,12 @@ rule tabulate:
         table=report("results/tables/comparison.html", caption="../report/table.rst", category="1. Comparison"),
         nelbo=report("results/figures/nelbo.png", caption="../report/nelbo.rst", category="1. Comparison"),
         samples=report(
-            expand("results/figures/{model}_samples.png", model=PARAMS.run),
+            expand("results/figures/{model}_samples.png", model=PARAMS.compared),
             caption="../report/samples.rst",
             category="2. Samples",
         ),
         training=report(
-            expand("results/figures/{model}_training.png", model=PARAMS.run),
+            expand("results/figures/{model}_training.png", model=PARAMS.compared),
             caption="../report/training.rst",
             category="3. Training",
         ),
@@ -32,6 +34,39 @@ rule tabulate:
         mem_mb=4000,
         runtime=30,
     params:
-        results=expand("results/models/{model}", model=PARAMS.run),
+        results=expand("results/models/{model}", model=PARAMS.compared),
     shell:
         "exec lsgm tabulate --results {params.results} --out results --log {log}"
+
+
+rule tabulate_ablation:
+    input:
+        config="configs/tabulate/{ablation}.json",
+        results=lambda wildcards: expand(
+            "results/models/{model}/metrics.json", model=PARAMS.members(wildcards.ablation)
+        ),
+    output:
+        csv="results/tables/ablations/{ablation}.csv",
+        markdown="results/tables/ablations/{ablation}.md",
+        table=report(
+            "results/tables/ablations/{ablation}.html",
+            caption="../report/ablation.rst",
+            category="4. Ablations",
+            subcategory="{ablation}",
+        ),
+        figure=report(
+            "results/figures/ablations/{ablation}.png",
+            caption="../report/ablation_figure.rst",
+            category="4. Ablations",
+            subcategory="{ablation}",
+        ),
+    log:
+        "logs/tabulate/{ablation}.log",
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        results=lambda wildcards: expand("results/models/{model}", model=PARAMS.members(wildcards.ablation)),
+    shell:
+        "exec lsgm tabulate --config {input.config} --results {params.results} --out results --log {log}"

@@ -1,9 +1,12 @@
 """What one asks for by name: `snakemake MODEL`, and the phases that the stages of dvc.yaml run."""
 
-RUN_DATASETS = sorted({PARAMS.models[model].dataset for model in PARAMS.run})
-RUN_STATISTICS = sorted({(m.dataset, e) for m in map(PARAMS.models.get, PARAMS.run) for e in m.evaluate.extractors})
-RUN_PRETRAINED = list(dict.fromkeys(map(pretrained, PARAMS.run)))
-RUN_TRAINED = list(dict.fromkeys(step for model in PARAMS.run for step in PARAMS.lineage(model)))
+RUN_MODELS = [PARAMS.everything[name] for name in PARAMS.running]
+RUN_DATASETS = sorted({model.dataset for model in RUN_MODELS})
+RUN_STATISTICS = sorted({(model.dataset, e) for model in RUN_MODELS for e in model.evaluate.extractors})
+RUN_PRETRAINED = owners("vae", PARAMS.running)
+RUN_TRAINED = trained(PARAMS.running)
+RUN_SAMPLED = [*owners("vae_samples", PARAMS.running), *owners("lsgm_samples", PARAMS.running)]
+RUN_ABLATIONS = [name for name in PARAMS.run if name in PARAMS.ablations]
 
 
 rule configs:
@@ -12,10 +15,10 @@ rule configs:
         [f"configs/statistics/{dataset}.{extractor}.json" for dataset, extractor in RUN_STATISTICS],
         expand("configs/pretrain/{model}.json", model=RUN_PRETRAINED),
         expand("configs/train/{model}.json", model=RUN_TRAINED),
-        expand("configs/sample/{model}.json", model=sorted({*RUN_PRETRAINED, *PARAMS.run})),
-        expand("configs/nelbo/{model}.json", model=PARAMS.run),
-        expand("configs/evaluate/{model}.json", model=PARAMS.run),
-        rules.tabulate.input.config,
+        expand("configs/sample/{model}.json", model=sorted({*RUN_SAMPLED})),
+        expand("configs/nelbo/{model}.json", model=owners("nelbo", PARAMS.running)),
+        expand("configs/evaluate/{model}.json", model=PARAMS.running),
+        expand("configs/tabulate/{name}.json", name=[COMPARISON, *RUN_ABLATIONS]),
     localrule: True
 
 
@@ -41,16 +44,43 @@ rule train:
 
 rule evaluate:
     input:
-        list(dict.fromkeys(file for model in PARAMS.run for file in products(model))),
+        products(PARAMS.running),
         rules.tabulate.output,
+        expand(rules.tabulate_ablation.output, ablation=RUN_ABLATIONS),
     localrule: True
 
 
-for model in PARAMS.models:
+for model in PARAMS.everything:
 
     rule:
         name:
             model
         input:
-            products(model),
+            products([model]),
+        localrule: True
+
+
+for ablation in PARAMS.ablations:
+
+    rule:
+        name:
+            ablation
+        input:
+            products(PARAMS.members(ablation)),
+            expand(rules.tabulate_ablation.output, ablation=ablation),
+        localrule: True
+
+
+# All ablations of a model.
+for base in sorted({grid.base for grid in PARAMS.ablations.values()}):
+
+    rule:
+        name:
+            f"ablations_of_{base}"
+        input:
+            [
+                [products(PARAMS.members(name)), expand(rules.tabulate_ablation.output, ablation=name)]
+                for name, grid in PARAMS.ablations.items()
+                if grid.base == base
+            ],
         localrule: True

@@ -21,7 +21,7 @@ ENTRIES = {
     "sample": ["lsgm.checkpoint", "lsgm.sampling.ode"],
     "nelbo": ["lsgm.evaluation.likelihood"],
     "evaluate": ["lsgm.evaluation.evaluate"],
-    "tabulate": ["lsgm.evaluation.tables", "lsgm.evaluation.figures"],
+    "tabulate": ["lsgm.evaluation.ablations", "lsgm.evaluation.figures"],
 }
 
 # Left out, or every result would depend on them: the command line and the package's front door only pass things on;

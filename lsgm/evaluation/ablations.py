@@ -1,0 +1,262 @@
+"""The table and the figure of an ablation, from the metrics.json of its cells.
+
+The csv has a row for each cell and seed, invalid and diverged ones too; the table for readers has means over the seeds,
+in the paper's layout where the grid names axes for the columns.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lsgm.config import TabulateStage
+from lsgm.errors import LSGMError
+from lsgm.evaluation import tables
+from lsgm.evaluation.figures import Points, save_points
+from lsgm.evaluation.tables import Metrics, distance_title, number, read_metrics, write_text
+
+# Columns of the csv -> what the table calls them, digits.
+COST = {
+    "nfe": ("NFE", 0),
+    "sampling_s_per_1000": ("sampling (s / 1000 images)", 2),
+    "training_s": ("training (s)", 0),
+}
+AGAINST = {
+    "nelbo": ("nelbo", "NELBO (nats/image)"),
+    "nfe": ("nfe", "NFE of a sample"),
+    "seconds": ("sampling_s_per_1000", "seconds for 1000 images"),
+}
+
+
+def tabulate(stage: TabulateStage, results: Sequence[Path], out: Path) -> None:
+    """Write tables/ablations/NAME.csv, .md and .html and figures/ablations/NAME.png to ``out``.
+
+    Args:
+        results: the folders of all its cells, that `lsgm evaluate` wrote.
+
+    Raises:
+        LSGMError: a file is missing or broken, or the results of a cell are.
+    """
+    found = {metrics.model: metrics for metrics in (read_metrics(Path(f) / "metrics.json") for f in results)}
+    if missing := [name for name in stage.models if name not in found]:
+        raise LSGMError(f"--results: those of {', '.join(missing)} are not among the folders; {stage.name} needs them")
+    frame = measured(stage, found)
+    shown, lines = table(stage, frame), notes(stage, frame, list(found.values()))
+    folder = out / "tables" / "ablations"
+    write_text(folder / f"{stage.name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / f"{stage.name}.md", markdown(stage, shown, lines))
+    write_text(folder / f"{stage.name}.html", page(stage, shown, lines))
+    save_points(points(stage, frame), out / "figures" / "ablations" / f"{stage.name}.png")
+
+
+def measured(stage: TabulateStage, found: dict[str, Metrics]) -> pd.DataFrame:
+    """A row for each cell and seed; ``state`` says why one has no numbers. NELBO in nats per image."""
+    distance = _distance(list(found.values()))
+    rows: list[dict[str, Any]] = []
+    for cell in stage.cells:
+        row: dict[str, Any] = {**cell.labels, "seed": cell.seed, "model": cell.name, "state": ""}
+        rows.append(row)
+        if cell.invalid is not None:
+            row["state"] = f"invalid: {cell.invalid}"
+            continue
+        metrics = found[cell.name]
+        row["device"] = metrics.training.lsgm.device or metrics.device
+        if (step := metrics.training.vae.diverged_at) is not None:
+            row["state"] = f"VAE diverged at step {step}"
+        elif (step := metrics.training.lsgm.diverged_at) is not None:
+            row["state"] = f"diverged at step {step}"
+        else:
+            row |= {"nelbo": metrics.nelbo.lsgm.nelbo, "nelbo_stderr": metrics.nelbo.lsgm.stderr}
+            row |= {"nelbo_vae": metrics.nelbo.vae.nelbo}
+            if metrics.fidelity is not None and distance:
+                row[distance] = metrics.fidelity.lsgm.get(distance)
+                row[f"{distance}_vae"] = metrics.fidelity.vae.get(distance)
+            sampling = metrics.sampling.lsgm
+            row |= {"nfe": sampling.nfe, "sampling_s_per_1000": 1000 * sampling.seconds / sampling.images}
+        row["training_s"] = metrics.training.total
+    first = [*stage.axes, "seed", "model", "state"]
+    distances = [distance, f"{distance}_vae"] if distance else []
+    numbers = ["nelbo", "nelbo_stderr", "nelbo_vae", *distances, *COST]
+    frame = pd.DataFrame(rows, columns=[*first, *numbers, "device"])
+    frame[numbers] = frame[numbers].astype(float).round(4)
+    return frame
+
+
+def table(stage: TabulateStage, frame: pd.DataFrame) -> pd.DataFrame:
+    """What readers see, as text: means over the seeds ± their standard deviation, the best in bold."""
+    reasons = _reasons(frame)
+    distance = _distance_column(frame)
+    pair = [name for name in ("nelbo", distance) if name]
+    groups: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(list(stage.axes), sort=False)))
+    # Of each measure the lowest mean, of VAE and LSGM together where both are shown.
+    best = {name: min((_mean(group[name]) for group in groups.values()), default=math.nan) for name in pair}
+    if not stage.columns:
+        for name in pair:
+            best[name] = min(best[name], *(_mean(group[f"{name}_vae"]) for group in groups.values()))
+
+    def text(group: pd.DataFrame, name: str, measure: str, digits: int = 2) -> str:
+        value = _with_spread(group.loc[group["state"] == "", name], digits)
+        if value and _mean(group[name]) == best.get(measure):
+            return f"**{value}**"
+        return value or ("nan" if measure in pair else "")
+
+    def state(group: pd.DataFrame) -> str:
+        states = [s for s in group["state"] if s]
+        if not states:
+            return ""
+        said = ", ".join(dict.fromkeys(f"invalid [{reasons[s]}]" if s in reasons else s for s in states))
+        return said if len(states) == len(group) else f"{len(states)} of {len(group)} seeds: {said}"
+
+    if stage.columns:
+        across = [stage.axes[axis] for axis in stage.columns]
+        rows = []
+        for down in itertools.product(*(labels for axis, labels in stage.axes.items() if axis not in stage.columns)):
+            row = dict(zip((axis for axis in stage.axes if axis not in stage.columns), down, strict=True))
+            for columns in itertools.product(*across):
+                labels = row | dict(zip(stage.columns, columns, strict=True))
+                group = groups[tuple(labels[axis] for axis in stage.axes)]
+                values = " / ".join(text(group, name, name) for name in pair) if (group["state"] == "").any() else ""
+                row = row | {", ".join(columns): "; ".join(part for part in (values, state(group)) if part)}
+            rows.append(row)
+        return pd.DataFrame(rows)
+    rows = []
+    for key, group in groups.items():
+        row = dict(zip(stage.axes, key, strict=True))
+        if not (group["state"] == "").any():
+            rows.append({**row, _title(frame, "nelbo"): state(group)})
+            continue
+        for name in pair:
+            row |= {
+                f"{_title(frame, name)}, VAE": text(group, f"{name}_vae", name),
+                _title(frame, name): text(group, name, name),
+            }
+        row |= {title: text(group, name, name, digits) for name, (title, digits) in COST.items()}
+        rows.append({**row, "": state(group)})
+    shown = pd.DataFrame(rows).fillna("")
+    return shown.drop(columns="") if "" in shown and not shown[""].any() else shown
+
+
+def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) -> list[str]:
+    """What the numbers of the table rest on."""
+    lines = [f"[{i}] {reason.removeprefix('invalid: ')}" for reason, i in _reasons(frame).items()]
+    distance = _distance_column(frame)
+    if stage.columns:
+        what = " / ".join(_title(frame, name) for name in ("nelbo", distance) if name)
+        lines.append(f"Columns: {', '.join(stage.columns)}. Cells: {what}.")
+    about = f"NELBO of {_each(str(m.nelbo.images) for m in models)} test images, nats/image; lower is better."
+    fidelities = [metrics.fidelity for metrics in models if metrics.fidelity is not None]
+    if distance and fidelities:
+        floor = fidelities[0].floor[distance]
+        about += (
+            f" {distance_title(distance)}N = {_each(str(f.images) for f in fidelities)}) of samples to the training "
+            f"images; two disjoint sets of {fidelities[0].floor_images} real ones are {floor:.2f} apart."
+        )
+    seeds = sorted({cell.seed for cell in stage.cells})
+    spread = (
+        f"Means ± standard deviations over the seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else "One seed."
+    )
+    lines.append(f"{about} {spread} Bold: the best.")
+    time = (f"{title} {_range(frame[name], digits)}" for name, (title, digits) in COST.items())
+    devices = _each(str(device) for device in frame["device"].dropna())
+    lines.append(
+        f"From cell to cell: {', '.join(time)}. Training includes that of the VAE; what cells share counts for each of "
+        f"them. Trained on {devices}, {_each(metrics.date for metrics in models)}."
+    )
+    return [*lines, *([stage.note] if stage.note else [])]
+
+
+def markdown(stage: TabulateStage, shown: pd.DataFrame, lines: Sequence[str]) -> str:
+    """Title, table, notes and figure."""
+    labels = sum(axis not in stage.columns for axis in stage.axes)
+    rows = [f"# {stage.title}", "", "| " + " | ".join(shown.columns) + " |"]
+    rows += ["|" + "---|" * labels + "---:|" * (len(shown.columns) - labels)]
+    rows += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
+    for line in lines:
+        rows += ["", line]
+    return "\n".join([*rows, "", f"![{stage.title}](../../figures/ablations/{stage.name}.png)"]) + "\n"
+
+
+def page(stage: TabulateStage, shown: pd.DataFrame, lines: Sequence[str]) -> str:
+    """The same as a page of its own, for the workflow's HTML report."""
+
+    def bold(text: str) -> str:
+        return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
+
+    cells = shown.map(bold).rename(columns=html.escape)
+    body = cells.to_html(index=False, border=0, escape=False)
+    below = "\n".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    return f"{tables.HEAD}<h3>{html.escape(stage.title)}</h3>\n{body}\n{below}\n"
+
+
+def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
+    """The panels of the figure: a point for each cell, the mean over its seeds."""
+    distance = _distance_column(frame)
+    good = frame[frame["state"] == ""]
+    panels = []
+    for name in stage.against:
+        column, title = AGAINST[name]
+        y = distance or "nelbo"
+        means = good.groupby(list(stage.axes), sort=False)[list(dict.fromkeys([column, y]))].mean().reset_index()
+        first, *others = stage.axes
+        labels = [", ".join(row) for row in means[others or [first]].itertuples(index=False)]
+        panels.append(
+            Points(
+                x=means[column].tolist(),
+                y=means[y].tolist(),
+                group=means[first].tolist() if others else [""] * len(means),
+                text=labels,
+                x_title=title,
+                y_title=_title(frame, y),
+                log=name != "nelbo",
+            )
+        )
+    return panels
+
+
+def _distance(models: Sequence[Metrics]) -> str | None:
+    """The name of the Fréchet distance that the cells have."""
+    return next((next(iter(m.fidelity.floor)) for m in models if m.fidelity is not None), None)
+
+
+def _distance_column(frame: pd.DataFrame) -> str | None:
+    return next((name for name in frame.columns if name == "fid" or name.startswith("frechet_")), None)
+
+
+def _title(frame: pd.DataFrame, name: str) -> str:
+    if name == "nelbo":
+        return "NELBO"
+    title = distance_title(name)
+    return f"{title[:-2]})" if title.endswith(", ") else title.removesuffix(" (")
+
+
+def _reasons(frame: pd.DataFrame) -> dict[str, int]:
+    """Why cells are invalid, numbered."""
+    return {s: i for i, s in enumerate(dict.fromkeys(s for s in frame["state"] if s.startswith("invalid: ")), 1)}
+
+
+def _mean(values: pd.Series[float]) -> float:
+    """inf where there is none, which is never the best."""
+    mean = float(values.mean())
+    return mean if math.isfinite(mean) else math.inf
+
+
+def _with_spread(values: pd.Series[float], digits: int) -> str:
+    if len(values) < 2 or values.isna().any():
+        return number(digits)(float(values.mean(skipna=False))) if len(values) else ""
+    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+
+
+def _range(values: pd.Series[float], digits: int) -> str:
+    low, high = (f"{value:.{digits}f}" for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def _each(texts: Iterator[str] | Sequence[str]) -> str:
+    return " / ".join(dict.fromkeys(texts))

@@ -1,0 +1,120 @@
+"""Tables of ablations from made-up metrics: layout, bold, means, what has no numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from lsgm.config import TabulateStage
+from lsgm.errors import LSGMError
+from lsgm.evaluation.ablations import tabulate
+
+from .test_tables import METRICS
+
+AXES = {"diffusion": ["VPSDE", "geometric"], "q": ["shared", "own"]}
+WHY = "train: q_samples must be <own>"
+
+
+def stage(seeds: tuple[int, ...] = (1,), **changes: Any) -> TabulateStage:
+    cells = [
+        {"name": f"g_{d}_{q}_{seed}", "labels": {"diffusion": d, "q": q}, "seed": seed,
+         "invalid": WHY if (d, q) == ("geometric", "shared") else None}
+        for d in AXES["diffusion"] for q in AXES["q"] for seed in seeds
+    ]  # fmt: skip
+    models = [cell["name"] for cell in cells if cell["invalid"] is None]
+    given = {"name": "g", "title": "Grid", "models": models, "axes": AXES, "against": ["nelbo"], "cells": cells}
+    return TabulateStage.model_validate(given | changes)
+
+
+def results(path: Path, grid: TabulateStage, **numbers: Any) -> list[Path]:
+    """Folders of all cells; ``numbers``: (NELBO, Fréchet distance) or a step where it diverged."""
+    folders = []
+    for name in grid.models:
+        metrics = copy.deepcopy(METRICS)
+        found = numbers.get(name, (95.0, 2.5))
+        metrics["model"] = name
+        metrics["training"]["lsgm"]["device"] = "cpu, 2 threads"
+        if isinstance(found, int):
+            metrics["training"]["lsgm"]["diverged_at"] = found
+        else:
+            metrics["nelbo"]["lsgm"]["nelbo"], metrics["fidelity"]["lsgm"]["frechet_mnist_classifier"] = found
+        (path / name).mkdir(parents=True)
+        (path / name / "metrics.json").write_text(json.dumps(metrics))
+        folders.append(path / name)
+    return folders
+
+
+def rows(path: Path) -> list[str]:
+    return [line for line in (path / "tables/ablations/g.md").read_text().splitlines() if line.startswith("|")]
+
+
+def test_axes_in_the_columns_as_in_the_paper(tmp_path: Path) -> None:
+    grid = stage(columns=["q"])
+    tabulate(grid, results(tmp_path / "in", grid, g_VPSDE_own_1=(90.0, 3.0), g_geometric_own_1=77), tmp_path)
+    assert rows(tmp_path) == [
+        "| diffusion | shared | own |",
+        "|---|---:|---:|",
+        "| VPSDE | 95.00 / **2.50** | **90.00** / 3.00 |",
+        "| geometric | invalid [1] | diverged at step 77 |",
+    ]
+    text = (tmp_path / "tables/ablations/g.md").read_text()
+    for fact in (
+        f"[1] {WHY}",
+        "Columns: q.",
+        "500 test images",
+        "N = 2000",
+        "cpu, 2 threads",
+        "training (s) 250",
+        "One seed",
+    ):
+        assert fact in text
+    page = (tmp_path / "tables/ablations/g.html").read_text()
+    assert "<b>90.00</b> / 3.00" in page and "&lt;own&gt;" in page and "<own>" not in page
+    assert (tmp_path / "figures/ablations/g.png").stat().st_size > 0
+
+
+def test_measures_in_the_columns_with_means_over_seeds(tmp_path: Path) -> None:
+    grid = stage((1, 2), note="A note.", against=["nfe", "seconds"])
+    numbers = {"g_VPSDE_shared_1": (92.0, 2.0), "g_VPSDE_shared_2": (94.0, 2.2), "g_geometric_own_2": 8}
+    tabulate(grid, results(tmp_path / "in", grid, **numbers), tmp_path)
+    header, _, *found = rows(tmp_path)
+    assert header.startswith("| diffusion | q | NELBO, VAE | NELBO | Fréchet distance (mnist_classifier), VAE |")
+    first, second, third, last = ([cell.strip() for cell in row.split("|")[1:-1]] for row in found)
+    assert first[2:6] == ["99.50 ± 0.00", "**93.00 ± 1.41**", "7.25 ± 0.00", "**2.10 ± 0.14**"]
+    assert second[3] == "95.00 ± 0.00" and second[6:9] == ["40 ± 0", "10.00 ± 0.00", "250 ± 0"]
+    assert third[3] == "invalid [1]"
+    assert last[3] == "95.00" and last[-1] == "1 of 2 seeds: diverged at step 8"
+    text = (tmp_path / "tables/ablations/g.md").read_text()
+    assert "over the seeds 1, 2" in text and "A note." in text
+
+
+def test_the_csv_has_every_cell_and_seed(tmp_path: Path) -> None:
+    grid = stage((1, 2))
+    given = results(tmp_path / "in", grid, g_VPSDE_own_1=5)
+    tabulate(grid, given, tmp_path)
+    frame = pd.read_csv(tmp_path / "tables/ablations/g.csv")
+    assert len(frame) == 8 and list(frame.columns[:5]) == ["diffusion", "q", "seed", "model", "state"]
+    diverged = frame.set_index("model").loc["g_VPSDE_own_1"]
+    assert diverged["state"] == "diverged at step 5" and pd.isna(diverged["nelbo"]) and diverged["training_s"] == 250.5
+    assert frame["state"].eq(f"invalid: {WHY}").sum() == 2
+    one = (tmp_path / "figures/ablations/g.png").read_bytes()
+    tabulate(grid, given, tmp_path)
+    assert one == (tmp_path / "figures/ablations/g.png").read_bytes()
+
+
+def test_cells_that_all_diverged_make_a_table(tmp_path: Path) -> None:
+    for name, columns in (("a", []), ("b", ["q"])):
+        grid = stage(columns=columns)
+        tabulate(grid, results(tmp_path / f"in_{name}", grid, **dict.fromkeys(grid.models, 3)), tmp_path / name)
+        assert "\n".join(rows(tmp_path / name)).count("diverged at step 3") == 3
+
+
+def test_missing_results_are_named(tmp_path: Path) -> None:
+    grid = stage()
+    with pytest.raises(LSGMError, match="those of g_VPSDE_shared_1 are not among the folders; g needs them"):
+        tabulate(grid, results(tmp_path / "in", grid)[1:], tmp_path)

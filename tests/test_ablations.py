@@ -1,0 +1,128 @@
+"""Grids: the cells they stand for, what these share, and what is said of a wrong one."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lsgm.config import SHARED, ConfigError, Params, TabulateStage, load_params, parse
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+TINY = yaml.safe_load((Path(__file__).parent / "workflow/tiny.yaml").read_text())
+GRID = {
+    "title": "A grid",
+    "base": "tiny",
+    "set": {"train.epochs": 0.02, "prior.drop_inactive": {"batches": 3}},
+    "axes": {
+        "weighting": {"ll": {}, "un": {"train.p_weighting": "un"}},
+        "samples": {"shared": {}, "own, joint": {"train.q_samples": "own", "train.q_pass": "joint"}},
+    },
+    "seeds": [1, 2],
+}
+
+
+def params(**changes):
+    raw = copy.deepcopy(TINY)
+    raw["ablations"] = {"grid": copy.deepcopy(GRID) | changes}
+    return parse(Params, raw, "params.yaml")
+
+
+def test_a_grid_is_every_combination_with_every_seed():
+    found = params()
+    cells = found.cells("grid")
+    assert [cell.name for cell in cells[:4]] == [
+        "grid_ll_shared_seed1", "grid_ll_shared_seed2", "grid_ll_own_joint_seed1", "grid_ll_own_joint_seed2",
+    ]  # fmt: skip
+    assert len(cells) == 8 and cells[2].labels == {"weighting": "ll", "samples": "own, joint"}
+    model, base = cells[7].model, found.models["tiny"]
+    assert (model.train.p_weighting, model.train.q_samples, model.train.q_pass) == ("un", "own", "joint")
+    assert (model.train.seed, model.sample.seed, model.pretrain.seed) == (2, 2, 1)
+    assert (model.train.epochs, model.prior.drop_inactive.batches) == (0.02, 3)
+    assert (model.vae, model.pretrain, model.sde) == (base.vae, base.pretrain, base.sde)
+    assert base.train.epochs == 0.01
+
+
+def test_a_combination_that_fits_no_algorithm_is_marked():
+    found = params()
+    invalid = [cell for cell in found.cells("grid") if cell.model is None]
+    assert [cell.labels for cell in invalid] == [{"weighting": "un", "samples": "shared"}] * 2
+    assert "must then be 'll', not 'un'" in invalid[0].invalid and invalid[0].invalid.startswith("train: q_samples")
+    assert len(found.members("grid")) == 6 and "grid_un_shared_seed1" not in found.everything
+    frozen = found.freeze("tabulate", "grid", "abc")
+    assert parse(TabulateStage, frozen.model_dump(), "test") == frozen
+    assert len(frozen.cells) == 8 and frozen.models == found.members("grid")
+    assert [cell.invalid is None for cell in frozen.cells].count(False) == 2
+
+
+def test_what_has_the_same_settings_is_shared():
+    axes = {"tol": {"1e-1": {"sample.tol": 0.1}, "1e-2": {"sample.tol": 0.01}}}
+    found = params(axes=axes, set={}, seeds=[1])
+    rough, same = found.members("grid")
+    assert {what: found.owner(what, rough) for what in SHARED} == {
+        "vae": "tiny", "lsgm": "tiny", "vae_samples": rough, "lsgm_samples": rough, "nelbo": "tiny",
+    }  # fmt: skip
+    assert {found.owner(what, same) for what in SHARED} == {"tiny"}
+    found = params(seeds=[3])
+    cells = found.members("grid")
+    assert {found.owner("vae", cell) for cell in cells} == {"tiny"}
+    assert {found.owner("vae_samples", cell) for cell in cells} == {cells[0]}
+    for what in ("lsgm", "lsgm_samples", "nelbo"):
+        assert [found.owner(what, cell) for cell in cells] == cells
+
+
+def test_a_seed_of_the_pretraining_makes_another_vae():
+    found = params(axes={"vae": {"one": {}, "two": {"pretrain.seed": 2}}}, seeds=[1])
+    assert [found.owner("vae", cell) for cell in found.members("grid")] == ["tiny", "grid_two_seed1"]
+
+
+def test_a_vae_of_another_model_belongs_to_it():
+    found = load_params(PARAMS)
+    qualitative, joint = "celebahq256_qualitative", "celebahq256_qualitative_joint"
+    assert [found.owner(what, qualitative) for what in ("vae", "vae_samples", "lsgm")] == [joint, joint, qualitative]
+
+
+def test_run_names_models_and_ablations():
+    raw = copy.deepcopy(TINY) | {"run": ["tiny", "grid"], "ablations": {"grid": GRID}}
+    found = parse(Params, raw, "params.yaml")
+    assert found.compared == ["tiny"] and found.running == ["tiny", *found.members("grid")]
+    with pytest.raises(ConfigError, match="run: name a model too; an ablation alone is made by `snakemake grid`"):
+        parse(Params, raw | {"run": ["grid"]}, "params.yaml")
+    with pytest.raises(ConfigError, match="no model 'gird'; the models are tiny, the ablations grid"):
+        parse(Params, raw | {"run": ["gird"]}, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": {"a": {"x": {"train.p_weigthing": "un"}}}},
+         "ablations.grid.axes.a.x: train.p_weigthing: no setting of a model; did you mean 'train.p_weighting'"),
+        ({"axes": {"a": {"x": {"p_weighting": "un"}}}}, "a.x: p_weighting: .* did you mean 'train.p_weighting'"),
+        ({"set": {"qqq": 1}}, "ablations.grid.set: qqq: no setting of a model; it begins with one of dataset, vae"),
+        ({"axes": {"a": {"x": {"train.p_weighting": "best"}}}},
+         "ablations.grid.axes.a.x: train.p_weighting: expected 'll', 'un'.*found 'best'"),
+        ({"set": {"prior.drop_inactive": {"bathces": 3}}}, "grid.set: .*bathces: unknown key .*did you mean 'batches'"),
+        ({"axes": {"a": {"x y": {}, "x-y": {}}}}, "two cells or models are called grid_x_y_seed1"),
+        ({"axes": {"a": {"x": {"train.p_weighting": "un"}}}}, "none of its cells is a model: train: q_samples"),
+        ({"base": "tyni"}, "ablations.grid.base: 'tyni': the models are tiny"),
+        ({"columns": ["sample"]}, "there is no axis 'sample'; the axes are weighting, samples"),
+        ({"columns": ["weighting", "samples"]}, "columns: leave an axis for the rows"),
+        ({"set": {"dataset": "cifar10"}}, "dataset and vae_of are those of the base tiny"),
+        ({"axis": {}}, "ablations.grid.axis: unknown key .* did you mean 'axes'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_grid_is_explained(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        params(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_papers_ablations_are_declared_at_two_scales():
+    found = load_params(PARAMS)
+    assert {grid.base for grid in found.ablations.values()} == {"mnist_demo", "mnist_small"}
+    assert len(found.ablations) == 10
+    cells = found.cells("sde_weighting")
+    assert len(cells) == 36 and sum(cell.invalid is not None for cell in cells) == 8
+    demo = [m for name, g in found.ablations.items() if g.base == "mnist_demo" for m in found.members(name)]
+    assert len({found.owner("lsgm", model) for model in found.members("solvers")}) == 1
+    assert len({found.owner("lsgm", model) for model in demo}) == 38
