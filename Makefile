@@ -1,4 +1,4 @@
-# make demo    create the environment (once) and run the whole workflow; make test: create it and run the tests
+# make demo    create the environment (once) and train, sample and evaluate one model; make test: create it and run the tests
 # PYTHON=python3.12 make demo chooses the interpreter that the environment is made with.
 PYTHON ?= python3
 VENV := .venv
@@ -11,9 +11,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DELETE_ON_ERROR:
 
 demo: venv
-	@echo "== Running the workflow: snakemake --profile local (what is up to date stays as it is)"
-	snakemake --profile local
-	@echo && cat results/tables/*.md
+	@echo "== Running the workflow of one model (what is up to date stays as it is)"
+	snakemake --profile local --config 'run=[mnist_demo]'
+	@echo && cat results/tables/comparison.md
 	@echo "== Tables: results/tables/  figures: results/figures/  images: $$(echo results/models/*/samples.png)"
 
 test: venv
