@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lsgm.config import (
     STAGES,
     EvaluateStage,
+    IllustrateStage,
     NELBOStage,
     PrepareStage,
     PretrainStage,
@@ -122,6 +123,12 @@ def evaluate(args: argparse.Namespace) -> None:
     shutil.copyfile(args.vae / "history.csv", args.out / "history_vae.csv")
     shutil.copyfile(args.model / "history.csv", args.out / "history_lsgm.csv")
     write_json(args.out / "metrics.json", metrics)
+
+
+def illustrate(args: argparse.Namespace) -> None:
+    from lsgm.evaluation.illustrate import illustrate as run
+
+    run(load_stage(IllustrateStage, args.config), args.data, args.model, args.out, device(args.device))
 
 
 def tabulate(args: argparse.Namespace) -> None:
@@ -273,6 +280,12 @@ def parser() -> argparse.ArgumentParser:
     )
     judge.add_argument("--nelbo", type=Path, nargs="+", required=True, help="all parts that `lsgm nelbo` wrote")
     judge.add_argument("--statistics", type=Path, nargs="*", default=[], help="what `lsgm statistics` wrote")
+    command(
+        "illustrate",
+        illustrate,
+        "Figures of an LSGM: reconstructions, interpolations, samples along the ODE, mixing coefficients.",
+        *(config, data, model, ("--out", "folder")),
+    )
     bring = command("import-published", import_published, "Turn a checkpoint of the authors' release into a model.",
                     ("--out", "folder"))  # fmt: skip
     bring.add_argument("file", type=Path, help="the published file, of the VAE or of the LSGM")

@@ -34,7 +34,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 GEOMETRIC_SIGMA2_MAX = 0.999
 
 LikelihoodName = Literal["bernoulli", "dml", "dl", "normal"]
-Stage = Literal["prepare", "statistics", "pretrain", "train", "sample", "nelbo", "evaluate", "tabulate"]
+Stage = Literal["prepare", "statistics", "pretrain", "train", "sample", "nelbo", "evaluate", "illustrate", "tabulate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 DATASET_NAMES = (  # those of lsgm/data/registry.py
     "mnist", "fashion_mnist", "omniglot", "cifar10", "celeba64", "celebahq256", "ffhq256", "lsun_church",
@@ -659,6 +659,13 @@ class SampleStage(StageConfig):
     sample: SampleConfig
 
 
+class IllustrateStage(StageConfig):
+    stage: Literal["illustrate"] = "illustrate"
+    model: Name
+    dataset: Name
+    sample: SampleConfig
+
+
 class NELBOStage(StageConfig):
     stage: Literal["nelbo"] = "nelbo"
     model: Name
@@ -876,6 +883,8 @@ class Params(Section):
             )
         if stage == "sample":
             return SampleStage(code=code, model=name, sample=model.sample)
+        if stage == "illustrate":
+            return IllustrateStage(code=code, model=name, dataset=model.dataset, sample=model.sample)
         if stage == "nelbo":
             return NELBOStage(code=code, model=name, dataset=model.dataset, nelbo=_nelbo(model))
         return EvaluateStage(code=code, model=name, dataset=model.dataset, evaluate=model.evaluate)

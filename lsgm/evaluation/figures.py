@@ -193,6 +193,28 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
         axes.legend(loc="upper right")
 
 
+def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str | Path) -> None:
+    """Write the mixing coefficients as a PNG: their mean in the course of the training, and each at its end.
+
+    ``history`` has the columns ``epoch`` and, where they are trained, ``alpha_mean``; ``coefficients`` are in [0, 1].
+    """
+    with _figure(path, (9, 3.8), layout="constrained") as figure:
+        course, end = figure.subplots(1, 2)
+        if "alpha_mean" in history:
+            course.plot(history["epoch"], history["alpha_mean"], color=VERMILLION, linewidth=2.2)
+        else:
+            course.text(0.5, 0.5, "no mixed score: 1 throughout", ha="center", transform=course.transAxes)
+        course.set_xlabel("epochs of the second stage")
+        course.set_ylabel("mixing coefficient, mean")
+        end.bar(range(1, len(coefficients) + 1), sorted(coefficients, reverse=True), color=BLUE, width=0.8)
+        end.set_xlabel("latent channels, sorted")
+        end.set_ylabel("mixing coefficient at the end")
+        for axes in (course, end):
+            axes.set_ylim(bottom=0)
+            axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+            axes.set_axisbelow(True)
+
+
 @dataclass(frozen=True)
 class Points:
     """One panel of points, in colours by group."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 
 EVERYTHING = {
-    "freeze": 8,
+    "freeze": 9,
     "prepare": 1,
     "statistics": 1,
     "pretrain_vae": 1,
@@ -24,9 +24,10 @@ EVERYTHING = {
     "sample": 2,
     "nelbo": 1,
     "evaluate_model": 1,
+    "illustrate": 1,
     "tabulate": 1,
 }
-AFTER_SAMPLING = {"freeze": 1, "sample": 2, "evaluate_model": 1, "tabulate": 1}
+AFTER_SAMPLING = {"freeze": 2, "sample": 2, "evaluate_model": 1, "illustrate": 1, "tabulate": 1}
 
 
 def test_one_dvc_repro_makes_everything(finished: Project) -> None:
@@ -40,6 +41,7 @@ def test_one_dvc_repro_makes_everything(finished: Project) -> None:
         "results/models/tiny/metrics.json",
         "results/tables/comparison.md",
         "results/figures/tiny_samples.png",
+        "results/figures/tiny_interpolation.png",
     ):
         assert (finished.path / path).stat().st_size > 0, path
     in_git = finished.run("git", "ls-files").splitlines()
@@ -88,13 +90,13 @@ def test_a_model_on_the_vae_of_another(finished: Project) -> None:
     """It takes what the other one left, is a model to `run` like any, and a change of the other reaches it."""
     tiny = yaml.safe_load((finished.path / "params.yaml").read_text())["models"]["tiny"]
     third = {key: value for key, value in tiny.items() if key not in ("vae", "pretrain")} | {"vae_of": "tiny"}
-    added = {"freeze": 5, "train_lsgm": 1, "sample": 1, "nelbo": 1, "evaluate_model": 1, "tabulate": 1}
+    each = ("train_lsgm", "sample", "nelbo", "evaluate_model", "illustrate")
+    added = {**dict.fromkeys(each, 1), "freeze": 6, "tabulate": 1}
     with finished.parameter("models.third", third), finished.parameter("run", ["tiny", "third"]):
-        assert finished.dry_run("configs")["freeze"] == 5
+        assert finished.dry_run("configs")["freeze"] == 6
         assert finished.dry_run() == added
         with finished.parameter("models.tiny.train.ema", 0.95):
-            twice = {"train_lsgm": 2, "sample": 2, "nelbo": 2, "evaluate_model": 2, "freeze": 6}
-            assert finished.dry_run() == added | twice
+            assert finished.dry_run() == added | dict.fromkeys(each, 2) | {"freeze": 7}
 
 
 def test_the_cells_of_a_grid_share_what_is_the_same(fresh: Project) -> None:
@@ -146,7 +148,7 @@ def test_a_model_that_is_not_run_is_a_target(finished: Project) -> None:
     ("key", "value", "expected"),
     [
         ("models.tiny.pretrain.lr", 5e-3, EVERYTHING | {"freeze": 1, "prepare": 0, "statistics": 0}),
-        ("models.tiny.train.lr_prior", 5e-4, AFTER_SAMPLING | {"train_lsgm": 1, "sample": 1, "nelbo": 1}),
+        ("models.tiny.train.lr_prior", 5e-4, AFTER_SAMPLING | {"freeze": 1, "train_lsgm": 1, "sample": 1, "nelbo": 1}),
         ("models.tiny.sample.tol", 2e-2, AFTER_SAMPLING),
         ("models.tiny.evaluate.images", 21, {"freeze": 2, "nelbo": 1, "evaluate_model": 1, "tabulate": 1}),
         ("models.tiny.evaluate.extractor", None, {"freeze": 1, "evaluate_model": 1, "tabulate": 1}),
@@ -155,7 +157,7 @@ def test_a_model_that_is_not_run_is_a_target(finished: Project) -> None:
         (
             "run",
             ["tiny", "unused"],
-            EVERYTHING | {"freeze": 6, "prepare": 0, "statistics": 0},
+            EVERYTHING | {"freeze": 7, "prepare": 0, "statistics": 0},
         ),
     ],
 )
@@ -175,7 +177,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it(
             "lsgm/sampling/ode.py",
             "import math",
             "import math\n\nUNUSED = 1",
-            AFTER_SAMPLING | {"freeze": 2, "nelbo": 1},
+            AFTER_SAMPLING | {"freeze": 3, "nelbo": 1},
         ),
         (
             "lsgm/evaluation/fidelity.py",
@@ -247,7 +249,9 @@ def test_an_experiment_in_a_clone_runs_what_it_changes(clone: Project) -> None:
     """Nothing was run in the clone before: what it adopts is what was pulled, not what params.yaml says by now."""
     said = clone.run("dvc", "exp", "run", "--set-param", "models.tiny.sample.tol=0.5")
     ran = re.findall(r"^localrule (\w+):", said, flags=re.M)
-    assert sorted(set(ran)) == ["configs", "evaluate", "evaluate_model", "freeze", "sample", "tabulate"]
+    assert sorted(set(ran)) == [
+        *("configs", "evaluate", "evaluate_model", "freeze", "illustrate", "sample", "tabulate")
+    ]
     assert ran.count("sample") == 2
     assert clone.dry_run() == {}
 
@@ -270,7 +274,7 @@ def test_an_experiment_in_a_copy_runs_what_it_changes(clone: Project) -> None:
     """As those of `dvc exp run --queue` do. The workspace stays as it is, until the experiment is applied."""
     said = clone.run("dvc", "exp", "run", "--temp", "--name", "rough", "--set-param", "models.tiny.sample.tol=0.5")
     ran = set(re.findall(r"^localrule (\w+):", said, flags=re.M))
-    assert ran == {"configs", "evaluate", "evaluate_model", "freeze", "sample", "tabulate"}
+    assert ran == {"configs", "evaluate", "evaluate_model", "freeze", "illustrate", "sample", "tabulate"}
     assert clone.run("git", "status", "--porcelain") == ""
     changed = json.loads(clone.run("dvc", "metrics", "diff", "HEAD", "rough", "--json"))
     assert changed["results/metrics/lsgm/tiny.json"]["nfe"]["diff"] < 0

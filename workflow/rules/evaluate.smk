@@ -53,3 +53,30 @@ rule evaluate_model:
         " --model {params.lsgm} --samples {params.lsgm_samples} --vae {params.vae} --vae-samples {params.vae_samples}"
         " --nelbo {input.nelbo} --statistics {input.statistics}"
         " --out results/models/{wildcards.model} --log {log}"
+
+
+rule illustrate:
+    input:
+        config="configs/illustrate/{model}.json",
+        data=store_of,
+        checkpoint=lambda wildcards: expand(
+            "{folder}/{file}",
+            folder=checkpoint_of("lsgm", wildcards.model),
+            file=["model.safetensors", "config.json", "history.csv"],
+        ),
+    output:
+        [
+            report(f"results/figures/{{model}}_{name}.png", caption=f"../report/{name}.rst", category="3. Latents")
+            for name in ("reconstructions", "interpolation", "ode", "mixing")
+        ],
+    log:
+        "logs/illustrate/{model}.log",
+    threads: threads_of("sample")
+    resources:
+        **resources_of("sample"),
+    params:
+        data=folder_of_store,
+        model=lambda wildcards: checkpoint_of("lsgm", wildcards.model),
+    shell:
+        "exec lsgm illustrate --config {input.config} --data {params.data} --model {params.model}"
+        " --out results/figures --log {log}"

@@ -25,7 +25,7 @@ rule tabulate:
         training=report(
             expand("results/figures/{model}_training.png", model=PARAMS.compared),
             caption="../report/training.rst",
-            category="3. Training",
+            category="4. Training",
         ),
     log:
         "logs/tabulate.log",
@@ -51,13 +51,13 @@ rule tabulate_ablation:
         table=report(
             "results/tables/ablations/{ablation}.html",
             caption="../report/ablation.rst",
-            category="4. Ablations",
+            category="5. Ablations",
             subcategory="{ablation}",
         ),
         figure=report(
             "results/figures/ablations/{ablation}.png",
             caption="../report/ablation_figure.rst",
-            category="4. Ablations",
+            category="5. Ablations",
             subcategory="{ablation}",
         ),
     log:

@@ -18,6 +18,7 @@ rule configs:
         expand("configs/sample/{model}.json", model=sorted({*RUN_SAMPLED})),
         expand("configs/nelbo/{model}.json", model=owners("nelbo", PARAMS.running)),
         expand("configs/evaluate/{model}.json", model=PARAMS.running),
+        expand("configs/illustrate/{model}.json", model=PARAMS.compared),
         expand("configs/tabulate/{name}.json", name=[COMPARISON, *RUN_ABLATIONS]),
     localrule: True
 
@@ -45,6 +46,7 @@ rule train:
 rule evaluate:
     input:
         products(PARAMS.running),
+        expand(rules.illustrate.output, model=PARAMS.compared),
         rules.tabulate.output,
         expand(rules.tabulate_ablation.output, ablation=RUN_ABLATIONS),
     localrule: True

@@ -21,6 +21,7 @@ ENTRIES = {
     "sample": ["lsgm.checkpoint", "lsgm.sampling.ode"],
     "nelbo": ["lsgm.evaluation.likelihood"],
     "evaluate": ["lsgm.evaluation.evaluate"],
+    "illustrate": ["lsgm.evaluation.illustrate", "lsgm.sampling.ode"],
     "tabulate": ["lsgm.evaluation.ablations", "lsgm.evaluation.figures"],
 }
 
@@ -33,7 +34,7 @@ IGNORED = {"lsgm", "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm
 # retrain a model.
 ONLY_FOR = {
     "lsgm.data.download": {"prepare"},  # elsewhere it brings weights, which are known by their hash
-    "lsgm.sampling.ode": {"sample", "nelbo"},
+    "lsgm.sampling.ode": {"sample", "nelbo", "illustrate"},
     "lsgm.sampling.ancestral": {"sample", "nelbo"},
 }
 

@@ -1,0 +1,130 @@
+"""A model to look at: reconstructions, interpolations, samples along the ODE, mixing coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lsgm import checkpoint
+from lsgm.config import IllustrateStage
+from lsgm.data.batches import preprocess
+from lsgm.data.store import ImageStore
+from lsgm.errors import LSGMError
+from lsgm.evaluation.figures import save_mixing, save_panels
+from lsgm.model import LSGM
+from lsgm.networks.layers import batch_statistics
+from lsgm.prior import ScorePrior
+from lsgm.sampling import ode
+from lsgm.streams import Streams
+
+RECONSTRUCTED = 64
+ROWS = 8
+WEIGHTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # and the end
+WIDTH = 84  # pixels of a column of the figures, which small images are enlarged to
+
+
+@torch.no_grad()
+def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, device: torch.device) -> None:
+    """Write MODEL_reconstructions.png, _interpolation.png, _ode.png and _mixing.png to ``out``.
+
+    Raises:
+        LSGMError: ``folder`` holds no LSGM, the dataset is another one, or the ODE could not be solved.
+    """
+    config = stage.sample
+    model = checkpoint.load(folder, device).eval()
+    prior = model.prior
+    if prior is None:
+        raise LSGMError(f"{folder}: is a VAE with the prior N(0, I); give the folder of an LSGM")
+    x = _test_images(model, ImageStore(data, stage.dataset), config.seed)
+    draws = Streams(config.seed, range(len(x)), device)
+    posterior = model.encode(x, [draws.normal(shape) for shape in (model.latent_shape, *model.vae.further_shapes)])
+    solve = partial(ode.rk45, partial(ode.drift, prior), tol=config.tol)
+    decode = partial(_decode, model, config.vae_batch_statistics)
+
+    save_panels(
+        {f"{stage.dataset}, test set": to_bytes(x), "reconstructions": decode(posterior.z, posterior.further)},
+        out / f"{stage.model}_reconstructions.png",
+    )
+
+    # To the ODE's start, where the prior is a normal distribution, halfway along the sphere, and back.
+    noise = solve(posterior.z[: 2 * ROWS], config.time_eps, 1.0).y
+    ends = [(z[:ROWS], z[ROWS : 2 * ROWS]) for z in (noise, *posterior.further)]
+    columns = {"A": to_bytes(x[:ROWS])}
+    for weight in WEIGHTS:
+        between, *further = (slerp(a, b, weight) for a, b in ends)
+        columns[f"{weight:g}"] = decode(solve(between, 1.0, config.time_eps).y, further)
+    columns["B"] = to_bytes(x[ROWS : 2 * ROWS])
+    _save_columns(columns, out / f"{stage.model}_interpolation.png")
+
+    _save_columns(along_the_ode(model, prior, config.seed, config.tol, config.time_eps, config.vae_batch_statistics),
+                  out / f"{stage.model}_ode.png")  # fmt: skip
+
+    try:
+        history = pd.read_csv(folder / "history.csv")
+    except (OSError, ValueError) as error:
+        raise LSGMError(f"{folder / 'history.csv'}: cannot be read ({error}); train the model again") from None
+    save_mixing(history, mixing_coefficients(prior).tolist(), out / f"{stage.model}_mixing.png")
+
+
+def along_the_ode(
+    model: LSGM, prior: ScorePrior, seed: int, tol: float, time_eps: float, vae_batch_statistics: bool = False
+) -> dict[str, Tensor]:
+    """What the decoder makes of the first samples' latents on their way: time -> uint8 [ROWS, C, H, W]."""
+    draws = Streams(seed, range(ROWS), model.device)
+    z = draws.normal(model.latent_shape) * prior.sde.base_variance**0.5
+    further = [draws.normal(shape) for shape in model.vae.further_shapes]
+    times = [t for t in TIMES if t > time_eps] + [time_eps]
+    columns = {}
+    for before, t in zip([1.0, *times], times, strict=False):
+        if t < before:
+            z = ode.rk45(partial(ode.drift, prior), z, before, t, tol).y
+        columns["t = 1" if t == 1 else f"{t:g}"] = _decode(model, vae_batch_statistics, z, further)
+    return columns
+
+
+def mixing_coefficients(prior: ScorePrior) -> Tensor:
+    """The share alpha of the score network in each latent channel, [C]; 1 where nothing is mixed."""
+    share = torch.ones_like(prior.active) if prior.mixing_logit is None else torch.sigmoid(prior.mixing_logit)
+    return (share * prior.active).flatten()
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """``a`` to ``b`` along the sphere, each [B, ...]: what lies between is as long as normal draws are."""
+    first, last = a.flatten(1), b.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(first, last).clamp(-1 + 1e-6, 1 - 1e-6)
+    angle = torch.acos(cosine)[:, None]
+    between = (torch.sin((1 - weight) * angle) * first + torch.sin(weight * angle) * last) / torch.sin(angle)
+    return between.view_as(a)
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8."""
+    return x.mul(255).round().byte()
+
+
+def _test_images(model: LSGM, store: ImageStore, seed: int) -> Tensor:
+    test = store.images("test")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(test))[:RECONSTRUCTED])
+    if len(chosen) < 2 * ROWS:
+        raise LSGMError(f"{store.name}: the figures need {2 * ROWS} test images, there are {len(chosen)}")
+    generator = torch.Generator().manual_seed(seed)
+    stored = torch.from_numpy(np.array(test[chosen]))
+    return preprocess(stored, generator, model.image.size, model.image.binary).to(model.device)
+
+
+def _decode(model: LSGM, vae_batch_statistics: bool, z: Tensor, further: Sequence[Tensor]) -> Tensor:
+    with batch_statistics(model.vae) if vae_batch_statistics else nullcontext():
+        return to_bytes(model.decode(z, further))
+
+
+def _save_columns(columns: dict[str, Tensor], path: Path) -> None:
+    size = next(iter(columns.values())).shape[-1]
+    save_panels(columns, path, columns=1, scale=max(1, WIDTH // size))
