@@ -306,7 +306,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error that the user can mend (2: wrong arguments), 75: stopped, go on."""
     args = parser().parse_args(argv)
     try:
-        set_up_logging(args.log, quiet=os.environ.get("RANK", "0") != "0")
+        state = getattr(args, "state", None)
+        goes_on = state is not None and state.exists()
+        set_up_logging(args.log, quiet=os.environ.get("RANK", "0") != "0", goes_on=goes_on)
         keep_freed_memory()
         start = time.monotonic()
         said = args.run(args)
@@ -316,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{f'; {said}' if said else ''}"
             )
     except Stopped as stopped:
-        log.error(f"lsgm {args.command}: {stopped}")
+        log.info(f"lsgm {args.command}: {stopped}")
         return 75
     except (LSGMError, OSError) as error:
         log.error(f"lsgm {args.command}: error: {error}")

@@ -20,15 +20,18 @@ class _TerminalHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def set_up_logging(log_file: str | Path | None = None, quiet: bool = False) -> None:
-    """Send the `lsgm` logger to stderr and, if given, to a file (replaced) as well; if ``quiet``, errors to stderr."""
+def set_up_logging(log_file: str | Path | None = None, quiet: bool = False, goes_on: bool = False) -> None:
+    """Send the `lsgm` logger to stderr and, if given, to a file as well; if ``quiet``, errors to stderr.
+
+    The file is replaced, or added to by a job that ``goes_on`` where an earlier one was stopped.
+    """
     log.handlers.clear()
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
     handlers: list[logging.Handler] = [_TerminalHandler()]
     if log_file is not None and not quiet:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_file, mode="w"))
+        handlers.append(logging.FileHandler(log_file, mode="a" if goes_on else "w"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         log.addHandler(handler)

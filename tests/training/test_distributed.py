@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,20 +46,27 @@ def data(tmp_path_factory):
     return root / "store"
 
 
-def run(stage, processes, data, folder, *arguments):
+def command(stage, processes, data, folder, *arguments, **settings):
     """`lsgm STAGE` in several processes."""
     kind, sections = STAGES[stage]
+    sections = {**sections, stage: {**sections[stage], **settings}}
     folder.mkdir(exist_ok=True)
     config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
     (folder / f"{stage}.json").write_text(config.model_dump_json())
-    command = [sys.executable]
+    given = [sys.executable, "-m", "lsgm.cli", stage, "--config", folder / f"{stage}.json", "--data", data]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "lsgm.cli", stage, "--config", folder / f"{stage}.json", "--data", data, "--out", folder / stage]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
-    )
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        given = [*launcher, "--no-python", "--", *given]
+    return [*map(str, given), "--out", str(folder / stage), *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(*arguments, **settings):
+    """That, to its end."""
+    given = command(*arguments, **settings)
+    return subprocess.run(given, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
 
 
 def test_two_processes_train_what_one_trains(data, tmp_path):
@@ -98,14 +106,38 @@ def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path)
     kind, sections = STAGES["pretrain"]
     config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
     (tmp_path / "c.json").write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    command += ["pretrain", "--config", tmp_path / "c.json", "--data", data, "--out", tmp_path / "out"]
+    given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    given += ["pretrain", "--config", tmp_path / "c.json", "--data", data, "--out", tmp_path / "out"]
     start = time.monotonic()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run([*map(str, given)], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode != 0 and "this process dies" in done.stderr
     assert time.monotonic() - start < 60
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
+    """SIGTERM to torchrun: one state, from which two processes end in the bits of two that were not stopped."""
+    settings = {"epochs": 20, "state_minutes": 10}
+    given = ("pretrain", 2, data)
+    assert run(*given, tmp_path / "whole", **settings).returncode == 0
+    out = tmp_path / "stopped" / "pretrain"
+    more = ("--log", tmp_path / "log", "--state", out / "state")
+    job = subprocess.Popen(
+        command(*given, tmp_path / "stopped", *more, **settings), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    while not (out / "state" / "step-000000000.sha256").exists():
+        assert job.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)
+    job.send_signal(signal.SIGTERM)
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode != 0 and said.count("told to stop after step") == 1
+    assert not (out / "config.json").exists()
+    assert "going on after step" in run(*given, tmp_path / "stopped", *more, **settings).stderr
+    for name in ("model.safetensors", "history.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / "pretrain" / name).read_bytes()
+    log = (tmp_path / "log").read_text()  # of both
+    assert log.index("told to stop after step") < log.index("going on after step")
 
 
 def test_nan_and_infinity_anywhere_are_infinity_everywhere():
