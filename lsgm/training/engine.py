@@ -365,6 +365,8 @@ class Engine:
         loss, size, stop = facts.tolist()
         if not (math.isfinite(loss) and math.isfinite(size)) or self._explodes(size):
             self._bad_step(terms, size)
+            if self.diverged_at is not None:
+                return
         else:
             if config.grad_clip > 0:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters(), config.grad_clip, norm)
@@ -461,10 +463,11 @@ class Engine:
         )
 
     def _give_up(self) -> None:
-        """Back to the last good state for good; the history says where it diverged."""
-        self.diverged_at, care = self.step, self.care
+        """Back to the last good state for good; the history keeps the way there, and says where it diverged."""
+        self.diverged_at, care, history = self.step, self.care, self.history.state_dict()
         log.info(f"{self.what}: diverged at step {self.step} for good; the last good state is what is kept")
         self._restore()
+        self.history.load_state_dict(history)
         self.care.bad, self.care.skipped, self.care.restarts = 0, care.skipped, care.restarts
         self.care.seconds, self.care.norms = care.seconds, care.norms
         care_row = {"skipped": care.skipped, "restarts": care.restarts}
