@@ -233,18 +233,30 @@ class Points:
 
 
 def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> None:
-    """Write panels of points side by side as a PNG; points that are not finite are left out."""
-    with _figure(path, (7.5 * len(panels), 4.8), layout="constrained") as figure:
-        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _draw_points(axes, panel, few)
-
-
-def _draw_points(axes: Any, panel: Points, few: int) -> None:
+    """Write panels of points, of the same series, side by side as a PNG; points that are not finite are left out."""
     from matplotlib.lines import Line2D
+
+    series = panels[0]
+    colours = dict(zip(dict.fromkeys(series.colour), itertools.cycle(COLOURS), strict=False))
+    markers = dict(zip(dict.fromkeys(series.marker), itertools.cycle("osD^vPX"), strict=False))
+    with _figure(path, (6.5 * len(panels) + 1.5, 4.8), layout="constrained") as figure:
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _draw_points(axes, panel, colours, markers, few)
+        handles = []
+        for title, looks, of in ((series.titles[0], colours, "color"), (series.titles[1], markers, "marker")):
+            if len(looks) > 1 and (of == "marker" or set(series.text) != set(looks)):
+                handles.append(Line2D([], [], linestyle="", label=f"{title}:"))
+                handles += [
+                    Line2D([], [], linestyle="", label=name, **({"marker": "o", "color": "#555555"} | {of: look}))  # type: ignore[arg-type]
+                    for name, look in looks.items()
+                ]
+        if handles:
+            figure.legend(handles=handles, loc="outside right upper")
+
+
+def _draw_points(axes: Any, panel: Points, colours: dict[str, str], markers: dict[str, str], few: int) -> None:
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-    colours = dict(zip(dict.fromkeys(panel.colour), itertools.cycle(COLOURS), strict=False))
-    markers = dict(zip(dict.fromkeys(panel.marker), itertools.cycle("osD^vPX"), strict=False))
     points = list(zip(panel.x, panel.y, panel.colour, panel.marker, panel.text, strict=True))
     points = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
     for x, y, colour, marker, text in points:
@@ -259,20 +271,10 @@ def _draw_points(axes: Any, panel: Points, few: int) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(0.15 if panel.text and len(points) <= few else 0.08)
+    axes.margins(0.15 if any(panel.text) and len(points) <= few else 0.08)
     axes.set_xlabel(panel.x_title)
     axes.set_ylabel(panel.y_title)
     axes.grid(color="#DDDDDD", linewidth=0.8)
-    legends = []
-    if len(colours) > 1:
-        handles = [Line2D([], [], marker="o", linestyle="", color=c, label=name) for name, c in colours.items()]
-        legends.append((handles, panel.titles[0]))
-    if len(markers) > 1:
-        handles = [Line2D([], [], marker=m, linestyle="", color="#555555", label=name) for name, m in markers.items()]
-        legends.append((handles, panel.titles[1]))
-    for i, (handles, title) in enumerate(legends):  # beside the points, not over them
-        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1 - 0.45 * i)}
-        axes.add_artist(axes.legend(handles=handles, title=title, alignment="left", borderaxespad=0, **place))
 
 
 @contextmanager
