@@ -25,7 +25,7 @@ from lsgm.config import (
     TrainStage,
     load_stage,
 )
-from lsgm.errors import LSGMError, Stopped
+from lsgm.errors import LSGMError, SolverError, Stopped
 from lsgm.files import atomic, write_json
 from lsgm.progress import clock, log, set_up_logging
 
@@ -71,15 +71,23 @@ def sample(args: argparse.Namespace) -> None:
     stage = load_stage(SampleStage, args.config)
     config = stage.sample
     model = checkpoint.load(args.model, device(args.device))
+    failed: str | None = None
     if config.compile:
         model.compile_prior()
-    image, start, done, nfe = model.image, time.perf_counter(), 0, 0
+    image, start, done, nfe = model.image, time.perf_counter(), 0, 0.0
     with atomic(args.out / "samples.npy") as part:
         shape = (config.count, image.channels, image.size, image.size)
         array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-        for images, evaluations in model.sample_batches(**config.model_dump(exclude={"compile"})):
-            array[done : done + len(images)] = images.mul(255).round().byte().cpu().numpy()
-            done, nfe = done + len(images), nfe + evaluations
+        try:
+            for images, evaluations in model.sample_batches(**config.model_dump(exclude={"compile", "give_up"})):
+                if not images.isfinite().all():
+                    raise SolverError(f"sample: images after {done} are not finite; the training may have diverged")
+                array[done : done + len(images)] = images.mul(255).round().byte().cpu().numpy()
+                done, nfe = done + len(images), nfe + evaluations
+        except SolverError as error:
+            if config.give_up == "fail":
+                raise
+            failed, nfe, array[:] = str(error), math.nan, 0
         array.flush()
     seconds = time.perf_counter() - start
     batches = math.ceil(config.count / config.batch)
@@ -88,8 +96,11 @@ def sample(args: argparse.Namespace) -> None:
     save_grid(array[:256], args.out / "grid.png")
     device_used = checkpoint.device_name(model.device)
     facts = {"device": device_used, "code": stage.code, "model": checkpoint.read_config(args.model).sha256}
+    if failed is not None:
+        facts["failed"] = failed
     write_json(args.out / "sampling.json", {**asdict(info), **facts})
-    log.info(f"{args.out}: {info.images} images, NFE {info.nfe:.0f}, {info.seconds:.1f} s")
+    said = f"NFE {info.nfe:.0f}, {info.seconds:.1f} s" if failed is None else f"given up: {failed}"
+    log.info(f"{args.out}: {info.images} images, {said}")
 
 
 def nelbo(args: argparse.Namespace) -> None:

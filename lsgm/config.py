@@ -48,6 +48,9 @@ Shared = Literal["vae", "lsgm", "vae_samples", "lsgm_samples", "nelbo"]  # what 
 SHARED: tuple[Shared, ...] = get_args(Shared)
 COMPARISON = "run"  # the name of the frozen configuration of the table that compares the models of `run`
 
+GiveUp = Literal["fail", "record"]
+RECORDED = "record: its numbers are nan, and the tables say why; for grids, whose other cells go on"
+
 S = TypeVar("S", bound="Section")
 
 
@@ -178,7 +181,7 @@ class RescueConfig(Section):
     explosion: Annotated[float, Field(gt=1)] = Field(
         1e4, description="a gradient so many times the median norm of the last hundred counts as bad"
     )
-    give_up: Literal["fail", "record"] = Field(
+    give_up: GiveUp = Field(
         "fail",
         description="after the tries. record: the training ends with its last good state, and metrics.json and tables "
         "say at which step it diverged; for grids, whose other cells go on",
@@ -380,6 +383,7 @@ class SampleConfig(Section):
         False, description="the decoder's batch norm takes the statistics of the batch, as the paper's 256-pixel models"
     )
     compile: bool = Field(False, description="compile the score network: for tens of thousands of images")
+    give_up: GiveUp = Field("fail", description=f"where the ODE cannot be solved. {RECORDED}")
     batch: Count = 128
     seed: int = 1
 
@@ -406,6 +410,7 @@ class NELBOConfig(Section):
         description="encoder samples per image; above 1 the importance-weighted bound is reported too (noise of the "
         "probes makes it a little too low)",
     )
+    give_up: GiveUp = Field("fail", description=f"where the ODE cannot be solved. {RECORDED}")
     batch: Count = 128
     seed: int = 1
 
@@ -512,6 +517,10 @@ class ModelConfig(Section):
         return self
 
 
+TABLE_COLUMNS = (  # of the table of an ablation, besides its axes
+    "seed", "model", "state", "nelbo", "nelbo_stderr", "nelbo_vae", "nfe", "sampling_s_per_1000", "training_s",
+    "device",
+)  # fmt: skip
 Settings = dict[str, Any]  # dotted key of a model -> value, which replaces what stands there
 
 
@@ -545,6 +554,29 @@ class AblationConfig(Section):
                 raise ValueError(f"columns: there is no axis {axis!r}; the axes are {', '.join(self.axes)}")
         if len(self.columns) >= len(self.axes):
             raise ValueError("columns: leave an axis for the rows")
+        return self
+
+    @model_validator(mode="after")
+    def _names_fit_into_a_table(self) -> AblationConfig:
+        for axis, choices in self.axes.items():
+            if axis in TABLE_COLUMNS:
+                raise ValueError(f"axes: {axis!r} is a column of the table already; give the axis another name")
+            if bad := [name for name in (axis, *choices) if "|" in name]:
+                raise ValueError(f"axes: {bad[0]!r}: a name must not contain '|', which parts the table's columns")
+        return self
+
+    @model_validator(mode="after")
+    def _a_setting_has_one_place(self) -> AblationConfig:
+        keys = {axis: {key for choice in choices.values() for key in choice} for axis, choices in self.axes.items()}
+        for (one, first), (other, second) in itertools.combinations(keys.items(), 2):
+            for a, b in itertools.product(sorted(first), sorted(second)):
+                if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}."):
+                    raise ValueError(f"axes: both {one!r} and {other!r} set {a}; make them one axis")
+        for key in sorted({*self.set, *itertools.chain(*keys.values())}):
+            if key in ("train.seed", "sample.seed"):
+                raise ValueError(f"{key}: is set for each of `seeds`; name them there")
+        if shared := [key for axis in keys.values() for key in sorted(axis) if key.split(".")[0] == "resources"]:
+            raise ValueError(f"axes: {shared[0]}: changes no result; it may stand in `set`")
         return self
 
 
@@ -836,8 +868,11 @@ class Params(Section):
         elif what == "lsgm":
             start = self._settings(what, model.vae_of) if model.vae_of is not None else self._settings("vae", name)
             sections = [model.prior, model.sde, model.train]
+        elif what == "vae_samples":  # from N(0, I): no solver
+            of_prior = {"solver", "tol", "time_eps", "steps", "variances", "compile", "give_up"}
+            return f"{self._settings('vae', name)}\n{model.sample.model_dump_json(exclude=of_prior)}"
         else:
-            start = self._settings("vae" if what == "vae_samples" else "lsgm", name)
+            start = self._settings("lsgm", name)
             sections = [_nelbo(model) if what == "nelbo" else model.sample]
         return "\n".join([start or model.dataset, *(s.model_dump_json() for s in sections if s is not None)])
 

@@ -60,7 +60,7 @@ def test_what_has_the_same_settings_is_shared():
     found = params(axes=axes, set={}, seeds=[1])
     rough, same = found.members("grid")
     assert {what: found.owner(what, rough) for what in SHARED} == {
-        "vae": "tiny", "lsgm": "tiny", "vae_samples": rough, "lsgm_samples": rough, "nelbo": "tiny",
+        "vae": "tiny", "lsgm": "tiny", "vae_samples": "tiny", "lsgm_samples": rough, "nelbo": "tiny",
     }  # fmt: skip
     assert {found.owner(what, same) for what in SHARED} == {"tiny"}
     found = params(seeds=[3])
@@ -108,6 +108,12 @@ def test_run_names_models_and_ablations():
         ({"columns": ["sample"]}, "there is no axis 'sample'; the axes are weighting, samples"),
         ({"columns": ["weighting", "samples"]}, "columns: leave an axis for the rows"),
         ({"set": {"dataset": "cifar10"}}, "dataset and vae_of are those of the base tiny"),
+        ({"axes": {"seed": {"x": {}}}}, "'seed' is a column of the table already; give the axis another name"),
+        ({"axes": {"a": {"x|y": {}}}}, "'x|y': a name must not contain"),
+        ({"axes": {"a": {"x": {"prior.channels": 8}}, "b": {"y": {"prior": {}}}}},
+         "both 'a' and 'b' set prior.channels; make them one axis"),
+        ({"set": {"train.seed": 3}}, "train.seed: is set for each of `seeds`; name them there"),
+        ({"axes": {"a": {"x": {"resources.train.cpus": 1}}}}, "resources.train.cpus: changes no result"),
         ({"axis": {}}, "ablations.grid.axis: unknown key .* did you mean 'axes'"),
     ],
 )  # fmt: skip
@@ -126,3 +132,27 @@ def test_the_papers_ablations_are_declared_at_two_scales():
     demo = [m for name, g in found.ablations.items() if g.base == "mnist_demo" for m in found.members(name)]
     assert len({found.owner("lsgm", model) for model in found.members("solvers")}) == 1
     assert len({found.owner("lsgm", model) for model in demo}) == 38
+    for cell in found.cells("solvers"):  # the labels say what they set, whatever the base has
+        sample, label = found.everything[cell.name].sample, cell.labels["sampler"]
+        stated = f"{sample.solver}, tol {sample.tol:.0e}".replace("e-0", "e-")
+        assert label == (f"ancestral, {sample.steps} steps" if sample.solver == "ancestral" else stated)
+    for model in map(found.everything.get, [*demo, *found.members("small_backbones")]):
+        if model.train != found.models["mnist_demo"].train:
+            gives_up = {model.train.rescue.give_up, model.sample.give_up, model.evaluate.give_up}
+            assert gives_up == {"record"}
+    for name in ("backbones", "small_backbones"):  # with VAEs of their own
+        assert {found.everything[cell].pretrain.rescue.give_up for cell in found.members(name)} == {"record"}
+
+
+def test_models_on_different_data_share_nothing():
+    raw = copy.deepcopy(TINY)
+    tiny = raw["models"]["tiny"]
+    raw["models"] |= {
+        "other": tiny | {"dataset": "digits"},
+        "strict": tiny | {"evaluate": tiny["evaluate"] | {"tol": 1e-4}},
+    }
+    raw["datasets"]["digits"] = {"images": {"size": 28, "channels": 1, "binary": True}, "path": "/x"}
+    found = parse(Params, raw, "params.yaml")
+    assert {found.owner(what, "other") for what in SHARED} == {"other"}
+    strict = {what: found.owner(what, "strict") for what in SHARED}
+    assert strict == dict.fromkeys(SHARED, "tiny") | {"nelbo": "strict"}

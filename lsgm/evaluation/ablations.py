@@ -67,12 +67,10 @@ def measured(stage: TabulateStage, found: dict[str, Metrics]) -> pd.DataFrame:
             row["state"] = f"invalid: {cell.invalid}"
             continue
         metrics = found[cell.name]
-        row["device"] = metrics.training.lsgm.device or metrics.device
-        if (step := metrics.training.vae.diverged_at) is not None:
-            row["state"] = f"VAE diverged at step {step}"
-        elif (step := metrics.training.lsgm.diverged_at) is not None:
-            row["state"] = f"diverged at step {step}"
-        else:
+        devices = (metrics.training.lsgm.device or metrics.device, metrics.sampling.lsgm.device or metrics.device)
+        row["device"] = devices[0] if devices[0] == devices[1] else f"{devices[0]}, sampled on {devices[1]}"
+        row["state"] = _failure(metrics)
+        if not row["state"]:
             row |= {"nelbo": metrics.nelbo.lsgm.nelbo, "nelbo_stderr": metrics.nelbo.lsgm.stderr}
             row |= {"nelbo_vae": metrics.nelbo.vae.nelbo}
             if metrics.fidelity is not None and distance:
@@ -89,23 +87,38 @@ def measured(stage: TabulateStage, found: dict[str, Metrics]) -> pd.DataFrame:
     return frame
 
 
+def _failure(metrics: Metrics) -> str:
+    """Why a cell has no numbers, "" if it has."""
+    for what, training in (("VAE ", metrics.training.vae), ("", metrics.training.lsgm)):
+        if training.diverged_at is not None:
+            return f"{what}diverged at step {training.diverged_at}"
+    if metrics.sampling.lsgm.failed is not None:
+        return "no samples: the ODE could not be solved"
+    return "" if math.isfinite(metrics.nelbo.lsgm.nelbo) else "no NELBO: the ODE could not be solved"
+
+
 def table(stage: TabulateStage, frame: pd.DataFrame) -> pd.DataFrame:
-    """What readers see, as text: means over the seeds ± their standard deviation, the best in bold."""
+    """What readers see, as text: means over the seeds ± their standard deviation.
+
+    In bold the best of each measure, of VAE and LSGM together where both are shown. Cells of which a seed failed do not
+    compete.
+    """
     reasons = _reasons(frame)
     distance = _distance_column(frame)
     pair = [name for name in ("nelbo", distance) if name]
     groups: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(list(stage.axes), sort=False)))
-    # Of each measure the lowest mean, of VAE and LSGM together where both are shown.
-    best = {name: min((_mean(group[name]) for group in groups.values()), default=math.nan) for name in pair}
-    if not stage.columns:
-        for name in pair:
-            best[name] = min(best[name], *(_mean(group[f"{name}_vae"]) for group in groups.values()))
+    whole = [group for group in groups.values() if (group["state"] == "").all()]
+    best = {}
+    for measure in pair:
+        shown = (measure,) if stage.columns else (measure, f"{measure}_vae")
+        best[measure] = min((_mean(group[name]) for group in whole for name in shown), default=math.inf)
 
     def text(group: pd.DataFrame, name: str, measure: str, digits: int = 2) -> str:
-        value = _with_spread(group.loc[group["state"] == "", name], digits)
-        if value and _mean(group[name]) == best.get(measure):
-            return f"**{value}**"
-        return value or ("nan" if measure in pair else "")
+        good = group.loc[group["state"] == "", name]
+        spread = not name.endswith("_vae")  # the VAE is one, whatever the seed
+        value = _with_spread(good, digits) if spread else number(digits)(float(good.mean()))
+        competes = value and len(good) == len(group)
+        return f"**{value}**" if competes and _mean(good) == best.get(measure) else value
 
     def state(group: pd.DataFrame) -> str:
         states = [s for s in group["state"] if s]
@@ -127,6 +140,10 @@ def table(stage: TabulateStage, frame: pd.DataFrame) -> pd.DataFrame:
             rows.append(row)
         return pd.DataFrame(rows)
     rows = []
+    headings = [*stage.axes]
+    for name in pair:
+        headings += [f"{_title(frame, name)}, VAE", _title(frame, name)]
+    headings += [title for title, _ in COST.values()] + [""]
     for key, group in groups.items():
         row = dict(zip(stage.axes, key, strict=True))
         if not (group["state"] == "").any():
@@ -139,8 +156,8 @@ def table(stage: TabulateStage, frame: pd.DataFrame) -> pd.DataFrame:
             }
         row |= {title: text(group, name, name, digits) for name, (title, digits) in COST.items()}
         rows.append({**row, "": state(group)})
-    shown = pd.DataFrame(rows).fillna("")
-    return shown.drop(columns="") if "" in shown and not shown[""].any() else shown
+    found = pd.DataFrame(rows, columns=headings, dtype=object).fillna("")
+    return found if found[""].any() else found.drop(columns="")
 
 
 def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) -> list[str]:
@@ -153,17 +170,24 @@ def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) 
     about = f"NELBO of {_each(str(m.nelbo.images) for m in models)} test images, nats/image; lower is better."
     fidelities = [metrics.fidelity for metrics in models if metrics.fidelity is not None]
     if distance and fidelities:
-        floor = fidelities[0].floor[distance]
+        floors = _each(f"{f.floor[distance]:.2f} (of {f.floor_images})" for f in fidelities if distance in f.floor)
         about += (
             f" {distance_title(distance)}N = {_each(str(f.images) for f in fidelities)}) of samples to the training "
-            f"images; two disjoint sets of {fidelities[0].floor_images} real ones are {floor:.2f} apart."
+            f"images; two disjoint sets of real ones are {floors} apart."
+        )
+    if frame["nelbo_stderr"].notna().any():
+        about += (
+            f" The standard error of a NELBO is {_range(frame['nelbo_stderr'], 2)}; that of a difference is smaller: "
+            "all cells see the same images and draws."
         )
     seeds = sorted({cell.seed for cell in stage.cells})
     spread = (
-        f"Means ± standard deviations over the seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else "One seed."
+        f"Means ± standard deviations over the seeds {', '.join(map(str, seeds))} of all but the VAE's first training."
+        if len(seeds) > 1
+        else "One seed."
     )
     lines.append(f"{about} {spread} Bold: the best.")
-    time = (f"{title} {_range(frame[name], digits)}" for name, (title, digits) in COST.items())
+    time = (f"{title} {_range(frame[name], digits)}" for name, (title, digits) in COST.items() if frame[name].count())
     devices = _each(str(device) for device in frame["device"].dropna())
     lines.append(
         f"From cell to cell: {', '.join(time)}. Training includes that of the VAE; what cells share counts for each of "
@@ -200,21 +224,28 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
     distance = _distance_column(frame)
     good = frame[frame["state"] == ""]
     panels = []
+    first, *others = stage.axes
     for name in stage.against:
         column, title = AGAINST[name]
         y = distance or "nelbo"
         means = good.groupby(list(stage.axes), sort=False)[list(dict.fromkeys([column, y]))].mean().reset_index()
-        first, *others = stage.axes
-        labels = [", ".join(row) for row in means[others or [first]].itertuples(index=False)]
+        if others:
+            colour, marker, text = means[first], means[others[0]], means[others[1:]].agg(", ".join, axis=1)
+        else:  # "rk45, tol 1e-1": one of the series "rk45"
+            parts = means[first].str.partition(", ")
+            colour, marker, text = parts[0], pd.Series([""] * len(means)), parts[2].where(parts[2] != "", parts[0])
         panels.append(
             Points(
                 x=means[column].tolist(),
                 y=means[y].tolist(),
-                group=means[first].tolist() if others else [""] * len(means),
-                text=labels,
+                colour=colour.tolist(),
+                marker=marker.tolist(),
+                text=text.tolist() if len(means) else [],
+                titles=(first, others[0] if others else ""),
                 x_title=title,
                 y_title=_title(frame, y),
                 log=name != "nelbo",
+                line=not others and bool((parts[1] != "").any()),
             )
         )
     return panels
@@ -242,8 +273,8 @@ def _reasons(frame: pd.DataFrame) -> dict[str, int]:
 
 
 def _mean(values: pd.Series[float]) -> float:
-    """inf where there is none, which is never the best."""
-    mean = float(values.mean())
+    """inf where one is missing, which is never the best."""
+    mean = float(values.mean(skipna=False))
     return mean if math.isfinite(mean) else math.inf
 
 

@@ -20,7 +20,8 @@ Its parts, in the order of the file::
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def evaluate(
                 "among the files given; make them with `lsgm statistics`"
             )
         generated = {"lsgm": read_samples(samples), "vae": read_samples(vae_samples)}
-        fidelity = compare(generated, [references[name] for name in config.extractors], device, config.seed)
+        failed = {kind for kind, facts in sampling.items() if "failed" in facts}
+        fidelity = compare(generated, [references[name] for name in config.extractors], device, config.seed, failed)
     return {
         "model": stage.model,
         "dataset": store.name,
@@ -99,7 +101,9 @@ def evaluate(
             "unit": "nats/image",
             "images": header["images"],
             "settings": {
-                key: value for key, value in header["stage"]["nelbo"].items() if key not in ("images", "batch")
+                key: value
+                for key, value in header["stage"]["nelbo"].items()
+                if key not in ("images", "batch", "give_up")
             },
             **{key: found.summary() for key, found in nelbos.items()},
             "gain": {"nelbo": gain.mean().item(), "stderr": standard_error(gain)},
@@ -119,11 +123,16 @@ def evaluate(
 
 
 def compare(
-    generated: dict[str, NDArray[np.uint8]], references: Sequence[Statistics], device: torch.device, seed: int
+    generated: dict[str, NDArray[np.uint8]],
+    references: Sequence[Statistics],
+    device: torch.device,
+    seed: int,
+    failed: Collection[str] = (),
 ) -> dict[str, Any]:
     """The part `fidelity` of metrics.json: ``generated`` images by kind against the real ones of ``references``.
 
-    The first of these is the extractor's that the configuration names, the others check it. Raises :class:`LSGMError`.
+    The first of these is the extractor's that the configuration names, the others check it. Kinds that
+    ``failed``, whose sampling was given up, have no numbers. Raises :class:`LSGMError`.
     """
     main = references[0]
     counts = {kind: len(images) for kind, images in generated.items()}
@@ -135,7 +144,7 @@ def compare(
     found: dict[str, Any] = {"extractor": main.extractor, "images": counts["lsgm"], "real_images": main.images}
     for kind, images in generated.items():
         found[kind] = {}
-        for reference in references:
+        for reference in references if kind not in failed else ():
             measured = measure(images, reference.extractor, device, what=f"samples ({kind})", keep_logits=True)
             found[kind] |= metrics(measured, reference)
             if reference is main:
@@ -144,7 +153,9 @@ def compare(
     n = min(counts["lsgm"], len(main.features) // 2)
     found |= {"floor_images": n, "floor": {distance: half_against_half(main, n, seed)}}
     found["reference"] = {reference.extractor: reference.source for reference in references}
-    log.info(", ".join(f"{distance} {found[kind][distance]:.2f} ({kind})" for kind in (*generated, "floor")))
+    log.info(
+        ", ".join(f"{distance} {found[kind].get(distance, math.nan):.2f} ({kind})" for kind in (*generated, "floor"))
+    )
     return found
 
 

@@ -5,6 +5,7 @@ matplotlib and Pillow are imported by the functions that draw with them.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -217,37 +218,63 @@ def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str 
 
 @dataclass(frozen=True)
 class Points:
-    """One panel of points, in colours by group."""
+    """One panel of points, each of a series with its colour and one with its marker."""
 
     x: list[float]
     y: list[float]
-    group: list[str]  # "": no legend
+    colour: list[str]
+    marker: list[str]  # "": all alike
     text: list[str]  # beside the points, where they are few
+    titles: tuple[str, str]  # of the legends of colours and markers
     x_title: str
     y_title: str
     log: bool = False  # the x axis
+    line: bool = False  # through the points of a colour
 
 
 def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> None:
-    """Write panels of points side by side as a PNG; points that are not finite are left out."""
-    with _figure(path, (6.5 * len(panels), 4.6), layout="constrained") as figure:
+    """Write panels of points, of the same series, side by side as a PNG; points that are not finite are left out."""
+    from matplotlib.lines import Line2D
+
+    series = panels[0]
+    colours = dict(zip(dict.fromkeys(series.colour), itertools.cycle(COLOURS), strict=False))
+    markers = dict(zip(dict.fromkeys(series.marker), itertools.cycle("osD^vPX"), strict=False))
+    with _figure(path, (6.5 * len(panels) + 1.5, 4.8), layout="constrained") as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            groups = list(dict.fromkeys(panel.group))
-            for i, group in enumerate(groups):
-                chosen = [j for j, name in enumerate(panel.group) if name == group]
-                xs, ys = [panel.x[j] for j in chosen], [panel.y[j] for j in chosen]
-                axes.plot(xs, ys, "o", color=COLOURS[i % len(COLOURS)], markersize=7, label=group)
-            for x, y, text in zip(panel.x, panel.y, panel.text, strict=True):
-                if len(panel.x) <= few and math.isfinite(x) and math.isfinite(y):
-                    axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color="#333333")
-            if panel.log and any(x > 0 for x in panel.x):
-                axes.set_xscale("log")
-            axes.margins(0.12)
-            axes.set_xlabel(panel.x_title)
-            axes.set_ylabel(panel.y_title)
-            axes.grid(color="#DDDDDD", linewidth=0.8)
-            if groups and any(groups):
-                axes.legend()
+            _draw_points(axes, panel, colours, markers, few)
+        handles = []
+        for title, looks, of in ((series.titles[0], colours, "color"), (series.titles[1], markers, "marker")):
+            if len(looks) > 1 and (of == "marker" or set(series.text) != set(looks)):
+                handles.append(Line2D([], [], linestyle="", label=f"{title}:"))
+                handles += [
+                    Line2D([], [], linestyle="", label=name, **({"marker": "o", "color": "#555555"} | {of: look}))  # type: ignore[arg-type]
+                    for name, look in looks.items()
+                ]
+        if handles:
+            figure.legend(handles=handles, loc="outside right upper")
+
+
+def _draw_points(axes: Any, panel: Points, colours: dict[str, str], markers: dict[str, str], few: int) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+    points = list(zip(panel.x, panel.y, panel.colour, panel.marker, panel.text, strict=True))
+    points = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
+    for x, y, colour, marker, text in points:
+        axes.plot(x, y, markers[marker], color=colours[colour], markersize=7, alpha=0.85)
+        if len(points) <= few and text:
+            axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color="#333333")
+    for name, colour in colours.items() if panel.line else ():
+        own = sorted((x, y) for x, y, series, _, _ in points if series == name)
+        axes.plot([x for x, _ in own], [y for _, y in own], color=colour, linewidth=1.2, alpha=0.6)
+    if panel.log and any(x > 0 for x, *_ in points):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(0.15 if any(panel.text) and len(points) <= few else 0.08)
+    axes.set_xlabel(panel.x_title)
+    axes.set_ylabel(panel.y_title)
+    axes.grid(color="#DDDDDD", linewidth=0.8)
 
 
 @contextmanager

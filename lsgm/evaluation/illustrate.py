@@ -24,8 +24,8 @@ from lsgm.prior import ScorePrior
 from lsgm.sampling import ode
 from lsgm.streams import Streams
 
-RECONSTRUCTED = 64
-ROWS = 8
+RECONSTRUCTED = 64  # images, at most, and at most a batch of the samples'
+ROWS = 8  # at most
 WEIGHTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # and the end
 WIDTH = 84  # pixels of a column of the figures, which small images are enlarged to
@@ -43,7 +43,8 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     prior = model.prior
     if prior is None:
         raise LSGMError(f"{folder}: is a VAE with the prior N(0, I); give the folder of an LSGM")
-    x = _test_images(model, ImageStore(data, stage.dataset), config.seed)
+    x = _test_images(model, ImageStore(data, stage.dataset), config.seed, min(RECONSTRUCTED, max(2, config.batch)))
+    rows = min(ROWS, len(x) // 2)
     draws = Streams(config.seed, range(len(x)), device)
     posterior = model.encode(x, [draws.normal(shape) for shape in (model.latent_shape, *model.vae.further_shapes)])
     solve = partial(ode.rk45, partial(ode.drift, prior), tol=config.tol)
@@ -55,13 +56,13 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     )
 
     # To the ODE's start, where the prior is a normal distribution, halfway along the sphere, and back.
-    noise = solve(posterior.z[: 2 * ROWS], config.time_eps, 1.0).y
-    ends = [(z[:ROWS], z[ROWS : 2 * ROWS]) for z in (noise, *posterior.further)]
-    columns = {"A": to_bytes(x[:ROWS])}
+    noise = solve(posterior.z[: 2 * rows], config.time_eps, 1.0).y
+    ends = [(z[:rows], z[rows : 2 * rows]) for z in (noise, *posterior.further)]
+    columns = {"A": to_bytes(x[:rows])}
     for weight in WEIGHTS:
         between, *further = (slerp(a, b, weight) for a, b in ends)
         columns[f"{weight:g}"] = decode(solve(between, 1.0, config.time_eps).y, further)
-    columns["B"] = to_bytes(x[ROWS : 2 * ROWS])
+    columns["B"] = to_bytes(x[rows : 2 * rows])
     _save_columns(columns, out / f"{stage.model}_interpolation.png")
 
     _save_columns(along_the_ode(model, prior, config.seed, config.tol, config.time_eps, config.vae_batch_statistics),
@@ -77,7 +78,10 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
 def along_the_ode(
     model: LSGM, prior: ScorePrior, seed: int, tol: float, time_eps: float, vae_batch_statistics: bool = False
 ) -> dict[str, Tensor]:
-    """What the decoder makes of the first samples' latents on their way: time -> uint8 [ROWS, C, H, W]."""
+    """What the decoder makes of latents on their way: time -> uint8 [ROWS, C, H, W].
+
+    They end in the samples that `rk45` draws with ``seed`` at temperature 1.
+    """
     draws = Streams(seed, range(ROWS), model.device)
     z = draws.normal(model.latent_shape) * prior.sde.base_variance**0.5
     further = [draws.normal(shape) for shape in model.vae.further_shapes]
@@ -110,11 +114,12 @@ def to_bytes(x: Tensor) -> Tensor:
     return x.mul(255).round().byte()
 
 
-def _test_images(model: LSGM, store: ImageStore, seed: int) -> Tensor:
+def _test_images(model: LSGM, store: ImageStore, seed: int, count: int) -> Tensor:
     test = store.images("test")
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(test))[:RECONSTRUCTED])
-    if len(chosen) < 2 * ROWS:
-        raise LSGMError(f"{store.name}: the figures need {2 * ROWS} test images, there are {len(chosen)}")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(test))[:count])
+    if len(chosen) < 2:
+        raise LSGMError(f"{store.name}: the figures need two test images; a larger datasets.{store.name}.images.split "
+                        "makes some")  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     stored = torch.from_numpy(np.array(test[chosen]))
     return preprocess(stored, generator, model.image.size, model.image.binary).to(model.device)

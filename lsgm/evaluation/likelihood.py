@@ -26,7 +26,7 @@ from lsgm import checkpoint
 from lsgm.config import NELBOStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
-from lsgm.errors import LSGMError
+from lsgm.errors import LSGMError, SolverError
 from lsgm.files import atomic, sha256
 from lsgm.model import LSGM, importance_weighted
 from lsgm.progress import Progress, log
@@ -152,8 +152,16 @@ def make_part(
                 continue
             network, prior, estimator = compared[key]
             network.prior = prior
-            line = _measure(network, seen(chunks[index]), chunks[index], config.seed, config.iw_samples,
-                            estimator=estimator, **settings)  # fmt: skip
+            try:
+                line = _measure(network, seen(chunks[index]), chunks[index], config.seed, config.iw_samples,
+                                estimator=estimator, **settings)  # fmt: skip
+            except SolverError as error:
+                if config.give_up == "fail":
+                    raise
+                log.info(f"{what}: images {chunks[index][0]} to {chunks[index][-1]} have none ({key}): {error}")
+                unknown = [math.nan] * len(chunks[index])
+                line = dict.fromkeys(("nelbo", "reconstruction", "kl", "iw_bound"), unknown)
+                line |= {"nfe": math.nan, "seconds": 0.0}
             file.write(json.dumps({"chunk": index, "prior": key, **line}) + "\n")
             file.flush()
             os.fsync(file.fileno())

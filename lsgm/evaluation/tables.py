@@ -86,6 +86,8 @@ class Sampling(Part):
     images: int
     nfe: float
     seconds: float
+    device: str | None = None
+    failed: str | None = None  # why it was given up
 
 
 class Samplings(Part):
@@ -219,7 +221,7 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
                 }
             training = metrics.training.vae.seconds if key == "vae" else metrics.training.total
             rows.append(row | {"training_s": training})
-    fidelity = list(dict.fromkeys(name for metrics in models for name in _fidelity(metrics, "lsgm")))
+    fidelity = list(dict.fromkeys(name for metrics in models for key in SAMPLED for name in _fidelity(metrics, key)))
     measured = ["nelbo", "nelbo_stderr", "nelbo_paper", "reconstruction", "kl"]
     if any(row["iw_bound"] is not None for row in rows):
         measured += ["iw_bound", "iw_stderr"]

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lsgm.errors import LSGMError
+from lsgm.errors import SolverError
 from lsgm.prior import ScorePrior
 
 # Dormand-Prince 5(4): nodes, stages, and the difference of the two embedded solutions.
@@ -43,7 +43,7 @@ class Solution:
     nfe: int
 
 
-def rk45(f: Drift, y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 100_000) -> Solution:
+def rk45(f: Drift, y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 10_000) -> Solution:
     """Integrate dy/dt = f(t, y) from t0 to t1 by Dormand-Prince 5(4) with adaptive steps.
 
     The step control is that of scipy's RK45 with atol = rtol = ``tol`` on the flattened state: the root mean square of
@@ -54,7 +54,7 @@ def rk45(f: Drift, y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 1
         f: the right-hand side; gets t as a float and y in y's shape.
         y: state at t0, any shape.
     Raises:
-        LSGMError: the state is no longer finite, or more than ``max_nfe`` evaluations were made.
+        SolverError: the state is no longer finite, or more than ``max_nfe`` evaluations were made.
     """
     direction = 1.0 if t1 > t0 else -1.0
     k = y.new_empty((7, y.numel()))
@@ -91,7 +91,7 @@ def rk45(f: Drift, y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 1
             scale = torch.maximum(y.abs(), y_new.abs()).reshape(-1).mul_(tol).add_(tol)
             error = norm(torch.mv(k.t(), coefficients[7]).mul_(step).div_(scale))
             if not math.isfinite(error) or nfe > max_nfe:
-                raise LSGMError(
+                raise SolverError(
                     f"the ODE solver failed at t = {t:.3g} after {nfe} evaluations (error {error:.3g}); a larger tol "
                     "or time_eps may help, if the training did not diverge"
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,37 @@ def test_measures_in_the_columns_with_means_over_seeds(tmp_path: Path) -> None:
     header, _, *found = rows(tmp_path)
     assert header.startswith("| diffusion | q | NELBO, VAE | NELBO | Fréchet distance (mnist_classifier), VAE |")
     first, second, third, last = ([cell.strip() for cell in row.split("|")[1:-1]] for row in found)
-    assert first[2:6] == ["99.50 ± 0.00", "**93.00 ± 1.41**", "7.25 ± 0.00", "**2.10 ± 0.14**"]
+    assert first[2:6] == ["99.50", "**93.00 ± 1.41**", "7.25", "**2.10 ± 0.14**"]  # one VAE, whatever the seed
     assert second[3] == "95.00 ± 0.00" and second[6:9] == ["40 ± 0", "10.00 ± 0.00", "250 ± 0"]
     assert third[3] == "invalid [1]"
     assert last[3] == "95.00" and last[-1] == "1 of 2 seeds: diverged at step 8"
     text = (tmp_path / "tables/ablations/g.md").read_text()
     assert "over the seeds 1, 2" in text and "A note." in text
+
+
+def test_a_cell_of_which_a_seed_failed_is_not_the_best(tmp_path: Path) -> None:
+    """Neither where the seed diverged nor where its NELBO could not be computed."""
+    grid = stage((1, 2))
+    numbers: dict[str, Any] = {"g_VPSDE_shared_1": (90.0, 1.0), "g_VPSDE_shared_2": 8}
+    numbers |= {"g_VPSDE_own_1": (91.0, 1.5), "g_VPSDE_own_2": (math.nan, 1.0), "g_geometric_own_1": (94.0, 2.0)}
+    tabulate(grid, results(tmp_path / "in", grid, **numbers), tmp_path)
+    shared, own, _, geometric = ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows(tmp_path)[2:])
+    assert (shared[3], shared[-1]) == ("90.00", "1 of 2 seeds: diverged at step 8")
+    assert (own[3], own[-1]) == ("91.00", "1 of 2 seeds: no NELBO: the ODE could not be solved")
+    assert geometric[3] == "**94.50 ± 0.71**"
+
+
+def test_samples_that_could_not_be_drawn_are_said(tmp_path: Path) -> None:
+    grid = stage()
+    folders = results(tmp_path / "in", grid)
+    path = folders[0] / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["sampling"]["lsgm"] |= {"failed": "the ODE solver failed at t = 0.5", "nfe": math.nan}
+    metrics["fidelity"]["lsgm"] = {}
+    path.write_text(json.dumps(metrics))
+    tabulate(grid, folders, tmp_path)
+    assert "no samples: the ODE could not be solved" in rows(tmp_path)[2]
+    assert "NFE 40." in (tmp_path / "tables/ablations/g.md").read_text().replace("NFE 40,", "NFE 40.")
 
 
 def test_the_csv_has_every_cell_and_seed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lsgm.model import LSGM
 
 CPU = torch.device("cpu")
 STAGE = IllustrateStage(
-    model="tiny", dataset="mnist", sample=SampleConfig(count=8, tol=1e-4, time_eps=0.01, batch=8, seed=3)
+    model="tiny", dataset="mnist", sample=SampleConfig(count=8, tol=1e-4, time_eps=0.01, batch=16, seed=3)
 )
 
 
@@ -76,6 +76,13 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(
             assert picture.width > 300
 
 
+def test_ten_test_images_make_five_rows(small_store: ImageStore, tmp_path: Path) -> None:
+    stage = STAGE.model_copy(update={"sample": STAGE.sample.model_copy(update={"tol": 1e-2})})
+    illustrate(stage, small_store.path, saved(tiny(), tmp_path / "model"), tmp_path / "out", CPU)
+    five, eight = (Image.open(tmp_path / "out" / f"tiny_{name}.png").height for name in ("interpolation", "ode"))
+    assert five < eight
+
+
 def test_the_ode_ends_in_the_samples() -> None:
     model = tiny()
     assert model.prior is not None
@@ -107,13 +114,13 @@ def test_mixing_coefficients() -> None:
     assert mixing_coefficients(alone).tolist() == [1.0] * 4
 
 
-def test_what_cannot_be_shown_is_said(small_store: ImageStore, mnist_store: ImageStore, tmp_path: Path) -> None:
+def test_what_cannot_be_shown_is_said(mnist_store: ImageStore, tmp_path: Path) -> None:
     vae = saved(tiny(prior=False), tmp_path / "vae")
     with pytest.raises(LSGMError, match="vae: is a VAE with the prior N\\(0, I\\); give the folder of an LSGM"):
         illustrate(STAGE, mnist_store.path, vae, tmp_path / "out", CPU)
     lsgm = saved(tiny(), tmp_path / "lsgm")
-    with pytest.raises(LSGMError, match="need 16 test images, there are 10"):
-        illustrate(STAGE, small_store.path, lsgm, tmp_path / "out", CPU)
+    with pytest.raises(LSGMError, match="mnist: the figures need two test images"):
+        module._test_images(tiny(), mnist_store, 0, 1)
     (lsgm / "history.csv").unlink()
     with pytest.raises(LSGMError, match=r"history\.csv: cannot be read"):
         illustrate(STAGE, mnist_store.path, lsgm, tmp_path / "out", CPU)
