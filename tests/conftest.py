@@ -93,7 +93,7 @@ class Project:
         for name in path:
             section = section[name]
         section[last] = value
-        file.write_text(yaml.safe_dump(params))
+        file.write_text(yaml.safe_dump(params, sort_keys=False))  # the first of those alike owns what they share
         try:
             yield
         finally:
