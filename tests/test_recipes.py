@@ -104,7 +104,7 @@ def test_every_recipe_trains_and_samples(name, made):
     assert history[looks].iloc[-1].map(math.isfinite).all()
     model, full = lsgm.load(folder), FULL.models[name]
     sample = full.sample.model_copy(update={"tol": 1e-1, "time_eps": 1e-2})
-    x = model.sample(2, **sample.model_dump(exclude={"compile", "count", "batch"}))
+    x = model.sample(2, **sample.model_dump(exclude={"compile", "count", "batch", "give_up"}))
     assert x.shape == (2, *registry.dataset(full.dataset).image_shape)
     assert torch.isfinite(x).all() and 0 <= x.min() < x.max() <= 1
     assert len(model.vae.further_shapes) == 2 * (FULL.vae(name).latent_scales - 1)
