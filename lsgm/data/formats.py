@@ -68,13 +68,14 @@ def find(path: Path, names: Iterable[str], stack: ExitStack) -> dict[str, tuple[
     missing = [name for name in names if name not in found]
     if not missing:
         return {name: (where := f"{path}/{found[name]}", _checked(members[found[name]], where)) for name in names}
+    without = [f"{path}: has no file {', '.join(missing)} (nor .gz), at any depth"]
     if path.is_dir():
         for archive in sorted(file for file in path.iterdir() if file.name.endswith(ARCHIVES)):
             try:
                 return find(archive, names, stack)
-            except LSGMError:
-                continue
-    raise LSGMError(f"{path}: has no file {', '.join(missing)} (nor .gz), at any depth")
+            except LSGMError as error:
+                without.append(str(error))
+    raise LSGMError("; ".join(without))
 
 
 def open_members(path: Path, stack: ExitStack) -> dict[str, Reader]:

@@ -148,6 +148,9 @@ def test_what_is_missing_is_named(originals: Files, small: Dataset, tmp_path: Pa
     folder = write_folder(tmp_path / "folder", {k: v for k, v in originals.items() if k != NAME})
     with pytest.raises(LSGMError, match=f"folder: has no file {NAME} "):
         get(small, folder)
+    (folder / "cut.zip").write_bytes(b"cut off")
+    with pytest.raises(LSGMError, match=f"has no file {NAME} .*cut.zip: is neither a folder nor a zip"):
+        get(small, folder)
     (tmp_path / "text").write_text("no archive")
     with pytest.raises(LSGMError, match="text: is neither a folder nor a zip or tar archive"):
         get(small, tmp_path / "text")

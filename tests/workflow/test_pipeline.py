@@ -118,7 +118,8 @@ def test_the_cells_of_a_grid_share_what_is_the_same(fresh: Project) -> None:
         made = {"prepare": 1, "statistics": 1, "pretrain_vae": 1}
         plan = fresh.dry_run("solvers")
         del plan["freeze"]
-        assert plan == made | {"train_lsgm": 1, "nelbo": 1, "sample": 3 + 1, "evaluate_model": 3, "tabulate_ablation": 1}
+        three = {"sample": 3 + 1, "evaluate_model": 3}
+        assert plan == made | three | {"train_lsgm": 1, "nelbo": 1, "tabulate_ablation": 1}
         plan = fresh.dry_run("priors")
         del plan["freeze"]
         six = dict.fromkeys(("train_lsgm", "nelbo", "evaluate_model"), 6)
