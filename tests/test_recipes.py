@@ -16,7 +16,16 @@ import torch
 
 import lsgm
 from lsgm import checkpoint, cli
-from lsgm.config import BlocksConfig, DatasetConfig, Params, PrepareStage, PretrainStage, TrainStage, load_params
+from lsgm.config import (
+    BlocksConfig,
+    DatasetConfig,
+    ModelConfig,
+    Params,
+    PrepareStage,
+    PretrainStage,
+    TrainStage,
+    load_params,
+)
 from lsgm.data import prepare, registry, store
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import EXTRACTORS
@@ -45,7 +54,12 @@ def slim(params: Params) -> Params:
         update["prior"] = model.prior.model_copy(update=small)
         update["train"] = model.train.model_copy(update=schedule)
         models[name] = model.model_copy(update=update)
-    return params.model_copy(update={"models": models})
+    return with_models(params, models)
+
+
+def with_models(params: Params, models: dict[str, ModelConfig]) -> Params:
+    """Not by model_copy, which would keep what was found for the other models."""
+    return Params(**{name: getattr(params, name) for name in Params.model_fields} | {"models": models})
 
 
 SLIM = slim(FULL)
@@ -149,7 +163,7 @@ def test_a_model_whose_vae_comes_from_another_is_evaluated(made, stores, tmp_pat
     few = {"images": None, "batch": 2, "tol": 1e-1, "time_eps": 1e-2, "extractor": None, "cross_check": False}
     evaluate = full.evaluate.model_copy(update=few)
     model = full.model_copy(update={"sample": sample, "evaluate": evaluate})
-    params = SLIM.model_copy(update={"models": {**SLIM.models, name: model}})
+    params = with_models(SLIM, {**SLIM.models, name: model})
     for stage in ("sample", "nelbo", "evaluate"):
         (tmp_path / f"{stage}.json").write_text(params.freeze(stage, name).model_dump_json())
     for kind, model_folder in (("vae", vae), ("lsgm", folder)):
