@@ -6,10 +6,8 @@ in the paper's layout where the grid names axes for the columns.
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,8 @@ import pandas as pd
 
 from lsgm.config import TabulateStage
 from lsgm.errors import LSGMError
-from lsgm.evaluation import tables
 from lsgm.evaluation.figures import Points, save_points
-from lsgm.evaluation.tables import Metrics, distance_title, number, read_metrics, write_text
+from lsgm.evaluation.tables import Metrics, distance_title, markdown, number, page, read_metrics, write_text
 
 # Columns of the csv -> what the table calls them, digits.
 COST = {
@@ -51,8 +48,11 @@ def tabulate(stage: TabulateStage, results: Sequence[Path], out: Path) -> None:
     shown, lines = table(stage, frame), notes(stage, frame, list(found.values()))
     folder = out / "tables" / "ablations"
     write_text(folder / f"{stage.name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-    write_text(folder / f"{stage.name}.md", markdown(stage, shown, lines))
-    write_text(folder / f"{stage.name}.html", page(stage, shown, lines))
+    labels = sum(axis not in stage.columns for axis in stage.axes)
+    figure = f"![{stage.title}](../../figures/ablations/{stage.name}.png)"
+    text = [f"# {stage.title}", markdown(shown, labels), *lines, figure]
+    write_text(folder / f"{stage.name}.md", "\n\n".join(text) + "\n")
+    write_text(folder / f"{stage.name}.html", page(stage.title, shown, lines))
     save_points(points(stage, frame), out / "figures" / "ablations" / f"{stage.name}.png")
 
 
@@ -194,29 +194,6 @@ def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) 
         f"them. Trained on {devices}, {_each(metrics.date for metrics in models)}."
     )
     return [*lines, *([stage.note] if stage.note else [])]
-
-
-def markdown(stage: TabulateStage, shown: pd.DataFrame, lines: Sequence[str]) -> str:
-    """Title, table, notes and figure."""
-    labels = sum(axis not in stage.columns for axis in stage.axes)
-    rows = [f"# {stage.title}", "", "| " + " | ".join(shown.columns) + " |"]
-    rows += ["|" + "---|" * labels + "---:|" * (len(shown.columns) - labels)]
-    rows += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
-    for line in lines:
-        rows += ["", line]
-    return "\n".join([*rows, "", f"![{stage.title}](../../figures/ablations/{stage.name}.png)"]) + "\n"
-
-
-def page(stage: TabulateStage, shown: pd.DataFrame, lines: Sequence[str]) -> str:
-    """The same as a page of its own, for the workflow's HTML report."""
-
-    def bold(text: str) -> str:
-        return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
-
-    cells = shown.map(bold).rename(columns=html.escape)
-    body = cells.to_html(index=False, border=0, escape=False)
-    below = "\n".join(f"<p>{html.escape(line)}</p>" for line in lines)
-    return f"{tables.HEAD}<h3>{html.escape(stage.title)}</h3>\n{body}\n{below}\n"
 
 
 def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:

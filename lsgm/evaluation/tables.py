@@ -6,8 +6,10 @@ The same inputs give the same bytes.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,15 @@ from lsgm.errors import LSGMError
 from lsgm.evaluation.figures import Bar, save_curves, save_nelbo_bars
 from lsgm.files import atomic, write_json
 
-# NELBO that the paper reports for the LSGM, in nats/image (Vahdat et al., arXiv 2106.05931). A dataset that is not
-# here has no such figure.
-PAPER_NELBO = {"omniglot": 87.79}
+# What the paper (Vahdat et al., arXiv 2106.05931) reports for its LSGMs: NELBO in nats/image or bits per dim, FID.
+# A model that is not here has no such figure.
+PAPER = {
+    "cifar10_best_fid": {"fid": 2.10},
+    "cifar10_balanced": {"fid": 2.17},
+    "cifar10_best_nll": {"bpd": 2.87, "fid": 6.89},
+    "celebahq256_quantitative": {"bpd": 0.70, "fid": 7.22},
+    "omniglot": {"nelbo": 87.79},
+}
 
 PRIORS = {
     "vae": "VAE, N(0, I) prior",
@@ -151,8 +159,9 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
         _copy(folder / "samples.png", out / "figures" / f"{model}_samples.png")
     table = comparison(models)
     write_text(out / "tables" / "comparison.csv", csv(table))
-    write_text(out / "tables" / "comparison.md", markdown(table, models))
-    write_text(out / "tables" / "comparison.html", html(table))
+    shown, lines = readable(table, models), notes(models)
+    write_text(out / "tables" / "comparison.md", "\n\n".join([markdown(shown, labels=2), *lines]) + "\n")
+    write_text(out / "tables" / "comparison.html", page("Models and priors", shown, lines))
     long = pd.concat(
         [frame.assign(model=model, stage=stage) for (model, stage), frame in histories.items()], ignore_index=True
     )
@@ -201,13 +210,16 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
     for metrics in models:
         for key, prior in _priors(metrics).items():
             nelbo: NELBO = getattr(metrics.nelbo, key)
+            paper = PAPER.get(metrics.model, {}) if key == "lsgm" else {}
             row = {
                 "model": metrics.model,
                 "dataset": metrics.dataset,
                 "prior": prior,
                 "nelbo": nelbo.nelbo,
                 "nelbo_stderr": nelbo.stderr,
-                "nelbo_paper": PAPER_NELBO.get(metrics.dataset) if key == "lsgm" else None,
+                "nelbo_paper": paper.get("nelbo"),
+                "bpd": nelbo.bpd,
+                "bpd_paper": paper.get("bpd"),
                 "reconstruction": nelbo.reconstruction,
                 "kl": nelbo.kl,
                 "iw_bound": nelbo.iw_bound,
@@ -216,19 +228,19 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
             if key in SAMPLED:
                 sampling: Sampling = getattr(metrics.sampling, key)
                 row |= _fidelity(metrics, key) | {
+                    "fid_paper": paper.get("fid"),
                     "nfe": sampling.nfe,
                     "sampling_s_per_1000": 1000 * sampling.seconds / sampling.images if sampling.images else None,
                 }
             training = metrics.training.vae.seconds if key == "vae" else metrics.training.total
             rows.append(row | {"training_s": training})
     fidelity = list(dict.fromkeys(name for metrics in models for key in SAMPLED for name in _fidelity(metrics, key)))
-    measured = ["nelbo", "nelbo_stderr", "nelbo_paper", "reconstruction", "kl"]
-    if any(row["iw_bound"] is not None for row in rows):
-        measured += ["iw_bound", "iw_stderr"]
-    columns = ["model", "dataset", "prior", *measured, *fidelity, "nfe", "sampling_s_per_1000", "training_s"]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame[columns[3:]] = frame[columns[3:]].astype(float)
-    return frame.round(4)
+    measured = ["nelbo", "nelbo_stderr", "nelbo_paper", "bpd", "bpd_paper", "reconstruction", "kl"]
+    measured += ["iw_bound", "iw_stderr", *fidelity, "fid_paper", "nfe", "sampling_s_per_1000", "training_s"]
+    frame = pd.DataFrame(rows, columns=["model", "dataset", "prior", *measured])
+    frame[measured] = frame[measured].astype(float)
+    optional = [*(name for name in measured if name.endswith("_paper")), "bpd", "iw_bound", "iw_stderr"]
+    return frame.drop(columns=[name for name in optional if frame[name].isna().all()]).round(4)
 
 
 def csv(table: pd.DataFrame) -> str:
@@ -238,52 +250,62 @@ def csv(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def html(table: pd.DataFrame) -> str:
-    """:func:`comparison` as a page of its own, for the workflow's HTML report."""
-    body = table.to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
-    return f"{HEAD}{body}\n"
-
-
-def markdown(table: pd.DataFrame, models: Sequence[Metrics]) -> str:
-    """:func:`comparison` for readers: the best of each dataset in bold, and below it what the numbers rest on."""
+def readable(table: pd.DataFrame, models: Sequence[Metrics]) -> pd.DataFrame:
+    """:func:`comparison` for readers, as text: the best of each dataset in bold, the paper's figures beside ours."""
     unit = " / ".join(dict.fromkeys(metrics.nelbo.unit for metrics in models))
-    distances = [name for name in table.columns if name in DISTANCES or name.startswith("frechet_")]
     counts = " / ".join(dict.fromkeys(str(metrics.fidelity.images) for metrics in models if metrics.fidelity))
     samples = " / ".join(dict.fromkeys(str(metrics.nelbo.lsgm.iw_samples) for metrics in models))
-    shown: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "reconstruction": ("reconstruction", number(2)),
-        "kl": ("KL", number(2)),
-        **{name: (f"{distance_title(name)}N = {counts}) ↓", number(2)) for name in distances},
-        "nfe": ("NFE", number(0)),
-        "sampling_s_per_1000": ("sampling (s / 1000 images)", number(2)),
-        "training_s": ("training (s)", number(0)),
-    }
-    text = pd.DataFrame(
-        {
-            "model": table["model"],
-            "prior": table["prior"],
-            f"NELBO ({unit}) ↓": _bold(_with_error(table, "nelbo", "nelbo_stderr"), table, "nelbo"),
-            "NELBO in the paper": [f"≤ {value:.2f}" if math.isfinite(value) else "" for value in table["nelbo_paper"]],
-        }
-    )
+    text = table[["model", "prior"]].copy()
+    text[f"NELBO ({unit}) ↓"] = _bold(_with_error(table, "nelbo", "nelbo_stderr"), table, "nelbo")
+    if "nelbo_paper" in table:
+        text["NELBO in the paper"] = [bound and f"≤ {bound}" for bound in map(number(2), table["nelbo_paper"])]
+    if "bpd" in table:
+        text["bits/dim ↓"] = _bold([number(3)(value) for value in table["bpd"]], table, "bpd")
+    if "bpd_paper" in table:
+        text["bits/dim in the paper"] = [bound and f"≤ {bound}" for bound in map(number(2), table["bpd_paper"])]
     if "iw_bound" in table:
         header = f"importance-weighted bound (K = {samples}) ↓"
         text[header] = _bold(_with_error(table, "iw_bound", "iw_stderr"), table, "iw_bound")
-    for name, (header, show) in shown.items():
-        cells = [show(value) for value in table[name]]
-        if name in ("reconstruction", "kl"):
-            cells = [cell or "nan" for cell in cells]  # measured, and not a number
-        text[header] = _bold(cells, table, name) if name in distances else cells
+    for name, header in (("reconstruction", "reconstruction"), ("kl", "KL")):
+        text[header] = [number(2)(value) or "nan" for value in table[name]]  # measured, and not a number
+    for name in table.columns:
+        if name in DISTANCES or name.startswith("frechet_"):
+            cells = [number(2)(value) for value in table[name]]
+            text[f"{distance_title(name)}N = {counts}) ↓"] = _bold(cells, table, name)
+    if "fid_paper" in table:
+        text["FID in the paper"] = [number(2)(value) for value in table["fid_paper"]]
+    text["NFE"] = [number(0)(value) for value in table["nfe"]]
+    text["sampling (s / 1000 images)"] = [number(2)(value) for value in table["sampling_s_per_1000"]]
+    text["training (s)"] = [number(0)(value) for value in table["training_s"]]
+    return text
 
-    lines = ["| " + " | ".join(text.columns) + " |", "|---|---|" + "---:|" * (len(text.columns) - 2)]
-    lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
-    lines += ["", *(line for metrics in models for line in (_caption(metrics), ""))]
-    lines += [
+
+def notes(models: Sequence[Metrics]) -> list[str]:
+    """What the numbers of the table rest on."""
+    return [
+        *map(_caption, models),
         "± is one standard error over the test images. Bold: the best of each dataset. Training counts from nothing: "
         "the LSGM's includes that of the VAE it starts from. The LSGM's own VAE under N(0, I) is not sampled: its "
-        "latents are not trained for that prior."
+        "latents are not trained for that prior.",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def markdown(shown: pd.DataFrame, labels: int) -> str:
+    """A table of texts, of whose columns the first ``labels`` are words and the others numbers."""
+    header, *rows = ("| " + " | ".join(row) + " |" for row in (shown.columns, *shown.to_numpy()))
+    rule = "|" + "---|" * labels + "---:|" * (len(shown.columns) - labels)
+    return "\n".join([header, rule, *rows])
+
+
+def page(title: str, shown: pd.DataFrame, lines: Sequence[str]) -> str:
+    """Title, table and notes as a page of its own, for the workflow's HTML report; of markdown it knows the bold."""
+
+    def bold(text: str) -> str:
+        return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))
+
+    body = shown.map(bold).rename(columns=escape).to_html(index=False, border=0, escape=False)
+    below = "\n".join(f"<p>{bold(line)}</p>" for line in lines)
+    return f"{HEAD}<h3>{escape(title)}</h3>\n{body}\n{below}\n"
 
 
 def summary(metrics: Metrics) -> dict[str, Any]:
