@@ -130,7 +130,7 @@ def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
         time.sleep(0.01)
     time.sleep(0.5)
     job.send_signal(signal.SIGTERM)
-    said = job.communicate(timeout=300)[1]
+    said = job.communicate(timeout=60)[1]
     assert job.returncode != 0 and said.count("told to stop after step") == 1
     assert not (out / "config.json").exists()
     assert "going on after step" in run(*given, tmp_path / "stopped", *more, **settings).stderr
