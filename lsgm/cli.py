@@ -187,9 +187,9 @@ def export_published(args: argparse.Namespace) -> None:
 
 def describe(args: argparse.Namespace) -> None:
     from lsgm import checkpoint
-    from lsgm.config import load_params
     from lsgm.data.registry import dataset
     from lsgm.describe import describe as run
+    from lsgm.params import load_params
 
     if Path(args.model).is_dir():
         config = checkpoint.read_config(args.model)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsgm.config import SHARED, ConfigError, Params, TabulateStage, load_params, parse
+from lsgm.config import ConfigError, TabulateStage, parse
+from lsgm.params import SHARED, Params, load_params
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 TINY = yaml.safe_load((Path(__file__).parent / "workflow/tiny.yaml").read_text())

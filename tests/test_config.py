@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsgm.config import ConfigError, Params, PretrainStage, load_params, load_stage, parse
+from lsgm.config import ConfigError, PretrainStage, load_stage, parse
+from lsgm.params import Params, load_params
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 RAW = yaml.safe_load(PARAMS.read_text())

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lsgm import cli
-from lsgm.config import ConvVAEConfig, ImageConfig, load_params
+from lsgm.config import ConvVAEConfig, ImageConfig
 from lsgm.data.registry import DATASETS
 from lsgm.describe import describe
 from lsgm.model import LSGM
+from lsgm.params import load_params
 
 ROOT = Path(__file__).parents[1]
 

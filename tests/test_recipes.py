@@ -16,20 +16,12 @@ import torch
 
 import lsgm
 from lsgm import checkpoint, cli
-from lsgm.config import (
-    BlocksConfig,
-    DatasetConfig,
-    ModelConfig,
-    Params,
-    PrepareStage,
-    PretrainStage,
-    TrainStage,
-    load_params,
-)
+from lsgm.config import BlocksConfig, DatasetConfig, ModelConfig, PrepareStage, PretrainStage, TrainStage
 from lsgm.data import prepare, registry, store
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import EXTRACTORS
 from lsgm.evaluation.tables import tabulate
+from lsgm.params import Params, load_params
 from lsgm.training.pretrain import pretrain
 from lsgm.training.train import train
 

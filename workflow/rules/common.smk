@@ -19,7 +19,8 @@ sys.path[:0] = [HERE, str(Path(HERE) / "workflow" / "scripts")]
 
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
-from lsgm.config import COMPARISON, STAGES, ConfigError, JobConfig, Params
+from lsgm.config import STAGES, ConfigError, JobConfig
+from lsgm.params import COMPARISON, Params
 from lsgm.config import parse as check  # Snakemake has a `parse` of its own among these globals
 
 try:
