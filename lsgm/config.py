@@ -30,10 +30,6 @@ GEOMETRIC_SIGMA2_MAX = 0.999
 LikelihoodName = Literal["bernoulli", "dml", "dl", "normal"]
 Stage = Literal["prepare", "statistics", "pretrain", "train", "sample", "nelbo", "evaluate", "illustrate", "tabulate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-DATASET_NAMES = (  # those of lsgm/data/registry.py
-    "mnist", "fashion_mnist", "omniglot", "cifar10", "celeba64", "celebahq256", "ffhq256", "lsun_church",
-    "lsun_bedroom", "imagenet32",
-)  # fmt: skip
 Estimator = Literal["ode", "discretised"]
 ExtractorName = Literal["inception", "efficientnet_lite0", "mnist_classifier"]
 

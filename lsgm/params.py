@@ -21,7 +21,6 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from lsgm.config import (
-    DATASET_NAMES,
     AnyVAEConfig,
     ConfigError,
     DatasetConfig,
@@ -47,6 +46,7 @@ from lsgm.config import (
     keys_at,
     parse,
 )
+from lsgm.data.registry import DATASETS
 
 Shared = Literal["vae", "lsgm", "vae_samples", "lsgm_samples", "nelbo"]  # what models may have in common
 SHARED: tuple[Shared, ...] = get_args(Shared)
@@ -216,14 +216,14 @@ class Params(Section):
         if not self.compared:
             raise ValueError(f"run: name a model too; an ablation alone is made by `snakemake {self.run[0]}`")
         for name, dataset in self.datasets.items():
-            known = name in DATASET_NAMES
+            known = name in DATASETS
             if known and dataset.images is not None:
                 raise ValueError(
                     f"datasets.{name}.images: how this dataset is read is known; for another way give it another name"
                 )
             if not known and dataset.images is None:
-                close = difflib.get_close_matches(name, DATASET_NAMES, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"the known datasets are {', '.join(DATASET_NAMES)}"
+                close = difflib.get_close_matches(name, DATASETS, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the known datasets are {', '.join(DATASETS)}"
                 raise ValueError(
                     f"datasets.{name}: is no known dataset ({hint}); a set of your own needs path (the folder) and "
                     "images (at least its size: images: {size: 64})"
@@ -261,6 +261,18 @@ class Params(Section):
                 base = self.models[grid.base]
                 if cell.model is not None and (cell.model.dataset, cell.model.vae_of) != (base.dataset, base.vae_of):
                     raise ValueError(f"ablations.{name}: dataset and vae_of are those of the base {grid.base}")
+        return self
+
+    @model_validator(mode="after")
+    def _there_are_as_many_test_images(self) -> Params:
+        for name, model in self.everything.items():
+            asked = model.evaluate.images
+            known = DATASETS.get(model.dataset)
+            if asked is not None and known is not None and asked > known.counts["test"]:
+                raise ValueError(
+                    f"{name}: evaluate.images: {model.dataset} has {known.counts['test']} test images, not {asked}; "
+                    "null stands for all of them"
+                )
         return self
 
     @functools.cached_property

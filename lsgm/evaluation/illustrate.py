@@ -16,11 +16,12 @@ from lsgm import checkpoint
 from lsgm.config import IllustrateStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
-from lsgm.errors import LSGMError
+from lsgm.errors import LSGMError, SolverError
 from lsgm.evaluation.figures import save_mixing, save_panels
 from lsgm.model import LSGM
 from lsgm.networks.layers import batch_statistics
 from lsgm.prior import ScorePrior
+from lsgm.progress import log
 from lsgm.sampling import ode
 from lsgm.streams import Streams
 
@@ -36,7 +37,8 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     """Write MODEL_reconstructions.png, _interpolation.png, _ode.png and _mixing.png to ``out``.
 
     Raises:
-        LSGMError: ``folder`` holds no LSGM, the dataset is another one, or the ODE could not be solved.
+        LSGMError: ``folder`` holds no LSGM, the dataset is another one, or the ODE could not be solved and
+            ``sample.give_up`` is `fail`.
     """
     config = stage.sample
     model = checkpoint.load(folder, device).eval()
@@ -55,18 +57,28 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
         out / f"{stage.model}_reconstructions.png",
     )
 
-    # To the ODE's start, where the prior is a normal distribution, halfway along the sphere, and back.
-    noise = solve(posterior.z[: 2 * rows], config.time_eps, 1.0).y
-    ends = [(z[:rows], z[rows : 2 * rows]) for z in (noise, *posterior.further)]
-    columns = {"A": to_bytes(x[:rows])}
-    for weight in WEIGHTS:
-        between, *further = (slerp(a, b, weight) for a, b in ends)
-        columns[f"{weight:g}"] = decode(solve(between, 1.0, config.time_eps).y, further)
-    columns["B"] = to_bytes(x[rows : 2 * rows])
-    _save_columns(columns, out / f"{stage.model}_interpolation.png")
+    def interpolations() -> dict[str, Tensor]:
+        # To the ODE's start, where the prior is a normal distribution, halfway along the sphere, and back.
+        noise = solve(posterior.z[: 2 * rows], config.time_eps, 1.0).y
+        ends = [(z[:rows], z[rows : 2 * rows]) for z in (noise, *posterior.further)]
+        columns = {"A": to_bytes(x[:rows])}
+        for weight in WEIGHTS:
+            between, *further = (slerp(a, b, weight) for a, b in ends)
+            columns[f"{weight:g}"] = decode(solve(between, 1.0, config.time_eps).y, further)
+        return columns | {"B": to_bytes(x[rows : 2 * rows])}
 
-    _save_columns(along_the_ode(model, prior, config.seed, config.tol, config.time_eps, config.vae_batch_statistics),
-                  out / f"{stage.model}_ode.png")  # fmt: skip
+    def samples() -> dict[str, Tensor]:
+        return along_the_ode(model, prior, config.seed, config.tol, config.time_eps, config.vae_batch_statistics)
+
+    for name, columns in {"interpolation": interpolations, "ode": samples}.items():
+        path = out / f"{stage.model}_{name}.png"
+        try:
+            _save_columns(columns(), path)
+        except SolverError as error:
+            if config.give_up == "fail":
+                raise
+            log.warning(f"{path}: only says so: {error}")
+            _save_columns({"the ODE cannot be solved": to_bytes(x[:rows])}, path)
 
     try:
         history = pd.read_csv(folder / "history.csv")

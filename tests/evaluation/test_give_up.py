@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from lsgm.cli import main
 from lsgm.config import (
     EvaluateConfig,
     EvaluateStage,
+    IllustrateStage,
     NELBOConfig,
     NELBOStage,
     SampleConfig,
@@ -95,3 +97,14 @@ def test_what_was_not_drawn_is_not_compared(small_store: ImageStore, tmp_path: P
     references = [read_reference(tmp_path / "reference", small_store)]
     found = compare({"lsgm": 0 * images, "vae": images}, references, CPU, 0, failed={"lsgm"})
     assert found["lsgm"] == {} and found["vae"]["frechet_mnist_classifier"] >= 0
+
+
+def test_a_figure_says_so(folders: tuple[Path, Path], mnist_store: ImageStore, tmp_path: Path) -> None:
+    pd.DataFrame({"epoch": [0.5, 1.0], "alpha_mean": [0.4, 0.5]}).to_csv(folders[0] / "history.csv", index=False)
+    for give_up, code in (("fail", 1), ("record", 0)):
+        config = SampleConfig(count=8, give_up=give_up, **SHORT)  # type: ignore[arg-type]
+        stage = IllustrateStage(model="tiny", dataset="mnist", sample=config)
+        (tmp_path / "c.json").write_text(stage.model_dump_json())
+        options = ["--config", str(tmp_path / "c.json"), "--data", str(mnist_store.path), "--model", str(folders[0])]
+        assert main(["illustrate", *options, "--out", str(tmp_path / give_up)]) == code
+    assert len(list((tmp_path / "record").glob("tiny_*.png"))) == 4
