@@ -192,5 +192,5 @@ def test_what_the_evaluation_asks_for_can_be_had(name):
     assert (model.evaluate.images or 0) <= dataset.counts["test"]
     for extractor in model.evaluate.extractors:
         EXTRACTORS[extractor].check(extractor, dataset.image_shape)
-    if model.dataset in ("cifar10", "celebahq256"):
+    if model.dataset in ("cifar10", "celebahq256") and name != "cifar10_small":  # which is not the paper's
         assert model.evaluate.extractors == ["inception", "clean_fid"] and model.sample.count == 50_000
