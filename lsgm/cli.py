@@ -61,7 +61,7 @@ def train(args: argparse.Namespace) -> str:
     return str(run(stage, args.data, args.vae, args.out, device(args.device), args.tensorboard, args.state))
 
 
-def sample(args: argparse.Namespace) -> None:
+def sample(args: argparse.Namespace) -> str:
     import numpy as np
 
     from lsgm import checkpoint
@@ -99,8 +99,9 @@ def sample(args: argparse.Namespace) -> None:
     if failed is not None:
         facts["failed"] = failed
     write_json(args.out / "sampling.json", {**asdict(info), **facts})
-    said = f"NFE {info.nfe:.0f}, {info.seconds:.1f} s" if failed is None else f"given up: {failed}"
-    log.info(f"{args.out}: {info.images} images, {said}")
+    if failed is not None:
+        return f"given up: {failed}"
+    return f"{info.images} images, NFE {info.nfe:.0f}, {info.images / info.seconds:.0f} img/s"
 
 
 def nelbo(args: argparse.Namespace) -> None:

@@ -94,6 +94,7 @@ def test_training_speaks_in_plain_lines_without_a_terminal(made):
     assert (folder / "logs" / "pretrain.log").read_text() == said["pretrain"]
     last = said["train"].splitlines()[-1]
     assert re.search(r"lsgm train: done in 0:\d\d on cpu, 1 threads; peak memory \d\.\d GB; 19 steps, \d+ img/s$", last)
+    assert re.search(r"lsgm sample: done in .*; \d+ images, NFE \d+, \d+ img/s$", said["sample lsgm"].splitlines()[-1])
 
 
 def test_tensorboard_has_curves_and_samples(made):
