@@ -19,7 +19,7 @@ demo: venv
 # Two cells at a time on two cores. Snakemake looks through its queue once per timespan for each job that has ended: with
 # the usual second, that takes a core after some hundred jobs.
 ablations: venv
-	snakemake --cores all --keep-going --rerun-incomplete --max-jobs-per-timespan 1000/1m ablations_of_mnist_demo
+	snakemake --cores all --keep-going --rerun-incomplete --show-failed-logs --max-jobs-per-timespan 1000/1m ablations_of_mnist_demo
 	@echo && cat results/tables/ablations/*.md
 
 test: venv
