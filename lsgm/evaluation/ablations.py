@@ -206,19 +206,21 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
         column, title = AGAINST[name]
         y = distance or "nelbo"
         means = good.groupby(list(stage.axes), sort=False)[list(dict.fromkeys([column, y]))].mean().reset_index()
-        if others:
-            colour, marker, text = means[first], means[others[0]], means[others[1:]].agg(", ".join, axis=1)
-        else:  # "rk45, tol 1e-1": one of the series "rk45"
+        alike = pd.Series([""] * len(means))
+        colour, marker, filling = [*(means[axis] for axis in stage.axes), alike, alike][:3]
+        text = means[others[2:]].agg(", ".join, axis=1) if others else alike
+        if not others:  # "rk45, tol 1e-1": one of the series "rk45"
             parts = means[first].str.partition(", ")
-            colour, marker, text = parts[0], pd.Series([""] * len(means)), parts[2].where(parts[2] != "", parts[0])
+            colour, text = parts[0], parts[2].where(parts[2] != "", parts[0])
         panels.append(
             Points(
                 x=means[column].tolist(),
                 y=means[y].tolist(),
                 colour=colour.tolist(),
                 marker=marker.tolist(),
+                filling=filling.tolist(),
                 text=text.tolist() if len(means) else [],
-                titles=(first, others[0] if others else ""),
+                titles=(first, *[*others, "", ""][:2]),
                 x_title=title,
                 y_title=_title(frame, y),
                 log=name != "nelbo",

@@ -164,10 +164,10 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
 def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None:
     """Write the NELBO of the training batches over both stages, one after the other, as a PNG.
 
-    ``vae`` and ``lsgm`` are histories with the columns ``epoch`` (passes over the training images, with a fraction)
-    and ``nelbo`` (nats/image); that of a few test images, ``test_nelbo``, is drawn where it was measured.
+    ``vae`` and ``lsgm`` are histories with the columns ``step`` (the stage's own count) and ``nelbo`` (nats/image);
+    that of a few test images, ``test_nelbo``, is drawn where it was measured.
     """
-    change = float(vae["epoch"].iloc[-1])
+    change = float(vae["step"].iloc[-1])
     with _figure(path, (9, 4.2), layout="constrained") as figure:
         axes = figure.subplots()
         tops, bottoms = [], []
@@ -175,7 +175,7 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
             (vae, 0.0, BLUE, "first stage: VAE, N(0, I) prior"),
             (lsgm, change, VERMILLION, "second stage: LSGM"),
         ):
-            x, y = start + frame["epoch"], frame["nelbo"]
+            x, y = start + frame["step"], frame["nelbo"]
             smooth = y.rolling(max(1, len(y) // 12), center=True, min_periods=1).mean()
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
             axes.plot(x, smooth, color=colour, linewidth=2.2, label=label)
@@ -187,8 +187,8 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
         if np.isfinite(top) and np.isfinite(bottom) and top > bottom:
             axes.set_ylim(bottom - 0.08 * (top - bottom), top + 0.15 * (top - bottom))
         axes.axvline(change, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_xlim(0, change + float(lsgm["epoch"].iloc[-1]))
-        axes.set_xlabel("epochs (passes over the training images)")
+        axes.set_xlim(0, 1.01 * (change + float(lsgm["step"].iloc[-1])))
+        axes.set_xlabel("training step")
         axes.set_ylabel("NELBO of training batches\n(nats/image)")
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
         axes.legend(loc="upper right")
@@ -218,14 +218,15 @@ def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str 
 
 @dataclass(frozen=True)
 class Points:
-    """One panel of points, each of a series with its colour and one with its marker."""
+    """One panel of points, each of a series with its colour, one with its marker and one with its filling."""
 
     x: list[float]
     y: list[float]
     colour: list[str]
     marker: list[str]  # "": all alike
+    filling: list[str]  # the same
     text: list[str]  # beside the points, where they are few
-    titles: tuple[str, str]  # of the legends of colours and markers
+    titles: tuple[str, ...]  # of the legends of colours, markers and fillings
     x_title: str
     y_title: str
     log: bool = False  # the x axis
@@ -239,12 +240,14 @@ def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> No
     series = panels[0]
     colours = dict(zip(dict.fromkeys(series.colour), itertools.cycle(COLOURS), strict=False))
     markers = dict(zip(dict.fromkeys(series.marker), itertools.cycle("osD^vPX"), strict=False))
+    fillings = dict(zip(dict.fromkeys(series.filling), itertools.cycle(("full", "none", "left", "top")), strict=False))
     with _figure(path, (6.5 * len(panels) + 1.5, 4.8), layout="constrained") as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _draw_points(axes, panel, colours, markers, few)
+            _draw_points(axes, panel, colours, markers, fillings, few)
         handles = []
-        for title, looks, of in ((series.titles[0], colours, "color"), (series.titles[1], markers, "marker")):
-            if len(looks) > 1 and (of == "marker" or set(series.text) != set(looks)):
+        legends = zip(series.titles, (colours, markers, fillings), ("color", "marker", "fillstyle"), strict=True)
+        for title, looks, of in legends:
+            if len(looks) > 1 and (of != "color" or set(series.text) != set(looks)):
                 handles.append(Line2D([], [], linestyle="", label=f"{title}:"))
                 handles += [
                     Line2D([], [], linestyle="", label=name, **({"marker": "o", "color": "#555555"} | {of: look}))  # type: ignore[arg-type]
@@ -254,17 +257,20 @@ def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> No
             figure.legend(handles=handles, loc="outside right upper")
 
 
-def _draw_points(axes: Any, panel: Points, colours: dict[str, str], markers: dict[str, str], few: int) -> None:
+def _draw_points(
+    axes: Any, panel: Points, colours: dict[str, str], markers: dict[str, str], fillings: dict[str, str], few: int
+) -> None:
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-    points = list(zip(panel.x, panel.y, panel.colour, panel.marker, panel.text, strict=True))
+    points = list(zip(panel.x, panel.y, panel.colour, panel.marker, panel.filling, panel.text, strict=True))
     points = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
-    for x, y, colour, marker, text in points:
-        axes.plot(x, y, markers[marker], color=colours[colour], markersize=7, alpha=0.85)
+    for x, y, colour, marker, filling, text in points:
+        look = {"color": colours[colour], "fillstyle": fillings[filling]}
+        axes.plot(x, y, markers[marker], markersize=7, alpha=0.85, **look)
         if len(points) <= few and text:
             axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color="#333333")
     for name, colour in colours.items() if panel.line else ():
-        own = sorted((x, y) for x, y, series, _, _ in points if series == name)
+        own = sorted((x, y) for x, y, series, *_ in points if series == name)
         axes.plot([x for x, _ in own], [y for _, y in own], color=colour, linewidth=1.2, alpha=0.6)
     if panel.log and any(x > 0 for x, *_ in points):
         axes.set_xscale("log")

@@ -39,7 +39,8 @@ PRIORS = {
 SAMPLED = ("vae", "lsgm")  # the LSGM's VAE was not trained for the prior N(0, I)
 HEAD = (
     '<meta charset="utf-8">\n'
-    "<style>body {font: 14px sans-serif} td, th {padding: 4px 10px; text-align: right}</style>\n"
+    "<style>body {font: 14px sans-serif} td, th {padding: 4px 10px; text-align: right} "
+    "td {white-space: nowrap}</style>\n"
 )
 DISTANCES = {"fid": "FID (", "clean_fid": "FID by clean-fid ("}
 

@@ -73,10 +73,10 @@ def test_panels_hold_the_pictures_unsampled(tmp_path: Path) -> None:
 
 
 def curves() -> tuple[pd.DataFrame, pd.DataFrame]:
-    epoch = np.arange(1, 41) / 20
+    step = np.arange(1, 41)
     return (
-        pd.DataFrame({"epoch": epoch, "nelbo": 100 + 400 * np.exp(-5 * epoch)}),
-        pd.DataFrame({"epoch": epoch, "nelbo": 95 + 5 * np.exp(-epoch)}),
+        pd.DataFrame({"step": step, "nelbo": 100 + 400 * np.exp(-step / 4)}),
+        pd.DataFrame({"step": step, "nelbo": 95 + 5 * np.exp(-step / 20)}),
     )
 
 
@@ -105,6 +105,6 @@ def test_same_bytes_every_time_and_nothing_left_behind(tmp_path: Path) -> None:
 def test_numbers_that_are_none_and_short_histories_are_drawn(tmp_path: Path) -> None:
     nan = float("nan")
     save_nelbo_bars({"all lost": [Bar("VAE", nan, nan, nan, nan)]}, tmp_path / "bars.png")
-    row = pd.DataFrame({"epoch": [0.5], "nelbo": [nan]})
+    row = pd.DataFrame({"step": [5], "nelbo": [nan]})
     save_curves(row, row, tmp_path / "curves.png")
     assert len(list(tmp_path.iterdir())) == 2

@@ -66,7 +66,12 @@ rule illustrate:
         ),
     output:
         [
-            report(f"results/figures/{{model}}_{name}.png", caption=f"../report/{name}.rst", category="3. Latents")
+            report(
+                f"results/figures/{{model}}_{name}.png",
+                caption=f"../report/{name}.rst",
+                category="3. Latents",
+                labels={"model": "{model}", "figure": name},
+            )
             for name in ("reconstructions", "interpolation", "ode", "mixing")
         ],
     log:

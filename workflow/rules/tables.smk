@@ -15,18 +15,36 @@ rule tabulate:
         history="results/tables/history.csv",
         markdown="results/tables/comparison.md",
         csv="results/tables/comparison.csv",
-        table=report("results/tables/comparison.html", caption="../report/table.rst", category="1. Comparison"),
-        nelbo=report("results/figures/nelbo.png", caption="../report/nelbo.rst", category="1. Comparison"),
-        samples=report(
-            expand("results/figures/{model}_samples.png", model=PARAMS.compared),
-            caption="../report/samples.rst",
-            category="2. Samples",
+        table=report(
+            "results/tables/comparison.html",
+            caption="../report/table.rst",
+            category="1. Comparison",
+            labels={"of all models": "table"},
         ),
-        training=report(
-            expand("results/figures/{model}_training.png", model=PARAMS.compared),
-            caption="../report/training.rst",
-            category="4. Training",
+        nelbo=report(
+            "results/figures/nelbo.png",
+            caption="../report/nelbo.rst",
+            category="1. Comparison",
+            labels={"of all models": "NELBO"},
         ),
+        samples=[
+            report(
+                f"results/figures/{model}_samples.png",
+                caption="../report/samples.rst",
+                category="2. Samples",
+                labels={"model": model},
+            )
+            for model in PARAMS.compared
+        ],
+        training=[
+            report(
+                f"results/figures/{model}_training.png",
+                caption="../report/training.rst",
+                category="4. Training",
+                labels={"model": model},
+            )
+            for model in PARAMS.compared
+        ],
     log:
         "logs/tabulate.log",
     threads: 1
@@ -52,13 +70,13 @@ rule tabulate_ablation:
             "results/tables/ablations/{ablation}.html",
             caption="../report/ablation.rst",
             category="5. Ablations",
-            subcategory="{ablation}",
+            labels={"ablation": "{ablation}", "": "table"},
         ),
         figure=report(
             "results/figures/ablations/{ablation}.png",
             caption="../report/ablation_figure.rst",
             category="5. Ablations",
-            subcategory="{ablation}",
+            labels={"ablation": "{ablation}", "": "figure"},
         ),
     log:
         "logs/tabulate/{ablation}.log",
