@@ -109,18 +109,7 @@ def main() -> None:
         for what in args.stages:
             rows.append(measure(name, what, options, args.data, where, args.steps, args.profile))
             print(" | ".join(rows[-1]), flush=True)
-    header = [
-        "step",
-        "batch",
-        "ms",
-        "images/s",
-        "GFLOP",
-        "GFLOP/s",
-        "of conv.",
-        "authors', ms",
-        "times",
-        "times, by rate",
-    ]
+    header = ["step", "batch", "ms", "images/s", "GFLOP", "GFLOP/s", "of conv.", "authors', ms", "times", "by rate"]
     print(table(header, rows))
 
 
