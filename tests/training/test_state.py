@@ -1,6 +1,7 @@
 """State files: whole or not there, the last two kept, a damaged one passed over, a foreign one refused."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +69,12 @@ def test_a_full_disk_leaves_the_last_state(tmp_path, monkeypatch):
         states.save(2, STATE)
     monkeypatch.undo()
     assert states.load()[0] == 1 and len(names(tmp_path)) == 2
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that nobody can write to, as Linux has")
+def test_a_read_only_folder_is_named():
+    with pytest.raises(LSGMError, match=r"/sys/lsgm/.*cannot be written \((Oper|Perm|Read).*; make room"):
+        States(Path("/sys/lsgm"), {}).save(1, STATE)
 
 
 def test_nothing_in_a_state_is_executed(tmp_path):
