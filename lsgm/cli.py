@@ -6,7 +6,9 @@ import argparse
 import ctypes
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -317,6 +319,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error that the user can mend (2: wrong arguments), 75: stopped, go on."""
     args = parser().parse_args(argv)
+    handler = signal.getsignal(signal.SIGTERM)
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread:  # unwind, so that temporary files are removed; a training saves its state first
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         state = getattr(args, "state", None)
         goes_on = state is not None and state.exists()
@@ -332,13 +338,31 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stopped:
         log.info(f"lsgm {args.command}: {stopped}")
         return 75
-    except (LSGMError, OSError) as error:
+    except LSGMError as error:
         log.error(f"lsgm {args.command}: error: {error}")
+        return 1
+    except OSError as error:
+        place = error.filename or error.filename2
+        log.error(f"lsgm {args.command}: error: {f'{place}: {error.strerror}' if place else error}")
         return 1
     except KeyboardInterrupt:
         log.error(f"lsgm {args.command}: interrupted")
         return 130
+    except Terminated:
+        log.error(f"lsgm {args.command}: terminated")
+        return 143
+    finally:
+        if on_main_thread:
+            signal.signal(signal.SIGTERM, handler)
     return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived where nothing is saved on the way out."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
 
 
 if __name__ == "__main__":

@@ -1,33 +1,123 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and text files whose damage is told in one line."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from lsgm.errors import LSGMError
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure.
+
+    The temporary file is locked while its process lives. Those that killed processes left in the folder are removed.
+    An OSError without a file name, such as that of a full disk, is given the name ``path``.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    handle = _create_locked(part)
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of :func:`atomic` in ``folder`` whose processes are gone."""
+    for part in folder.glob(".*.part"):
+        if re.fullmatch(r"\..+\.\d+\.part", part.name) and part.is_file():
+            # A lock that cannot be had belongs to a living process, or the file system has no locks: leave the file.
+            with suppress(OSError), part.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+
+
+def _create_locked(part: Path) -> int:
+    while True:
+        handle = os.open(part, os.O_CREAT | os.O_WRONLY, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            return handle
+        if os.fstat(handle).st_nlink:  # else another process took it for abandoned before it was locked
+            return handle
+        os.close(handle)
+
+
+def lock(file: IO[Any], busy: str) -> None:
+    """Lock an open file until it is closed; raises :class:`LSGMError` with ``busy`` if another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LSGMError(busy) from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def read_text(path: str | Path, way_out: str = "") -> str:
+    """The text of a UTF-8 file; raises :class:`LSGMError` that names the file and ends with ``way_out``."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        reason = f"is not a text file in UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x})"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    raise LSGMError(f"{path}: {reason}{f'; {way_out}' if way_out else ''}")
+
+
+def read_json(path: str | Path, way_out: str = "") -> Any:
+    """The value in a JSON file; raises :class:`LSGMError` that names the file and ends with ``way_out``."""
+    return parse_json(read_text(path, way_out), path, way_out)
+
+
+def parse_json(text: str, where: str | Path, way_out: str = "") -> Any:
+    """The value of a JSON text; raises :class:`LSGMError` that begins with ``where`` and ends with ``way_out``."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:
+        reason = str(error)
+    raise LSGMError(f"{where}: is not valid JSON ({reason}){f'; {way_out}' if way_out else ''}")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as strict JSON, which has no NaN and no infinity: null stands for both."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented strict JSON, atomically."""
     with atomic(path) as part:
-        part.write_text(json.dumps(value, indent=2) + "\n")
+        part.write_text(to_json(value, indent=2) + "\n")
 
 
 def sha256(path: str | Path) -> str:

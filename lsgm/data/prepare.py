@@ -10,7 +10,6 @@ maps into memory as it is. Until it is whole, it lies beside its place:
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -30,7 +29,7 @@ from lsgm.data.registry import Dataset
 from lsgm.data.sources import Acquired, acquire
 from lsgm.data.store import MANIFEST, VERSION
 from lsgm.errors import LSGMError
-from lsgm.files import write_json
+from lsgm.files import lock, write_json
 from lsgm.progress import Progress
 
 logger = logging.getLogger("lsgm")
@@ -133,12 +132,7 @@ class Journal:
         part.mkdir(parents=True, exist_ok=True)
         self.path = part / JOURNAL
         self._file: IO[str] = stack.enter_context(self.path.open("a+"))
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LSGMError(f"{part}: another process is preparing this dataset; wait for it, or stop it") from None
-        except OSError:  # a file system without locks
-            pass
+        lock(self._file, f"{part}: another process is preparing this dataset; wait for it, or stop it")
         self._file.seek(0)
         lines = self._file.read().splitlines()
         self.shards: dict[tuple[str, int], str] = {}
