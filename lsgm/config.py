@@ -513,6 +513,7 @@ class PrepareStage(StageConfig):
     stage: Literal["prepare"] = "prepare"
     dataset: Name
     source: DatasetConfig
+    originals: str | None = Field(None, description="names, sizes and times of the files at source.path, as one hash")
 
 
 class StatisticsStage(StageConfig):

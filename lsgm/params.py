@@ -350,16 +350,16 @@ class Params(Section):
             sections = [_nelbo(model) if what == "nelbo" else model.sample]
         return "\n".join([start or model.dataset, *(s.model_dump_json() for s in sections if s is not None)])
 
-    def freeze(self, stage: Stage, name: str, code: str | None = None) -> StageConfig:
+    def freeze(self, stage: Stage, name: str, code: str | None = None, originals: str | None = None) -> StageConfig:
         """The sections that ``stage`` of the model ``name`` depends on, and no more.
 
-        For ``prepare`` the name is that of the dataset, for ``statistics`` `DATASET.EXTRACTOR`, for ``tabulate`` that
-        of an ablation or :data:`COMPARISON`.
+        For ``prepare`` the name is that of the dataset, whose files the hash ``originals`` identifies, for
+        ``statistics`` `DATASET.EXTRACTOR`, for ``tabulate`` that of an ablation or :data:`COMPARISON`.
         """
         dataset: Any
         extractor: Any
         if stage == "prepare":
-            return PrepareStage(code=code, dataset=name, source=self.datasets[name])
+            return PrepareStage(code=code, dataset=name, source=self.datasets[name], originals=originals)
         if stage == "statistics":
             dataset, _, extractor = name.partition(".")
             return StatisticsStage(code=code, dataset=dataset, extractor=extractor)
@@ -413,6 +413,10 @@ def load_params(path: str | Path) -> Params:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     return parse(Params, raw, path)
+
+
+def read_params(path: str | Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(Path(path).read_text()))
 
 
 def json_schema() -> str:

@@ -25,6 +25,7 @@ import numpy as np
 from lsgm.config import PrepareStage
 from lsgm.data import registry
 from lsgm.data.formats import Rows
+from lsgm.data.originals import SOURCE, identity
 from lsgm.data.registry import Dataset
 from lsgm.data.sources import Acquired, acquire
 from lsgm.data.store import MANIFEST, VERSION
@@ -50,18 +51,20 @@ def build(
 
     A store that is already in ``out`` stays as it is until the new one is complete beside it, and is then replaced
     file by file, with the manifest gone in between. Where an earlier call was interrupted, the shards that it wrote of
-    the same originals are verified and kept. The same content gives the same bytes. Returns the manifest; raises
-    :class:`LSGMError`.
+    the same originals are verified and kept. The same content gives the same arrays and manifest, byte by byte; where
+    it came from stands in another file. Returns the manifest; raises :class:`LSGMError`.
     """
     out = Path(out)
     part = out.with_name(f".{out.name}.part")
+    originals = identity(path, [out]) if path is not None else None
     with acquire(dataset, path) as acquired, ExitStack() as stack:
         try:
-            manifest = _write(dataset, acquired, part, shard_bytes, stack)
+            manifest = _write(dataset, acquired, originals, part, shard_bytes, stack)
             out.mkdir(exist_ok=True)
             (out / MANIFEST).unlink(missing_ok=True)
             for name in manifest["files"]:
                 os.replace(part / name, out / name)
+            write_json(out / SOURCE, {"kind": acquired.kind, "origin": acquired.origin, "originals": originals})
             write_json(out / MANIFEST, manifest)
             shutil.rmtree(part)
         except OSError as error:
@@ -74,27 +77,16 @@ def build(
     return manifest
 
 
-def _identity(path: Path, ours: Path) -> str:
-    """Names, sizes and times of the files at ``path``: an interrupted preparation goes on with the same ones alone.
-
-    What lies in the folder ``ours``, or in that of the store beside it, does not count.
-    """
-    path = path.expanduser()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    store = ours.with_name(ours.name.removeprefix(".").removesuffix(".part"))
-    files = [file for file in files if not {ours, store} & set(file.parents)]
-    lines = [f"{file}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def _write(dataset: Dataset, acquired: Acquired, part: Path, shard_bytes: int, stack: ExitStack) -> dict[str, Any]:
+def _write(
+    dataset: Dataset, acquired: Acquired, originals: str | None, part: Path, shard_bytes: int, stack: ExitStack
+) -> dict[str, Any]:
     arrays = acquired.contents.arrays
     what = {
         "dataset": dataset.name,
         "image": dataset.image.model_dump(),
         "shapes": {content: list(rows.shape) for content, rows in arrays.items()},
         "shard_bytes": shard_bytes,
-        "originals": _identity(Path(acquired.origin), part) if acquired.kind in ("local", "arrays") else None,
+        "originals": originals,
         **acquired.contents.facts,
     }
     journal = Journal(part, what, stack)
@@ -104,7 +96,7 @@ def _write(dataset: Dataset, acquired: Acquired, part: Path, shard_bytes: int, s
         "image": dataset.image.model_dump(),
         "splits": {},
         "files": {},
-        "source": {"kind": acquired.kind, "origin": acquired.origin, **acquired.contents.facts},
+        "source": acquired.contents.facts,
         "licence": dataset.licence,
     }
     for content, rows in arrays.items():

@@ -1,6 +1,6 @@
 """What all rules share: the checked parameters, the frozen configurations, the adoption of restored files."""
 
-import json
+import functools
 import math
 import sys
 from importlib.util import find_spec
@@ -20,11 +20,13 @@ sys.path[:0] = [HERE, str(Path(HERE) / "workflow" / "scripts")]
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
 from lsgm.config import STAGES, ConfigError, JobConfig
-from lsgm.params import COMPARISON, Params
+from lsgm.data.originals import identity_or_recorded
+from lsgm.params import COMPARISON, Params, read_params
 from lsgm.config import parse as check  # Snakemake has a `parse` of its own among these globals
 
+# Not by `configfile:`, which would execute Python that stands in the file. `config` is what --config sets.
 try:
-    PARAMS = check(Params, config, "params.yaml")
+    PARAMS = check(Params, {**read_params("params.yaml"), **config}, "params.yaml")
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -47,22 +49,19 @@ def frozen(wildcards):
     if adopting() and path.exists():  # the restored files belong to this text, whatever params.yaml says by now
         return path.read_text().rstrip("\n")
     code = fingerprint(wildcards.stage, LIBRARY)
-    return PARAMS.freeze(wildcards.stage, wildcards.name, code).model_dump_json(indent=2)
+    originals = originals_of(wildcards.name) if wildcards.stage == "prepare" else None
+    return PARAMS.freeze(wildcards.stage, wildcards.name, code, originals).model_dump_json(indent=2)
+
+
+@functools.cache
+def originals_of(dataset):
+    """What the originals of a dataset are, as a hash. Where they are away, what its store was made from: it stays."""
+    return identity_or_recorded(PARAMS.datasets[dataset].path, Path("data") / dataset)
 
 
 def store_of(wildcards):
-    """The prepared dataset of a model."""
+    """The prepared dataset of a model: its manifest, which has the hashes of all that is in it."""
     return expand(rules.prepare.output, dataset=PARAMS.everything[wildcards.model].dataset)
-
-
-def originals_of(wildcards):
-    """The user's copy of a dataset, where one is named and is here: a newer one is prepared again."""
-    path = PARAMS.datasets[wildcards.dataset].path
-    if path is None:
-        return []
-    path = Path(path).expanduser()
-    arrays = [path / f"{split}_images.npy" for split in ("train", "test")]
-    return [file for file in (path, *arrays) if file.exists()]
 
 
 # Models with the same settings of a stage share what it makes; it is kept under the name of the first of them.

@@ -1,11 +1,11 @@
-# What every store has; labels, and validation images, come with them where the dataset has some.
+# The store's manifest stands for all of it. `update`: Snakemake neither deletes it before the job runs nor after one that
+# failed; the arrays, which are no outputs here, are replaced by `lsgm prepare` when the new ones are whole. A manifest
+# with the same content makes nothing again.
 rule prepare:
     input:
         config="configs/prepare/{dataset}.json",
-        originals=originals_of,
     output:
-        manifest="data/{dataset}/manifest.json",
-        arrays=expand("data/{{dataset}}/{split}_images.npy", split=["train", "test"]),
+        manifest=update("data/{dataset}/manifest.json"),
     log:
         "logs/prepare/{dataset}.log",
     threads: 4
