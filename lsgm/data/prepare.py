@@ -25,7 +25,7 @@ import numpy as np
 from lsgm.config import PrepareStage
 from lsgm.data import registry
 from lsgm.data.formats import Rows
-from lsgm.data.originals import SOURCE, identity
+from lsgm.data.originals import SOURCE, Originals
 from lsgm.data.registry import Dataset
 from lsgm.data.sources import Acquired, acquire
 from lsgm.data.store import MANIFEST, VERSION
@@ -41,11 +41,16 @@ SHARD_BYTES = 1 << 26
 
 def prepare(stage: PrepareStage, out: str | Path) -> dict[str, Any]:
     """Get the dataset that ``stage`` names and write its store to the folder ``out``; returns the manifest."""
-    return build(registry.dataset(stage.dataset, stage.source), out, path=stage.source.path)
+    dataset = registry.dataset(stage.dataset, stage.source)
+    return build(dataset, out, path=stage.source.path, stage=stage)
 
 
 def build(
-    dataset: Dataset, out: str | Path, path: str | Path | None = None, shard_bytes: int = SHARD_BYTES
+    dataset: Dataset,
+    out: str | Path,
+    path: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    stage: PrepareStage | None = None,
 ) -> dict[str, Any]:
     """Get ``dataset`` (from ``path`` only, if given) and write its store to the folder ``out``.
 
@@ -56,15 +61,18 @@ def build(
     """
     out = Path(out)
     part = out.with_name(f".{out.name}.part")
-    originals = identity(path, [out]) if path is not None else None
+    # Before anything is read: where a file changes meanwhile, the next plan finds it changed.
+    originals = Originals.at(path, out) if path is not None else None
+    described = originals.describe() if originals is not None else None
     with acquire(dataset, path) as acquired, ExitStack() as stack:
         try:
-            manifest = _write(dataset, acquired, originals, part, shard_bytes, stack)
+            manifest = _write(dataset, acquired, described, part, shard_bytes, stack)
             out.mkdir(exist_ok=True)
             (out / MANIFEST).unlink(missing_ok=True)
             for name in manifest["files"]:
                 os.replace(part / name, out / name)
-            write_json(out / SOURCE, {"kind": acquired.kind, "origin": acquired.origin, "originals": originals})
+            source = {"kind": acquired.kind, "origin": acquired.origin, "originals": described}
+            write_json(out / SOURCE, {**source, "stage": stage and stage.model_dump(mode="json")})
             write_json(out / MANIFEST, manifest)
             shutil.rmtree(part)
         except OSError as error:
@@ -78,7 +86,12 @@ def build(
 
 
 def _write(
-    dataset: Dataset, acquired: Acquired, originals: str | None, part: Path, shard_bytes: int, stack: ExitStack
+    dataset: Dataset,
+    acquired: Acquired,
+    originals: dict[str, str] | None,
+    part: Path,
+    shard_bytes: int,
+    stack: ExitStack,
 ) -> dict[str, Any]:
     arrays = acquired.contents.arrays
     what = {
@@ -86,7 +99,7 @@ def _write(
         "image": dataset.image.model_dump(),
         "shapes": {content: list(rows.shape) for content, rows in arrays.items()},
         "shard_bytes": shard_bytes,
-        "originals": originals,
+        "originals": originals and originals["times"],
         **acquired.contents.facts,
     }
     journal = Journal(part, what, stack)

@@ -1,13 +1,16 @@
 """What all rules share: the checked parameters, the frozen configurations, the adoption of restored files."""
 
 import functools
+import json
 import math
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
 
 # Each job runs with the environment of this Snakemake, activated or not, and the library of this checkout, also where
 # another one is installed: `dvc exp run --temp` and `--queue` work in a copy.
@@ -20,7 +23,7 @@ sys.path[:0] = [HERE, str(Path(HERE) / "workflow" / "scripts")]
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
 from lsgm.config import STAGES, ConfigError, JobConfig
-from lsgm.data.originals import identity_or_recorded
+from lsgm.data.originals import identity, read_source
 from lsgm.params import COMPARISON, Params, read_params
 from lsgm.config import parse as check  # Snakemake has a `parse` of its own among these globals
 
@@ -55,13 +58,15 @@ def frozen(wildcards):
 
 @functools.cache
 def originals_of(dataset):
-    """What the originals of a dataset are, as a hash. Where they are away, what its store was made from: it stays."""
-    return identity_or_recorded(PARAMS.datasets[dataset].path, Path("data") / dataset)
+    """What the originals of a dataset are, as a hash."""
+    return identity(PARAMS.datasets[dataset].path, Path("data") / dataset, Path(f"states/originals/{dataset}.json"))
 
 
 def store_of(wildcards):
     """The prepared dataset of a model: its manifest, which has the hashes of all that is in it."""
-    return expand(rules.prepare.output, dataset=PARAMS.everything[wildcards.model].dataset)
+    names = wildcards.keys()
+    dataset = wildcards.dataset if "dataset" in names else PARAMS.everything[wildcards.model].dataset
+    return checkpoints.prepare.get(dataset=dataset).output
 
 
 # Models with the same settings of a stage share what it makes; it is kept under the name of the first of them.

@@ -1,11 +1,11 @@
-# The store's manifest stands for all of it. `update`: Snakemake neither deletes it before the job runs nor after one that
-# failed; the arrays, which are no outputs here, are replaced by `lsgm prepare` when the new ones are whole. A manifest
-# with the same content makes nothing again.
-rule prepare:
+# The store's manifest stands for all of it, with the hashes of its arrays. The old one is whole until `lsgm prepare` puts
+# the new one in its place, and stays where that fails (`update`). A checkpoint, because what depends on the manifest is
+# to be looked at again when it is there: one with the same content makes nothing again.
+checkpoint prepare:
     input:
         config="configs/prepare/{dataset}.json",
     output:
-        manifest=update("data/{dataset}/manifest.json"),
+        update("data/{dataset}/manifest.json"),
     log:
         "logs/prepare/{dataset}.log",
     threads: 4
@@ -16,10 +16,21 @@ rule prepare:
         "exec lsgm prepare --config {input.config} --out data/{wildcards.dataset} --log {log}"
 
 
+# Snakemake takes a manifest that it put back after a failure for the new one. Its record goes, and its time is to be
+# before that of the configuration (not 0, which Snakemake takes for no time): the next run tries again.
+onerror:
+    for path in Path("configs/prepare").glob("*.json"):
+        store = Path("data") / path.stem
+        manifest = store / "manifest.json"
+        if manifest.exists() and read_source(store).get("stage") != json.loads(path.read_text()):
+            workflow.persistence.cleanup_metadata(IOFile(manifest))
+            os.utime(manifest, (1, 1))
+
+
 # What samples are compared with. First of all that can run: where weights cannot be had, it says so before the trainings.
 rule statistics:
     input:
-        rules.prepare.output,
+        store_of,
         config="configs/statistics/{dataset}.{extractor}.json",
     output:
         "evaluation/statistics/{dataset}/{extractor}.safetensors",

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,7 +44,10 @@ def adopt_restored() -> None:
     print(f"The files that DVC restored are {how}", file=sys.stderr)
 
 
-WAY_OUT = "To keep them, put the recorded state back (`git stash`, `dvc checkout`) and run `make adopt` first."
+WAY_OUT = (
+    "To keep them, put the recorded state back (`git stash`, `dvc checkout`) and run `make adopt` first. Where that "
+    "changes nothing, the cache or the remote is damaged: remove .dvc/cache/files and pull from a sound remote."
+)
 
 
 def adopt(target: str) -> None:
@@ -65,7 +69,10 @@ def differences() -> list[str]:
     changed = [path for kind in ("modified", "deleted", "added") for path in status.get(kind, [])]
     # DVC leaves the results to git.
     changed += [line[3:] for line in _output("git", "status", "--porcelain", "--", "results").splitlines()]
-    for stage in yaml.safe_load(Path("dvc.lock").read_text())["stages"].values():
+    stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"].values()
+    if not changed:
+        changed = damaged([entry for stage in stages for entry in stage.get("outs", [])])
+    for stage in stages:
         for entry in stage.get("deps", []):
             path = Path(entry["path"])
             if path.parts[0] == "workflow" and path.is_file() and _md5(path) != entry["md5"]:
@@ -73,8 +80,32 @@ def differences() -> list[str]:
     return changed
 
 
+def damaged(outs: list[dict[str, Any]]) -> list[str]:
+    """The files of the outputs ``outs`` of dvc.lock whose content is not what was recorded.
+
+    DVC takes what comes from a remote for what it is called there (unless the remote has `verify`), and the workspace
+    for what it put there: all files are read once, at 0.5 GB/s or so, before anything is built on them.
+    """
+    cache = Path(_output(BIN / "dvc", "cache", "dir").strip()) / "files" / "md5"
+    found = []
+    for out in outs:
+        if Path(out["path"]).parts[0] == "results":  # in git
+            continue
+        listing = cache / out["md5"][:2] / out["md5"][2:]
+        try:
+            if f"{_md5(listing)}.dir" != out["md5"]:
+                raise ValueError
+            files = [(Path(out["path"], entry["relpath"]), entry["md5"]) for entry in json.loads(listing.read_text())]
+        except (OSError, ValueError):
+            found.append(f"{out['path']} (its list of files, {listing}, is missing or damaged)")
+            continue
+        found += [str(path) for path, md5 in files if not path.is_file() or _md5(path) != md5]
+    return found
+
+
 def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _output(*command: str | Path) -> str:
