@@ -28,11 +28,15 @@ from lsgm.config import (
     load_stage,
 )
 from lsgm.errors import LSGMError, SolverError, Stopped
-from lsgm.files import atomic, write_json
+from lsgm.files import atomic, sha256, write_json
 from lsgm.progress import clock, log, set_up_logging
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+GRID = 256  # images of a grid of samples
 
 # torch takes seconds to import: each command imports what it needs, and `lsgm --help` is there at once.
 
@@ -77,27 +81,39 @@ def sample(args: argparse.Namespace) -> str:
     if config.compile:
         model.compile_prior()
     image, start, done, nfe = model.image, time.perf_counter(), 0, 0.0
-    with atomic(args.out / "samples.npy") as part:
-        shape = (config.count, image.channels, image.size, image.size)
-        array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+    shape = (config.count, image.channels, image.size, image.size)
+    shown: list[NDArray[np.uint8]] = []  # the first ones, for the grid
+    with atomic(args.out / "samples.npy") as part, part.open("w+b") as file:
+        # Not a memory map: where the disk is full, that kills the process in place of raising.
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        first = file.tell()
         try:
             for images, evaluations in model.sample_batches(**config.model_dump(exclude={"compile", "give_up"})):
                 if not images.isfinite().all():
                     raise SolverError(f"sample: images after {done} are not finite; the training may have diverged")
-                array[done : done + len(images)] = images.mul(255).round().byte().cpu().numpy()
+                pixels = images.mul(255).round().byte().cpu().contiguous().numpy()
+                file.write(pixels.data)
+                shown += [pixels[: max(0, GRID - done)]]
                 done, nfe = done + len(images), nfe + evaluations
         except SolverError as error:
             if config.give_up == "fail":
                 raise
-            failed, nfe, array[:] = str(error), math.nan, 0
-        array.flush()
+            failed, nfe, shown = str(error), math.nan, [np.zeros((min(GRID, shape[0]), *shape[1:]), np.uint8)]
+            file.truncate(first)
+            file.truncate(first + math.prod(shape))  # black
+        file.flush()
+        digest = sha256(part)
     seconds = time.perf_counter() - start
     batches = math.ceil(config.count / config.batch)
     tol = config.tol if config.solver == "rk45" else None
     info = SampleInfo(config.count, config.solver, tol, nfe / batches, config.temperature, seconds)
-    save_grid(array[:256], args.out / "grid.png")
-    device_used = checkpoint.device_name(model.device)
-    facts = {"device": device_used, "code": stage.code, "model": checkpoint.read_config(args.model).sha256}
+    save_grid(np.concatenate(shown), args.out / "grid.png")
+    facts = {
+        "device": checkpoint.device_name(model.device),
+        "code": stage.code,
+        "model": checkpoint.read_config(args.model).sha256,
+        "sha256": digest,  # of samples.npy
+    }
     if failed is not None:
         facts["failed"] = failed
     write_json(args.out / "sampling.json", {**asdict(info), **facts})
@@ -157,12 +173,17 @@ def tabulate(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     from lsgm import checkpoint
+    from lsgm.data.store import MANIFEST, ImageStore
 
-    folders = sorted(path.parent for path in args.folder.rglob("config.json"))
-    if not folders:
-        raise LSGMError(f"{args.folder}: holds no model; expected a folder with folders of models, or one of them")
-    unknown = [str(folder) for folder in folders if checkpoint.verify(folder).sha256 is None]
-    log.info(f"{args.folder}: the weights of {len(folders) - len(unknown)} models are those that were saved")
+    models = sorted(path.parent for path in args.folder.rglob("config.json"))
+    stores = sorted(path.parent for path in args.folder.rglob(MANIFEST))
+    if not models and not stores:
+        raise LSGMError(f"{args.folder}: holds no model and no dataset; expected a folder of theirs, or one of them")
+    for store in stores:
+        ImageStore(store).verify()
+    unknown = [str(folder) for folder in models if checkpoint.verify(folder).sha256 is None]
+    counts = [f"{len(found)} {what}" for found, what in ((models, "models"), (stores, "datasets")) if found]
+    log.info(f"{args.folder}: {' and '.join(counts)} are what was saved")
     if unknown:
         log.warning(f"{', '.join(unknown)}: cannot be checked, saved before their sha256 was recorded")
 
@@ -308,8 +329,8 @@ def parser() -> argparse.ArgumentParser:
     write.add_argument("--dataset", help="their name of the dataset; the one that the model was trained on")
     about = command("describe", describe, "Layers, parameters, latents, FLOPs and memory of a model.")
     about.add_argument("model", help="a model of params.yaml, or the folder of one")
-    check = command("verify", verify, "Check that the weights of models are those that were saved.")
-    check.add_argument("folder", type=Path, help="the folder of a model, or one that holds such, as checkpoints/")
+    check = command("verify", verify, "Check that models and prepared datasets are those that were saved.")
+    check.add_argument("folder", type=Path, help="the folder of one, or one that holds such, as checkpoints/ or data/")
     tables = command("tabulate", tabulate, "Tables and figures of evaluated models.", ("--out", "folder"))
     tables.add_argument("--results", type=Path, nargs="+", required=True, help="folders that `lsgm evaluate` wrote")
     tables.add_argument("--config", type=Path, help="frozen configuration: of an ablation, the table of its cells")

@@ -157,7 +157,7 @@ def test_metrics_hold_together(made):
 
 def test_an_altered_checkpoint_is_noticed(made, tmp_path):
     folder, _ = made
-    assert "the weights of 2 models are those that were saved" in run("verify", folder).stderr
+    assert "2 models are what was saved" in run("verify", folder).stderr
     shutil.copytree(folder / "vae", tmp_path / "models/vae")
     weights = tmp_path / "models/vae/model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -174,7 +174,7 @@ def test_an_altered_checkpoint_is_noticed(made, tmp_path):
     del config["sha256"]
     (tmp_path / "models/vae/config.json").write_text(json.dumps(config))
     assert "models/vae: cannot be checked" in run("verify", tmp_path / "models").stderr
-    assert "holds no model" in run("verify", folder / "results").stderr
+    assert "holds no model and no dataset" in run("verify", folder / "results").stderr
 
 
 def test_training_is_reproducible(made, mnist_store, tmp_path):

@@ -132,7 +132,9 @@ def test_a_store_with_the_same_content_makes_nothing_again(mine: Project) -> Non
     """Made by other code, say."""
     before = store(mine)
     mine.run("snakemake", "--forcerun", "prepare", "--", "data/mine/manifest.json")
-    assert store(mine) == before
+    after = store(mine)
+    before.pop("source.json"), after.pop("source.json")  # it has the times of the originals
+    assert after == before
     assert mine.dry_run() == {}
 
 
