@@ -39,6 +39,7 @@ from lsgm.training.regularisation import SpectralRegulariser
 from lsgm.training.state import States
 
 ROWS = 200  # of a history, at most
+ELSEWHERE = "another process has weights or statistics that are not finite"
 
 
 @dataclass
@@ -316,7 +317,7 @@ class Engine:
         self._buffers, self._buffers_before = buffers, [b.clone() for b in buffers]
         self._weights = NormalisedWeights(*task.networks.values())
         self._rescued_to = -1  # the step of the state that was gone back to
-        self._spoilt = False  # something that a state is made of is not finite
+        self._spoilt = ""  # what kept the last state from being saved
         self.diverged_at: int | None = None
         self.stop = False
 
@@ -337,7 +338,7 @@ class Engine:
         if self.ranks.first and self.states is not None:
             state, seconds = self._state(), self.care.seconds + time.monotonic() - self._began
             if wrong := _not_finite(state):
-                self._spoilt = True  # the next step goes back; until then the states before stay
+                self._spoilt = wrong  # the next step goes back, in all processes
                 log.info(f"{self.what}: no state is saved after step {self.step}: {wrong}")
             else:
                 self.history.flush()
@@ -419,12 +420,12 @@ class Engine:
                 group["lr"] = lr
         terms, norm = self._gradients(step)
         # What the host must know of a step, in one transfer: is it good, is anyone to stop or to go back?
-        flags = torch.tensor([float(self.stop), float(self._spoilt)], device=self.device)
+        flags = torch.tensor([float(self.stop), float(bool(self._spoilt))], device=self.device)
         facts = torch.cat([torch.stack([terms["loss"].float(), norm]), flags])
         most(facts)
         loss, size, stop, spoilt = facts.tolist()
         if spoilt:
-            self._go_back("weights or statistics that are not finite")
+            self._go_back(self._spoilt or ELSEWHERE)
         elif not (math.isfinite(loss) and math.isfinite(size)) or self._explodes(size):
             self._bad_step(terms, size)
         else:
@@ -512,22 +513,22 @@ class Engine:
             wrong = f"its last step was left out{f'; {wrong}' if wrong else ''}"
         anywhere = torch.tensor([float(bool(wrong))], device=self.device)
         most(anywhere)
-        return wrong or ("another process has values that are not finite" if anywhere.item() else "")
+        return wrong or (ELSEWHERE if anywhere.item() else "")
 
     def _go_back(self, diagnosis: str) -> None:
         """To the last state, with lower learning rates; or give up, after so many times."""
         rescue, care = self.config.rescue, self.care
-        self._spoilt = False
+        self._spoilt = ""
         if care.restarts >= rescue.tries:
             if rescue.give_up == "record" and self.states is not None:
-                self._give_up()
+                self._give_up(diagnosis)
                 return
             raise LSGMError(
                 f"{self.what}: diverged at step {self.step}, after {care.restarts} restarts with lower learning rates "
                 f"({diagnosis}); a lower learning rate, a longer warm-up or a larger spectral_reg is the way out"
             )
         skipped, restarts, seconds = care.skipped, care.restarts + 1, care.seconds
-        self._restore_good()
+        self._restore_good(diagnosis)
         if self.step == self._rescued_to:  # it ended badly from there once already: from further back
             self._restore(below=self.step)
         self._rescued_to = self.step
@@ -539,16 +540,18 @@ class Engine:
             f"regularisation x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.tries})"
         )
 
-    def _restore_good(self) -> None:
+    def _restore_good(self, diagnosis: str) -> None:
         """Take the newest state from before this step: a training that ended badly may have saved one at its end."""
         if not self._restore(below=self.step):
-            raise LSGMError(f"{self.what}: diverged at step {self.step} and there is no state to go back to")
+            raise LSGMError(
+                f"{self.what}: diverged at step {self.step} ({diagnosis}) and there is no state to go back to"
+            )
 
-    def _give_up(self) -> None:
+    def _give_up(self, diagnosis: str) -> None:
         """Back to the last good state for good; the history keeps the way there, and says where it diverged."""
         self.diverged_at, care, history = self.step, self.care, self.history.state_dict()
         log.info(f"{self.what}: diverged at step {self.step} for good; the last good state is what is kept")
-        self._restore_good()
+        self._restore_good(diagnosis)
         self.history.load_state_dict(history)
         self.care.bad, self.care.skipped, self.care.restarts = 0, care.skipped, care.restarts
         self.care.seconds, self.care.norms = care.seconds, care.norms

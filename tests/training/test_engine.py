@@ -312,6 +312,13 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, caplog):
     assert all(v.isfinite().all() for v in saved) and all_finite(toy)
 
 
+def test_weights_that_are_not_finite_from_the_start_have_no_state_to_go_back_to(tmp_path):
+    toy = Quadratic(tmp_path)
+    toy.norm.running_mean[0] = math.nan
+    with pytest.raises(LSGMError, match="not finite: parts.net.0.running_mean.* there is no state to go back to"):
+        toy.engine.fit()
+
+
 def test_a_training_resumed_after_its_last_step_is_looked_at_too(tmp_path):
     """Told to stop in its last step, which was left out: that is no success when it goes on either."""
     first = Quadratic(tmp_path, faults={15: math.nan})
