@@ -93,7 +93,7 @@ def elbo(prior: ScorePrior, z0: Tensor, steps: int, draw: Callable[[], Tensor]) 
         draw: gives N(0, I) like ``z0``, once for each step, from the last to the first.
     """
     process = Discretisation(prior.sde, steps)
-    batch, dimensions = z0.shape[0], z0[0].numel()
+    batch, dimensions = z0.shape[0], z0.shape[1:].numel()
     bound = torch.zeros(batch, dtype=torch.float64, device=z0.device)
     for i in reversed(range(steps)):
         noise = draw()

@@ -56,11 +56,11 @@ def rk45(f: Drift, y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 1
         y: state at t0, any shape but an empty one.
     Raises:
         SolverError: the state is no longer finite, or more than ``max_nfe`` evaluations were made.
-        LSGMError: t0 is t1, the tolerance is not in (0, 1], or the state is empty.
+        LSGMError: t0 is t1, the tolerance is not in (0, 1], or the state is empty or no floating-point tensor.
     """
-    (t0, t1), tol = check_times(t0, t1), check_tol(tol)
-    if y.numel() == 0:
-        raise LSGMError(f"y: expected a state, found an empty one of the shape {list(y.shape)}")
+    (t0, t1), tol, max_nfe = check_times(t0, t1), check_tol(tol), check_count("max_nfe", max_nfe)
+    if y.numel() == 0 or not y.is_floating_point():
+        raise LSGMError(f"y: expected floating-point values, found {y.dtype} of the shape {list(y.shape)}")
     direction = 1.0 if t1 > t0 else -1.0
     k = y.new_empty((7, y.numel()))
     coefficients = [y.new_tensor(row) for row in (*_A, _B, _E)]
@@ -149,11 +149,16 @@ def check_finite(y: Tensor, solver: str) -> Tensor:
 
 
 def drift(prior: ScorePrior, t: float, z: Tensor) -> Tensor:
-    """dz/dt of the probability flow at time t, [B, C, H, W]; one evaluation of the score network."""
+    """dz/dt of the probability flow at time t, [B, C, H, W]; one evaluation of the score network.
+
+    Raises :class:`SolverError` at a time so near to 0 that sigma_t vanishes.
+    """
     # The coefficients on the host, in float64: two numbers, not ten kernels.
     time = torch.tensor(t, dtype=torch.float64)
     f, g2 = prior.sde.drift(time).item(), prior.sde.diffusion_squared(time).item()
     sigma = math.sqrt(prior.sde.variance(time).item())
+    if sigma == 0:
+        raise SolverError(f"the ODE has no solution at t = {t:g}, where sigma_t is 0; choose a larger time_eps")
     return torch.add(f * z, prior(z, z.new_full((1,), t)), alpha=g2 / (2 * sigma))
 
 
@@ -195,7 +200,7 @@ def log_prob(
         LSGMError: ``time_eps`` is not in (0, 1), ``tol`` not in (0, 1], or the probes are not like z0.
     """
     time_eps = check_time_eps(time_eps)
-    batch, dimensions = z0.shape[0], z0[0].numel()
+    batch, dimensions = z0.shape[0], z0.shape[1:].numel()
     scale = 1.0
     if probes is None:
         basis = torch.eye(dimensions, dtype=z0.dtype, device=z0.device)
