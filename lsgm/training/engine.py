@@ -181,12 +181,13 @@ def _without_tensorboard(
         others(args)
 
 
-def _not_finite(state: dict[str, Any]) -> str:
+def _not_finite(state: dict[str, Any], device: torch.device) -> str:
     """Which weights, statistics, averages and moments in a state are not finite; empty if all are."""
     found = dict(_tensors({name: state[name] for name in ("parts", "optimisers")}))
     if not found:
         return ""
-    finite = torch.stack([tensor.isfinite().all() for tensor in found.values()]).tolist()
+    # optimisers count steps on the host
+    finite = torch.stack([tensor.isfinite().all().to(device) for tensor in found.values()]).tolist()
     wrong = [name for name, good in zip(found, finite, strict=True) if not good]
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return f"not finite: {wrong[0]}{more}" if wrong else ""
@@ -337,7 +338,7 @@ class Engine:
     def _save(self) -> None:
         if self.ranks.first and self.states is not None:
             state, seconds = self._state(), self.care.seconds + time.monotonic() - self._began
-            if wrong := _not_finite(state):
+            if wrong := _not_finite(state, self.device):
                 self._spoilt = wrong  # the next step goes back, in all processes
                 log.info(f"{self.what}: no state is saved after step {self.step}: {wrong}")
             else:
@@ -508,7 +509,7 @@ class Engine:
 
     def _wrong_at_the_end(self) -> str:
         """What makes the training no success after its last step; empty if nothing does. The same in all processes."""
-        wrong = _not_finite(self._state())
+        wrong = _not_finite(self._state(), self.device)
         if self.care.bad and not self._looks_for_scale():
             wrong = f"its last step was left out{f'; {wrong}' if wrong else ''}"
         anywhere = torch.tensor([float(bool(wrong))], device=self.device)
