@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class LSGMError(Exception):
     """Something the user can mend. The message names the key or the file, what was expected and the way out."""
@@ -15,9 +13,3 @@ class SolverError(LSGMError):
 
 class Stopped(Exception):
     """A training was told to stop, and can go on: exit code 75 (EX_TEMPFAIL)."""
-
-
-def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise :class:`LSGMError` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise LSGMError(f"{name}: expected one of {', '.join(map(str, allowed))}, found {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsgm import arguments
+from lsgm.arguments import check_choice, check_count
 from lsgm.config import AnyVAEConfig, ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig
-from lsgm.errors import LSGMError, check_choice
+from lsgm.errors import LSGMError, SolverError
 from lsgm.likelihoods import build_likelihood
 from lsgm.networks.convvae import ConvVAE
 from lsgm.networks.layers import batch_statistics
@@ -115,8 +118,26 @@ class LSGM(nn.Module):
         border = (self.image.padded_size - x.shape[-1]) // 2
         return F.pad(x, (border,) * 4) if border else x
 
+    def _checked(self, x: Tensor, grey: bool) -> Tensor:
+        """Images of any dtype that is allowed, with or without their border, in that of the weights."""
+        image, weight = self.image, next(self.vae.parameters())
+        sizes = (image.size, image.padded_size)
+        return arguments.check_images(x, image.channels, sizes, weight, binary=image.binary, grey=grey)
+
     def encode(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> Posterior:
-        """Draw z0 ~ q(z0 | x) for images [B, C, H, W] in [0, 1]; ``noise`` replaces the normal draws."""
+        """Draw z0 ~ q(z0 | x) for images [B, C, H, W] in [0, 1]; ``noise`` replaces the normal draws.
+
+        Images of any floating-point type are taken, and uint8 ones as values of 0 to 255. Those of a binary model may
+        be grey, as its samples are, or bool.
+
+        Raises:
+            LSGMError: the images have another shape or range, are not finite or on another device, or there is none;
+                or ``noise`` is not a tensor [B, *shape] for each shape of latents.
+        """
+        x = self._checked(x, grey=True)
+        if noise is not None:
+            shapes = (self.latent_shape, *self.vae.further_shapes)
+            noise = arguments.check_latents(arguments.each("noise", noise, len(shapes)), shapes, x, len(x))
         return self.vae.encode(2 * self._seen(x) - 1, noise)[0]
 
     def decode(self, z: Tensor, further: Sequence[Tensor] | None = None) -> Tensor:
@@ -124,9 +145,16 @@ class LSGM(nn.Module):
 
         ``further`` are the latents of the larger scales, group by group; drawn from N(0, I) here if None (by PyTorch's
         global generator).
+
+        Raises:
+            LSGMError: latents have another shape, are not finite or on another device, or there is none.
         """
-        if further is None:
-            further = [torch.randn(len(z), *shape, device=z.device, dtype=z.dtype) for shape in self.vae.further_shapes]
+        shapes, weight = self.vae.further_shapes, next(self.vae.parameters())
+        given = {} if further is None else arguments.each("further", further, len(shapes))
+        latents = (self.latent_shape, *(shapes if given else ()))
+        z, *further = arguments.check_latents({"z": z, **given}, latents, weight)
+        if not given:
+            further = [torch.randn(len(z), *shape, device=z.device, dtype=z.dtype) for shape in shapes]
         return self.likelihood.mean(self.vae.decode(z, further))
 
     @overload
@@ -161,20 +189,23 @@ class LSGM(nn.Module):
         """Draw ``count`` images: latents from the prior, then the mean of the decoder.
 
         Args:
-            seed: image i depends on (seed, i) alone: not on ``batch``, ``count`` or the device. (To the solver's
-                tolerance for `rk45`, whose steps suit a whole batch.)
+            seed: 0 to 2^63 - 1. Image i depends on (seed, i) alone: not on ``batch``, ``count`` or the device. (To the
+                solver's tolerance for `rk45`, whose steps suit a whole batch.)
             solver: of the probability-flow ODE, `rk45` (adaptive), `euler`, `heun` or `rk4` (equal steps); or
                 `ancestral`, the discretised diffusion. The prior N(0, I) needs none.
-            tol: absolute and relative tolerance of `rk45`.
-            time_eps: where the ODE ends.
+            tol: absolute and relative tolerance of `rk45`, above 0 and at most 1.
+            time_eps: where the ODE ends, between 0 and 1.
             steps: of the other solvers; 50, and 1000 for `ancestral`, where None.
             variances: of the steps of `ancestral`: beta, or that of the true posterior (`posterior`).
-            temperature: factor of every normal draw; below 1: less variety, more typical images.
+            temperature: factor of every normal draw; below 1: less variety, more typical images; 0: one image alone.
             vae_batch_statistics: the decoder's batch norm takes the statistics of the batch, as for the paper's
                 256-pixel images. An image then depends on those in its batch.
             batch: images at a time.
         Returns:
             images [count, C, H, W] in [0, 1] and, if ``return_info``, what it took.
+        Raises:
+            SolverError: the ODE cannot be solved, or an image is not finite: the training may have diverged.
+            LSGMError: an argument is out of its range. All are checked, those too that the solver does not use.
         """
         start = time.perf_counter()
         images, nfe = [], []
@@ -189,8 +220,9 @@ class LSGM(nn.Module):
         if images[0].is_cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        info = SampleInfo(count, solver, tol if solver == "rk45" else None, sum(nfe) / len(nfe), temperature, seconds)
-        return torch.cat(images), info
+        x = torch.cat(images)
+        used = float(tol) if solver == "rk45" else None
+        return x, SampleInfo(len(x), solver, used, sum(nfe) / len(nfe), float(temperature), seconds)
 
     def sample_batches(
         self,
@@ -206,37 +238,49 @@ class LSGM(nn.Module):
         vae_batch_statistics: bool,
         batch: int,
     ) -> Iterator[tuple[Tensor, int]]:
-        """:meth:`sample`, batch by batch, for what does not fit into memory at once: images and NFE of each."""
+        """:meth:`sample`, batch by batch, for what does not fit into memory at once: images and NFE of each.
+
+        Raises as it does: arguments at once, what a batch came to with this batch.
+        """
         check_choice("solver", solver, SOLVERS)
-        if steps is None:
-            steps = 1000 if solver == "ancestral" else 50
-        for name, value in (("steps", steps), ("count", count), ("batch", batch)):
-            if value < 1:
-                raise LSGMError(f"{name}: expected at least 1, found {value}")
-        self.eval()
-        nfe: list[int] = []
-        groups = torch.arange(count).split(batch)
-        with Progress("sampling", len(groups), "img", batch) as bar:
-            for group in groups:
-                streams = Streams(seed, group.tolist(), self.device)
+        check_choice("variances", variances, ancestral.VARIANCES)
+        count, batch, seed = check_count("count", count), check_count("batch", batch), arguments.check_seed(seed)
+        number = check_count("steps", (1000 if solver == "ancestral" else 50) if steps is None else steps)
+        tol, time_eps = arguments.check_tol(tol), arguments.check_time_eps(time_eps)
+        factor = arguments.check_temperature(temperature)
 
-                def draw(shape: Shape = self.latent_shape, streams: Streams = streams) -> Tensor:
-                    return temperature * streams.normal(shape)
+        def one_batch(first: int) -> tuple[Tensor, int]:
+            streams = Streams(seed, range(first, min(first + batch, count)), self.device)
 
-                with torch.no_grad():
-                    z = draw()
-                    nfe.append(0)
-                    if self.prior is not None:
-                        if solver == "ancestral":
-                            solution = ancestral.sample(self.prior, z, steps, draw, variances)
-                        else:
-                            solution = ode.sample(self.prior, z, tol, time_eps, solver, steps)
-                        z, nfe[-1] = solution.y, solution.nfe
-                    further = [draw(shape) for shape in self.vae.further_shapes]
-                    with batch_statistics(self.vae) if vae_batch_statistics else nullcontext():
-                        images = self.decode(z, further)
-                bar.step(f"NFE {sum(nfe) / len(nfe):.0f}")
-                yield images, nfe[-1]
+            def draw(shape: Shape = self.latent_shape) -> Tensor:
+                return factor * streams.normal(shape)
+
+            z, nfe = draw(), 0
+            if self.prior is not None:
+                if solver == "ancestral":
+                    solution = ancestral.sample(self.prior, z, number, draw, variances)
+                else:
+                    solution = ode.sample(self.prior, z, tol, time_eps, solver, number)
+                z, nfe = solution.y, solution.nfe
+            further = [draw(shape) for shape in self.vae.further_shapes]
+            with batch_statistics(self.vae) if vae_batch_statistics else nullcontext():
+                images = self.decode(z, further)
+            if not images.isfinite().all():
+                raise SolverError(f"sample: images after {first} are not finite; the training may have diverged")
+            return images, nfe
+
+        def batches() -> Iterator[tuple[Tensor, int]]:
+            self.eval()
+            starts, total = range(0, count, batch), 0
+            with Progress("sampling", len(starts), "img", batch) as bar:
+                for done, first in enumerate(starts, start=1):
+                    with torch.no_grad():
+                        images, nfe = one_batch(first)
+                    total += nfe
+                    bar.step(f"NFE {total / done:.0f}")
+                    yield images, nfe
+
+        return batches()
 
     def compile_prior(self) -> None:
         """Compile the prior for sampling; its weights must not change afterwards.
@@ -268,12 +312,22 @@ class LSGM(nn.Module):
         - `discretised`: a lower bound, the variational bound of the diffusion in ``steps`` steps.
 
         Args:
-            x: images [B, C, H, W] in [0, 1]; binary where the data are.
+            x: images [B, C, H, W] in [0, 1]; zeros and ones where the data are binary, which may be bool. Of any
+                floating-point type, or uint8 for values of 0 to 255.
             streams: the draws for these images, see :meth:`streams`.
+        Raises:
+            SolverError: the ODE cannot be solved, or a NELBO is not finite: the training may have diverged.
+            LSGMError: the images have another shape or range, are not finite or on another device, or there is none;
+                or a setting is out of its range.
         """
         check_choice("estimator", estimator, get_args(Estimator))
         check_choice("probe", probe, get_args(Probe))
+        probes, steps = check_count("probes", probes), check_count("steps", steps)
+        tol, time_eps = arguments.check_tol(tol), arguments.check_time_eps(time_eps)
+        x = self._checked(x, grey=False)
         encoder_draws, prior_draws = streams
+        if not len(encoder_draws) == len(prior_draws) == len(x):
+            raise LSGMError(f"streams: expected those of {len(x)} images, found those of {len(encoder_draws)}")
         self.eval()
         x = self._seen(x)
         shapes = (self.latent_shape, *self.vae.further_shapes)
@@ -292,14 +346,18 @@ class LSGM(nn.Module):
                 directions = torch.stack([draws(self.latent_shape) for _ in range(probes)])
             log_p, nfe = ode.log_prob(self.prior, posterior.z, directions, tol, time_eps)
         kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p + posterior.further_kl().sum(dim=1)
-        return NELBO(reconstruction + kl, reconstruction, kl, nfe)
+        nelbo = reconstruction + kl
+        if bad := int((~nelbo.isfinite()).sum()):
+            raise SolverError(f"nelbo: not finite for {bad} of {len(x)} images; the training may have diverged")
+        return NELBO(nelbo, reconstruction, kl, nfe)
 
     def streams(self, seed: int, images: Iterable[int]) -> tuple[Streams, Streams]:
         """The encoder's draws for images of these numbers, and those of the estimate of log p(z0).
 
-        They are apart, so that models with different priors see the same encoder samples.
+        They are apart, so that models with different priors see the same encoder samples. The seed is one from 0 to
+        2^63 - 1, or :class:`LSGMError` is raised.
         """
-        numbers = list(images)
+        seed, numbers = arguments.check_seed(seed), list(images)
         of = [Streams(mix(seed, use), numbers, self.device) for use in range(2)]
         return of[0], of[1]
 
@@ -311,7 +369,12 @@ class LSGM(nn.Module):
                 al., arXiv 1509.00519), from K encoder samples. What noise the estimate of log p(z0) has makes it too
                 low: use `probe="exact"` where that matters.
             settings: those of :meth:`nelbo_terms`: tol, time_eps, estimator, probe, probes, steps.
+        Raises:
+            SolverError, LSGMError: as :meth:`nelbo_terms`; a NELBO that is not finite is never returned.
         """
+        known = inspect.signature(self.nelbo_terms).parameters.values()
+        arguments.check_known(settings, [p.name for p in known if p.kind is p.KEYWORD_ONLY])
+        samples, x = check_count("samples", samples), self._checked(x, grey=False)
         streams = self.streams(seed, range(len(x)))
         terms = [self.nelbo_terms(x, streams, **settings).nelbo for _ in range(samples)]
         return importance_weighted(torch.stack(terms))

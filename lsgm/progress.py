@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,7 +18,41 @@ class _TerminalHandler(logging.Handler):
     """Write lines to stderr without tearing a progress bar apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        _to_stderr(self.format(record))
+
+
+class _FileHandler(logging.FileHandler):
+    """Write lines to a file; where that fails, on a full disk for one, say so once on stderr and go on."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            text = f"{self.baseFilename}: the log file cannot be written ({error.strerror}); the job goes on"
+            _to_stderr(self.format(logging.makeLogRecord({"msg": text})))
+
+    def close(self) -> None:
+        with suppress(OSError):  # of the lines that could not be written before
+            super().close()
+
+
+def _to_stderr(text: str) -> None:
+    """Write a line beside the progress bars; without anyone to read it (stderr is closed, the pipe broken), nothing."""
+    stream = sys.stderr
+    if stream is not None:
+        encoding = getattr(stream, "encoding", None) or "utf-8"  # names of files need not be in it
+        with suppress(OSError, ValueError):
+            tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def _on_terminal() -> bool:
+    with suppress(AttributeError, ValueError):  # there is no stderr, or it is closed
+        return sys.stderr.isatty()
+    return False
 
 
 def set_up_logging(log_file: str | Path | None = None, quiet: bool = False, goes_on: bool = False) -> None:
@@ -25,13 +60,16 @@ def set_up_logging(log_file: str | Path | None = None, quiet: bool = False, goes
 
     The file is replaced, or added to by a job that ``goes_on`` where an earlier one was stopped.
     """
-    log.handlers.clear()
+    for handler in [*log.handlers]:
+        log.removeHandler(handler)
+        handler.close()
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
     handlers: list[logging.Handler] = [_TerminalHandler()]
     if log_file is not None and not quiet:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_file, mode="a" if goes_on else "w"))
+        mode = "a" if goes_on else "w"
+        handlers.append(_FileHandler(log_file, mode, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         log.addHandler(handler)
@@ -59,7 +97,7 @@ class Progress:
         self.done = self._before = done
         self.start = self._last = time.monotonic()
         self.silent = not (log.handlers and log.isEnabledFor(logging.INFO))  # a notebook; one of several processes
-        self.on_terminal = sys.stderr.isatty() and not self.silent
+        self.on_terminal = not self.silent and _on_terminal()
         self._bar = tqdm(
             total=total * unit_size, initial=done * unit_size, unit=unit, desc=what, disable=not self.on_terminal,
             leave=False,

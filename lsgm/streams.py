@@ -9,10 +9,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lsgm.arguments import check_seed
+from lsgm.errors import LSGMError
+
 
 def mix(*numbers: int) -> int:
-    """A seed in which neighbouring numbers have nothing in common: 63 bits, of which the CPU generator uses 32."""
-    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    """A seed in which neighbouring numbers have nothing in common: 63 bits, of which the CPU generator uses 32.
+
+    Raises :class:`LSGMError` for what is no whole number from -2^63 to 2^63 - 1.
+    """
+    try:
+        packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    except struct.error:
+        raise LSGMError(f"seed: expected whole numbers from -2^63 to 2^63 - 1, found {numbers}") from None
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
@@ -20,14 +29,19 @@ class Streams:
     """One stream of normal draws for each image of a batch, made on the host.
 
     Args:
-        seed: of all; what draws are for may be part of it (:func:`mix`).
+        seed: of all, 0 to 2^63 - 1; what draws are for may be part of it (:func:`mix`).
         images: the images' numbers; the stream of image i depends on (seed, i) alone, and no two are the same.
         device: where draws are wanted.
     """
 
     def __init__(self, seed: int, images: Iterable[int], device: torch.device | str = "cpu") -> None:
+        seed = check_seed(seed)
         self._generators = [torch.Generator().manual_seed((mix(seed) + i) % 2**32) for i in images]
         self._device = device
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._generators)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """The next draw from N(0, I), [B, *shape]."""

@@ -12,12 +12,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lsgm.errors import LSGMError, check_choice
+from lsgm.arguments import check_choice, check_count
+from lsgm.errors import LSGMError
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ode import Solution
+from lsgm.sampling.ode import Solution, check_finite
 from lsgm.sde import SDE, VPSDE, GeometricVPSDE, SubVPSDE
 
 Variances = Literal["beta", "posterior"]
+VARIANCES: tuple[Variances, ...] = get_args(Variances)
 LATENT_LIMIT = 3.0  # what the published sampler clamps its result to
 
 
@@ -25,10 +27,11 @@ class Discretisation:
     """Coefficients of ``steps`` steps, each a float64 tensor [K] on the host.
 
     Raises:
-        LSGMError: the diffusion is not variance preserving; its ODE can be used instead.
+        LSGMError: there is no step, or the diffusion is not variance preserving; its ODE can be used instead.
     """
 
     def __init__(self, sde: SDE, steps: int) -> None:
+        steps = check_count("steps", steps)
         if isinstance(sde, SubVPSDE) or not isinstance(sde, (VPSDE, GeometricVPSDE)):
             raise LSGMError(
                 f"ancestral sampling and the discretised bound need a variance-preserving diffusion, not the "
@@ -62,8 +65,11 @@ def sample(
     Args:
         draw: gives N(0, I) like ``noise``, once for each step but the last, which returns the mean.
         variances: of a step: beta, or that of the true posterior (`posterior`).
+    Raises:
+        SolverError: the latents are not finite.
+        LSGMError: as :class:`Discretisation`, or the variances are others.
     """
-    check_choice("variances", variances, get_args(Variances))
+    check_choice("variances", variances, VARIANCES)
     process = Discretisation(prior.sde, steps)
     spread = (process.beta if variances == "beta" else process.posterior_beta).sqrt()
     z = noise
@@ -71,7 +77,8 @@ def sample(
         z = process.mean(i, z, prior(z, z.new_full((1,), process.t[i].item())))
         if i > 0:
             z = torch.add(z, draw(), alpha=spread[i].item())
-    return Solution(z.clamp(-LATENT_LIMIT, LATENT_LIMIT), steps)
+    # before the clamp, which makes 3 of infinity
+    return Solution(check_finite(z, "ancestral").clamp(-LATENT_LIMIT, LATENT_LIMIT), steps)
 
 
 @torch.no_grad()
@@ -86,7 +93,7 @@ def elbo(prior: ScorePrior, z0: Tensor, steps: int, draw: Callable[[], Tensor]) 
         draw: gives N(0, I) like ``z0``, once for each step, from the last to the first.
     """
     process = Discretisation(prior.sde, steps)
-    batch, dimensions = z0.shape[0], z0[0].numel()
+    batch, dimensions = z0.shape[0], z0.shape[1:].numel()
     bound = torch.zeros(batch, dtype=torch.float64, device=z0.device)
     for i in reversed(range(steps)):
         noise = draw()

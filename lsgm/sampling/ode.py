@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lsgm.errors import SolverError
+from lsgm.arguments import check_choice, check_count, check_time_eps, check_times, check_tol
+from lsgm.errors import LSGMError, SolverError
 from lsgm.prior import ScorePrior
 
 # Dormand-Prince 5(4): nodes, stages, and the difference of the two embedded solutions.
@@ -52,10 +53,14 @@ def rk45(f: Drift, y: Tensor, t0: float, t1: float, tol: float, max_nfe: int = 1
 
     Args:
         f: the right-hand side; gets t as a float and y in y's shape.
-        y: state at t0, any shape.
+        y: state at t0, any shape but an empty one.
     Raises:
         SolverError: the state is no longer finite, or more than ``max_nfe`` evaluations were made.
+        LSGMError: t0 is t1, the tolerance is not in (0, 1], or the state is empty or no floating-point tensor.
     """
+    (t0, t1), tol, max_nfe = check_times(t0, t1), check_tol(tol), check_count("max_nfe", max_nfe)
+    if y.numel() == 0 or not y.is_floating_point():
+        raise LSGMError(f"y: expected floating-point values, found {y.dtype} of the shape {list(y.shape)}")
     direction = 1.0 if t1 > t0 else -1.0
     k = y.new_empty((7, y.numel()))
     coefficients = [y.new_tensor(row) for row in (*_A, _B, _E)]
@@ -111,7 +116,14 @@ FIXED = {"euler": 1, "heun": 2, "rk4": 4}
 
 
 def fixed_grid(f: Drift, y: Tensor, t0: float, t1: float, steps: int, method: str) -> Solution:
-    """Integrate dy/dt = f(t, y) from t0 to t1 in ``steps`` equal steps by `euler`, `heun` or `rk4` (order 1, 2, 4)."""
+    """Integrate dy/dt = f(t, y) from t0 to t1 in ``steps`` equal steps by `euler`, `heun` or `rk4` (order 1, 2, 4).
+
+    Raises:
+        SolverError: the state at the end is not finite.
+        LSGMError: t0 is t1, there is no step, or the method is another one.
+    """
+    (t0, t1), steps = check_times(t0, t1), check_count("steps", steps)
+    check_choice("method", method, tuple(FIXED))
     h = (t1 - t0) / steps
     for i in range(steps):
         t, t_new = t0 + i * h, t1 if i + 1 == steps else t0 + (i + 1) * h
@@ -126,15 +138,27 @@ def fixed_grid(f: Drift, y: Tensor, t0: float, t1: float, steps: int, method: st
             k3 = f(t + h / 2, torch.add(y, k2, alpha=h / 2))
             k4 = f(t_new, torch.add(y, k3, alpha=h))
             y = torch.add(y, k1 + 2 * (k2 + k3) + k4, alpha=h / 6)
-    return Solution(y, steps * FIXED[method])
+    return Solution(check_finite(y, method), steps * FIXED[method])
+
+
+def check_finite(y: Tensor, solver: str) -> Tensor:
+    """``y``, what a solver of equal steps came to; raises :class:`SolverError` if it is not finite."""
+    if not y.isfinite().all():
+        raise SolverError(f"{solver}: the result is not finite; more steps may help, if the training did not diverge")
+    return y
 
 
 def drift(prior: ScorePrior, t: float, z: Tensor) -> Tensor:
-    """dz/dt of the probability flow at time t, [B, C, H, W]; one evaluation of the score network."""
+    """dz/dt of the probability flow at time t, [B, C, H, W]; one evaluation of the score network.
+
+    Raises :class:`SolverError` at a time so near to 0 that sigma_t vanishes.
+    """
     # The coefficients on the host, in float64: two numbers, not ten kernels.
     time = torch.tensor(t, dtype=torch.float64)
     f, g2 = prior.sde.drift(time).item(), prior.sde.diffusion_squared(time).item()
     sigma = math.sqrt(prior.sde.variance(time).item())
+    if sigma == 0:
+        raise SolverError(f"the ODE has no solution at t = {t:g}, where sigma_t is 0; choose a larger time_eps")
     return torch.add(f * z, prior(z, z.new_full((1,), t)), alpha=g2 / (2 * sigma))
 
 
@@ -146,7 +170,12 @@ def sample(
 
     Args:
         solver: `rk45`, adaptive with ``tol``, or one of :data:`FIXED` with ``steps`` steps.
+    Raises:
+        SolverError: the ODE cannot be solved.
+        LSGMError: the solver is another one, ``time_eps`` not in (0, 1), or a setting of the solver out of its range.
     """
+    check_choice("solver", solver, ("rk45", *FIXED))
+    time_eps = check_time_eps(time_eps)
     start = noise * math.sqrt(prior.sde.base_variance)
     f = partial(drift, prior)
     if solver == "rk45":
@@ -166,14 +195,20 @@ def log_prob(
         z0: latents [B, C, H, W]; the state at t = ``time_eps``.
         probes: like z0, or [P, B, C, H, W] for P probes; zero mean and unit covariance (Gaussian or Rademacher).
             None: the exact trace, from D = C H W backward passes, for small D.
+    Raises:
+        SolverError: the ODE cannot be solved.
+        LSGMError: ``time_eps`` is not in (0, 1), ``tol`` not in (0, 1], or the probes are not like z0.
     """
-    batch, dimensions = z0.shape[0], z0[0].numel()
+    time_eps = check_time_eps(time_eps)
+    batch, dimensions = z0.shape[0], z0.shape[1:].numel()
     scale = 1.0
     if probes is None:
         basis = torch.eye(dimensions, dtype=z0.dtype, device=z0.device)
         probes, scale = basis.view(-1, 1, *z0.shape[1:]).expand(-1, batch, -1, -1, -1), float(dimensions)
     elif probes.dim() == z0.dim():
         probes = probes[None]
+    if probes.shape[1:] != z0.shape or len(probes) == 0:
+        raise LSGMError(f"probes: expected [P, {', '.join(map(str, z0.shape))}], found {list(probes.shape)}")
 
     def f(t: float, state: Tensor) -> Tensor:
         z = state[:, :-1].view_as(z0).detach().requires_grad_()

@@ -2,17 +2,21 @@
 
 Every random number of a step depends on (seed, step) alone, so that what goes on after an interruption is what would
 have been. Steps whose loss or gradient is not finite, or whose gradient explodes, are left out; after several in a row
-the training goes back to its last state, more careful.
+the training goes back to its last state, more careful. So it does from a bad last step, and from weights or statistics
+that are not finite; no such state is saved.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import os
 import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +39,7 @@ from lsgm.training.regularisation import SpectralRegulariser
 from lsgm.training.state import States
 
 ROWS = 200  # of a history, at most
+ELSEWHERE = "another process has weights or statistics that are not finite"
 
 
 @dataclass
@@ -96,12 +101,25 @@ class History:
         except ImportError:
             log.info("no TensorBoard events: the package tensorboard is not installed")
             return
-        self._writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1)
+        threading.excepthook = _without_tensorboard
+        with self._names_folder():
+            self._writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1)
 
     def flush(self) -> None:
         """What TensorBoard has is on disk."""
         if self._writer is not None:
-            self._writer.flush()
+            with self._names_folder():
+                self._writer.flush()
+
+    @contextmanager
+    def _names_folder(self) -> Iterator[None]:
+        """Errors of TensorBoard's thread, such as that of a full disk, come without a file's name: give them one."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename is None and error.errno is not None:
+                raise OSError(error.errno, os.strerror(error.errno), str(self.tensorboard)) from error
+            raise
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Sum on the device; nothing waits for it. A term is a scalar or a vector."""
@@ -122,13 +140,15 @@ class History:
         """A row; it has its `step`."""
         self.rows.append(row)
         if self._writer is not None:
-            for name, value in row.items():
-                self._writer.add_scalar(name, value, row["step"])
+            with self._names_folder():
+                for name, value in row.items():
+                    self._writer.add_scalar(name, value, row["step"])
 
     def add_images(self, name: str, images: Tensor, step: int) -> None:
         """A grid of images [N, C, H, W] in [0, 1] for TensorBoard."""
         if self._writer is not None:
-            self._writer.add_images(name, images, step)
+            with self._names_folder():
+                self._writer.add_images(name, images, step)
 
     @property
     def empty(self) -> bool:
@@ -149,7 +169,39 @@ class History:
             writer.writeheader()
             writer.writerows({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()} for row in self.rows)
         if self._writer is not None:
-            self._writer.close()
+            with self._names_folder():
+                self._writer.close()
+
+
+def _without_tensorboard(
+    args: threading.ExceptHookArgs, others: Callable[[threading.ExceptHookArgs], Any] = threading.excepthook
+) -> None:
+    """Print no traceback of TensorBoard's thread: the next call of its writer raises the same error."""
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        others(args)
+
+
+def _not_finite(state: dict[str, Any], device: torch.device) -> str:
+    """Which weights, statistics, averages and moments in a state are not finite; empty if all are."""
+    found = dict(_tensors({name: state[name] for name in ("parts", "optimisers")}))
+    if not found:
+        return ""
+    # optimisers count steps on the host
+    finite = torch.stack([tensor.isfinite().all().to(device) for tensor in found.values()]).tolist()
+    wrong = [name for name, good in zip(found, finite, strict=True) if not good]
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return f"not finite: {wrong[0]}{more}" if wrong else ""
+
+
+def _tensors(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors of nested dictionaries and lists, by dotted name."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _tensors(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(dict(enumerate(value)), f"{prefix}{key}.")
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            yield f"{prefix}{key}", value
 
 
 def rows_every(config: ScheduleConfig, steps_per_epoch: int) -> int:
@@ -266,6 +318,7 @@ class Engine:
         self._buffers, self._buffers_before = buffers, [b.clone() for b in buffers]
         self._weights = NormalisedWeights(*task.networks.values())
         self._rescued_to = -1  # the step of the state that was gone back to
+        self._spoilt = ""  # what kept the last state from being saved
         self.diverged_at: int | None = None
         self.stop = False
 
@@ -284,10 +337,13 @@ class Engine:
 
     def _save(self) -> None:
         if self.ranks.first and self.states is not None:
-            self.care.seconds, before = self.care.seconds + time.monotonic() - self._began, self.care.seconds
-            self.history.flush()
-            self.states.save(self.step, self._state())
-            self.care.seconds = before
+            state, seconds = self._state(), self.care.seconds + time.monotonic() - self._began
+            if wrong := _not_finite(state, self.device):
+                self._spoilt = wrong  # the next step goes back, in all processes
+                log.info(f"{self.what}: no state is saved after step {self.step}: {wrong}")
+            else:
+                self.history.flush()
+                self.states.save(self.step, {**state, "care": {**state["care"], "seconds": seconds}})
         self._saved = time.monotonic()
 
     def _restore(self, below: int | None = None) -> bool:
@@ -334,8 +390,13 @@ class Engine:
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with Progress(self.what, self.schedule.steps, "img", self.batches.batch, done=self.step) as bar:
-                while self.step < self.schedule.steps and self.diverged_at is None:
-                    self.one_step()
+                while self.diverged_at is None:
+                    if self.step < self.schedule.steps:
+                        self.one_step()
+                    elif wrong := self._wrong_at_the_end():
+                        self._go_back(wrong)
+                    else:
+                        break
                     rows = self.history.rows
                     bar.to(self.step, lambda: f"NELBO {rows[-1]['nelbo']:.1f} nats" if rows else "")  # noqa: B023
         finally:
@@ -359,14 +420,15 @@ class Engine:
             for group in item.optimiser.param_groups:
                 group["lr"] = lr
         terms, norm = self._gradients(step)
-        # What the host must know of a step, in one transfer: is it good, is anyone to stop?
-        facts = torch.stack([terms["loss"].float(), norm, torch.tensor(float(self.stop), device=self.device)])
+        # What the host must know of a step, in one transfer: is it good, is anyone to stop or to go back?
+        flags = torch.tensor([float(self.stop), float(bool(self._spoilt))], device=self.device)
+        facts = torch.cat([torch.stack([terms["loss"].float(), norm]), flags])
         most(facts)
-        loss, size, stop = facts.tolist()
-        if not (math.isfinite(loss) and math.isfinite(size)) or self._explodes(size):
+        loss, size, stop, spoilt = facts.tolist()
+        if spoilt:
+            self._go_back(self._spoilt or ELSEWHERE)
+        elif not (math.isfinite(loss) and math.isfinite(size)) or self._explodes(size):
             self._bad_step(terms, size)
-            if self.diverged_at is not None:
-                return
         else:
             if config.grad_clip > 0:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters(), config.grad_clip, norm)
@@ -377,6 +439,8 @@ class Engine:
             self.care.norms = [*self.care.norms[-99:], size]
             self.history.add({**terms, "gradient_norm": norm})
             self.step += 1
+        if self.diverged_at is not None:
+            return
         self.scaler.update()
         self._record()
         if stop:
@@ -427,8 +491,12 @@ class Engine:
         norms = self.care.norms
         return len(norms) >= 20 and norm > self.config.rescue.explosion * statistics.median(norms)
 
+    def _looks_for_scale(self) -> bool:
+        """Whether steps are left out because the loss, in fp16, is scaled too much."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
+
     def _bad_step(self, terms: dict[str, Tensor], norm: float) -> None:
-        rescue, care = self.config.rescue, self.care
+        care = self.care
         care.bad += 1
         care.skipped += 1
         diagnosis = self._diagnosis(terms, norm)
@@ -436,23 +504,34 @@ class Engine:
         with torch.no_grad():
             torch._foreach_copy_(self._buffers, self._buffers_before)
         self.step += 1
-        looks_for_scale = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        if care.bad < rescue.bad_steps or looks_for_scale:
-            return
+        if care.bad >= self.config.rescue.bad_steps and not self._looks_for_scale():
+            self._go_back(diagnosis)
+
+    def _wrong_at_the_end(self) -> str:
+        """What makes the training no success after its last step; empty if nothing does. The same in all processes."""
+        wrong = _not_finite(self._state(), self.device)
+        if self.care.bad and not self._looks_for_scale():
+            wrong = f"its last step was left out{f'; {wrong}' if wrong else ''}"
+        anywhere = torch.tensor([float(bool(wrong))], device=self.device)
+        most(anywhere)
+        return wrong or (ELSEWHERE if anywhere.item() else "")
+
+    def _go_back(self, diagnosis: str) -> None:
+        """To the last state, with lower learning rates; or give up, after so many times."""
+        rescue, care = self.config.rescue, self.care
+        self._spoilt = ""
         if care.restarts >= rescue.tries:
             if rescue.give_up == "record" and self.states is not None:
-                self._give_up()
+                self._give_up(diagnosis)
                 return
             raise LSGMError(
                 f"{self.what}: diverged at step {self.step}, after {care.restarts} restarts with lower learning rates "
                 f"({diagnosis}); a lower learning rate, a longer warm-up or a larger spectral_reg is the way out"
             )
         skipped, restarts, seconds = care.skipped, care.restarts + 1, care.seconds
-        found = self._restore()
+        self._restore_good(diagnosis)
         if self.step == self._rescued_to:  # it ended badly from there once already: from further back
-            found = self._restore(below=self.step) or found
-        if not found:
-            raise LSGMError(f"{self.what}: diverged at step {self.step} and there is no state to go back to")
+            self._restore(below=self.step)
         self._rescued_to = self.step
         self.care.skipped, self.care.restarts, self.care.bad = skipped, restarts, 0
         self.care.seconds = seconds
@@ -462,11 +541,18 @@ class Engine:
             f"regularisation x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.tries})"
         )
 
-    def _give_up(self) -> None:
+    def _restore_good(self, diagnosis: str) -> None:
+        """Take the newest state from before this step: a training that ended badly may have saved one at its end."""
+        if not self._restore(below=self.step):
+            raise LSGMError(
+                f"{self.what}: diverged at step {self.step} ({diagnosis}) and there is no state to go back to"
+            )
+
+    def _give_up(self, diagnosis: str) -> None:
         """Back to the last good state for good; the history keeps the way there, and says where it diverged."""
         self.diverged_at, care, history = self.step, self.care, self.history.state_dict()
         log.info(f"{self.what}: diverged at step {self.step} for good; the last good state is what is kept")
-        self._restore()
+        self._restore_good(diagnosis)
         self.history.load_state_dict(history)
         self.care.bad, self.care.skipped, self.care.restarts = 0, care.skipped, care.restarts
         self.care.seconds, self.care.norms = care.seconds, care.norms

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lsgm.errors import LSGMError
+from lsgm.errors import LSGMError, SolverError
 from lsgm.prior import ScorePrior
 from lsgm.sampling.ancestral import Discretisation, elbo, sample
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
@@ -115,3 +115,18 @@ def test_bound_is_the_sum_of_its_gaussian_terms():
 def test_other_diffusions_are_refused(sde):
     with pytest.raises(LSGMError, match="use the solver rk45 and the estimator ode"):
         Discretisation(sde, 10)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, math.nan])
+def test_no_steps_are_refused(steps):
+    prior, draw = gaussian(SDES[0], 0.25), draws((2, *SHAPE))
+    for call in (lambda: sample(prior, draw(), steps, draw), lambda: elbo(prior, draw(), steps, draw)):
+        with pytest.raises(LSGMError, match="steps: expected a whole number of at least 1, found"):
+            call()
+
+
+def test_latents_that_are_not_finite_are_no_samples():
+    """Clamping would make 3 of infinity."""
+    prior, draw = gaussian(SDES[0], 0.25), draws((2, *SHAPE))
+    with pytest.raises(SolverError, match="ancestral: the result is not finite"):
+        sample(prior, draw() + math.inf, 3, draw)

@@ -1,6 +1,7 @@
 """The ODE solver against scipy, sampling and likelihood against Gaussian closed forms."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
-from lsgm.errors import LSGMError
+from lsgm.errors import LSGMError, SolverError
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ode import FIXED, fixed_grid, log_prob, rk45, sample
+from lsgm.sampling.ode import FIXED, drift, fixed_grid, log_prob, rk45, sample
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
 
 SHAPE = (2, 2, 2)
@@ -182,3 +183,51 @@ def test_normal_prior_is_a_fixed_point():
     np.testing.assert_allclose(solution.y, z, atol=1e-9)
     values, _ = log_prob(prior, z, torch.randn_like(z), 1e-6, EPS)
     np.testing.assert_allclose(values, torch.distributions.Normal(0, 1).log_prob(z).sum(dim=(1, 2, 3)), atol=1e-8)
+
+
+def growth(t, y):
+    return y
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda y: rk45(growth, y, 0.5, 0.5, 1e-3), "t0, t1: expected two different times, found 0.5 twice"),
+        (lambda y: rk45(growth, y, math.nan, 1.0, 1e-3), "t0: expected a number that is finite, found nan"),
+        (lambda y: rk45(growth, y, 0.0, math.inf, 1e-3), "t1: expected a number that is finite, found inf"),
+        (lambda y: rk45(growth, y, 0.0, 1.0, 0.0), "tol: expected a number above 0 and at most 1, found 0"),
+        (lambda y: rk45(growth, y, 0.0, 1.0, -1e-3), "tol: expected .*, found -0.001"),
+        (lambda y: rk45(growth, y, 0.0, 1.0, math.nan), "tol: expected .*, found nan"),
+        (lambda y: rk45(growth, y[:0], 0.0, 1.0, 1e-3), r"y: expected .*, found torch.float64 of the shape \[0\]"),
+        (lambda y: rk45(growth, y.long(), 0.0, 1.0, 1e-3), r"y: expected floating-point values, found torch.int64"),
+        (lambda y: rk45(growth, y, 0.0, 1.0, 1e-3, math.nan), "max_nfe: expected a whole number of at least 1, found"),
+        (lambda y: fixed_grid(growth, y, 0.0, 1.0, 0, "heun"), "steps: expected a whole number of at least 1, found 0"),
+        (lambda y: fixed_grid(growth, y, 0.0, 1.0, 2.5, "heun"), "steps: expected .*, found 2.5"),
+        (lambda y: fixed_grid(growth, y, 1.0, 1.0, 2, "heun"), "t0, t1: expected two different times"),
+        (lambda y: fixed_grid(growth, y, 0.0, 1.0, 2, "midpoint"), "method: expected one of euler, heun, rk4, found"),
+        (lambda y: fixed_grid(growth, y / 0, 0.0, 1.0, 2, "euler"), "euler: the result is not finite; more steps may"),
+    ],
+)
+def test_solvers_refuse_what_they_cannot_solve(call, message):
+    with pytest.raises(LSGMError, match=f"^{message}"):
+        call(torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("gaussian", ["vpsde"], indirect=True)
+def test_the_flow_refuses_what_it_cannot_solve(gaussian):
+    prior, z = gaussian[0], torch.zeros(2, *SHAPE, dtype=torch.float64)
+    with pytest.raises(LSGMError, match="solver: expected one of rk45, euler, heun, rk4, found 'eular'; did you mean"):
+        sample(prior, z, solver="eular")
+    for time_eps in (0.0, 1.0, -1.0, math.nan):
+        with pytest.raises(LSGMError, match="time_eps: expected a number above 0 and below 1, found"):
+            sample(prior, z, time_eps=time_eps)
+        with pytest.raises(LSGMError, match="time_eps: expected a number above 0 and below 1, found"):
+            log_prob(prior, z, z, time_eps=time_eps)
+    for probes in (z[:1], z.new_zeros(0, *z.shape), z[None, :, :1]):
+        with pytest.raises(LSGMError, match=r"probes: expected \[P, 2, .*found \["):
+            log_prob(prior, z, probes)
+    for t1 in (0.0, 1e-320):
+        with pytest.raises(SolverError, match=r"the ODE has no solution at t = .* larger time_eps"):
+            rk45(partial(drift, prior), z, 0.1, t1, 1e-1)
+    with pytest.raises(LSGMError, match="y: expected .* of the shape"):
+        log_prob(prior, z[:0], z[:0])

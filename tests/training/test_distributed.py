@@ -115,6 +115,33 @@ def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path)
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
+    """Statistics of one process that are not finite after the last step: both go back, and end well together."""
+    script = tmp_path / "spoils.py"
+    script.write_text(
+        "import math, sys\n"
+        "from lsgm import cli\n"
+        "from lsgm.training.engine import Engine\n"
+        "gradients = Engine._gradients\n"
+        "def spoilt(self, step):\n"
+        "    found = gradients(self, step)\n"
+        "    if step == self.schedule.steps - 1 and self.ranks.rank == 1 and self.care.restarts == 0:\n"
+        "        self._buffers[0].fill_(math.inf)\n"
+        "    return found\n"
+        "Engine._gradients = spoilt\n"
+        "sys.exit(cli.main())\n"
+    )
+    kind, sections = STAGES["pretrain"]
+    config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
+    (tmp_path / "c.json").write_text(config.model_dump_json())
+    given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    given += ["pretrain", "--config", tmp_path / "c.json", "--data", data, "--out", tmp_path / "out"]
+    done = subprocess.run([*map(str, given)], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    training = json.loads((tmp_path / "out" / "config.json").read_text())["training"]
+    assert (training["steps"], training["restarts"], training["processes"]) == (6, 1, 2)
+
+
 def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
     """SIGTERM to torchrun: one state, from which two processes end in the bits of two that were not stopped."""
     settings = {"epochs": 20, "state_minutes": 10}

@@ -1,6 +1,7 @@
 import csv
 import itertools
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -221,6 +222,126 @@ def test_what_gives_up_is_recorded_where_that_is_asked_for(tmp_path):
     assert "diverged at step 22" in str(summary)
 
 
+def at_the_end(toy, what):
+    """Call ``what`` in every last step, after its gradients."""
+    gradients = toy.engine._gradients
+
+    def disturbed(step):
+        found = gradients(step)
+        return what(found) or found if step == toy.engine.schedule.steps - 1 else found
+
+    toy.engine._gradients = disturbed
+
+
+FAULTS = {
+    "a gradient": lambda toy: lambda found: (found[0], found[1] * math.nan),
+    "a loss": lambda toy: lambda found: ({**found[0], "loss": found[0]["loss"] / 0}, found[1]),
+    "a running variance": lambda toy: lambda _: toy.norm.running_var[1].fill_(math.inf) and None,
+    "a weight": lambda toy: lambda _: toy.w.weight.data[0, 1].fill_(math.nan) and None,
+    "an average": lambda toy: lambda _: toy.ema.average[0].data[0, 1].fill_(math.nan) and None,
+    "a moment": lambda toy: lambda _: first_moment(toy).fill_(math.nan) and None,
+}
+
+
+def first_moment(toy):
+    return toy.engine.task.optimised[0].optimiser.state[toy.w.bias]["exp_avg"]
+
+
+def all_finite(toy):
+    tensors = [*toy.result()[0], first_moment(toy)]
+    return all(t.isfinite().all() for t in tensors)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_training_that_ends_badly_once_is_done_again_from_its_last_state(tmp_path, fault):
+    """The last step is left out, or something is not finite after it."""
+    toy = Quadratic(tmp_path)
+    spoil = FAULTS[fault](toy)
+    at_the_end(toy, lambda found: None if toy.engine.care.restarts else spoil(found))
+    summary = toy.engine.fit()
+    assert toy.calls == [*range(16), *range(16)] and all_finite(toy)
+    assert (summary.steps, summary.restarts, summary.diverged_at) == (16, 1, None)
+    assert summary.skipped == (fault in ("a gradient", "a loss"))
+    undisturbed = Schedule(toy.config, 8).learning_rate(15, 0.1, 0.01)
+    assert toy.history.rows[-1]["lr_w"] == pytest.approx(0.5 * undisturbed)
+    assert [row["step"] for row in toy.history.rows] == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_training_that_always_ends_badly_diverged(tmp_path, fault):
+    rescue = {"tries": 1}
+    toy = Quadratic(tmp_path / "fail", rescue=rescue)
+    at_the_end(toy, FAULTS[fault](toy))
+    message = "its last step was left out" if fault in ("a gradient", "a loss") else "not finite: "
+    with pytest.raises(LSGMError, match=rf"toy: diverged at step 16, after 1 restarts .*\({message}"):
+        toy.engine.fit()
+    toy = Quadratic(tmp_path / "record", rescue={**rescue, "give_up": "record"})
+    at_the_end(toy, FAULTS[fault](toy))
+    start = [t.clone() for t in toy.result()[0]]
+    summary = toy.engine.fit()
+    assert (summary.steps, summary.restarts, summary.diverged_at) == (0, 1, 16)
+    assert all(torch.equal(a, b) for a, b in zip(toy.result()[0], start, strict=True))
+    assert math.isnan(toy.history.rows[-1]["nelbo"])
+
+
+def test_a_single_step_can_end_badly(tmp_path):
+    toy = Quadratic(tmp_path, epochs=1 / 8, faults={0: math.nan}, rescue={"tries": 1})
+    with pytest.raises(LSGMError, match="toy: diverged at step 1, after 1 restarts"):
+        toy.engine.fit()
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, caplog):
+    """Statistics that go wrong in a step with a good loss: noticed when the next state would be saved."""
+    toy = Quadratic(tmp_path, state_minutes=1e-9)
+    original, saved = toy.objective, []
+
+    def objective(x, step, steps, random):
+        value = original(x, step, steps, random)
+        if step == 6 and toy.calls.count(6) == 1:
+            toy.norm.running_var.data[0] = math.inf
+        return value
+
+    save = toy.engine.states.save
+    toy.engine.states.save = lambda step, state: (saved.append(state["parts"]["net"]["0.running_var"].clone()),
+                                                  save(step, state))  # fmt: skip
+    toy.engine.task.objective = objective
+    with caplog.at_level("INFO", logger="lsgm"):
+        summary = toy.engine.fit()
+    assert "toy: no state is saved after step 7: not finite: parts.net.0.running_var" in caplog.text
+    assert toy.calls == [*range(8), *range(6, 16)] and summary.restarts == 1 and summary.skipped == 0
+    assert all(v.isfinite().all() for v in saved) and all_finite(toy)
+
+
+def test_weights_that_are_not_finite_from_the_start_have_no_state_to_go_back_to(tmp_path):
+    toy = Quadratic(tmp_path)
+    toy.norm.running_mean[0] = math.nan
+    with pytest.raises(LSGMError, match="not finite: parts.net.0.running_mean.* there is no state to go back to"):
+        toy.engine.fit()
+
+
+def test_a_training_resumed_after_its_last_step_is_looked_at_too(tmp_path):
+    """Told to stop in its last step, which was left out: that is no success when it goes on either."""
+    first = Quadratic(tmp_path, faults={15: math.nan})
+    first.stop_at = 15
+    with pytest.raises(Stopped, match="told to stop after step 16"):
+        first.engine.fit()
+    second = Quadratic(tmp_path)
+    summary = second.engine.fit()
+    assert second.calls == list(range(16)) and (summary.restarts, summary.skipped) == (1, 1)
+
+
+@pytest.mark.parametrize("scale", [64.0, 1.0])
+def test_a_last_step_left_out_by_the_loss_scale(tmp_path, scale):
+    """While fp16 looks for its scale, steps that are left out are no divergence."""
+    toy = Quadratic(tmp_path, faults={15: math.nan}, rescue={"tries": 0})
+    toy.engine.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100)
+    if scale > 1:
+        assert toy.engine.fit().skipped == 1
+    else:
+        with pytest.raises(LSGMError, match="diverged at step 16"):
+            toy.engine.fit()
+
+
 def test_parts_of_a_batch_add_up_to_it(tmp_path):
     """Dropout and the statistics of batch norm apart, which this has none of."""
     one, four = (Quadratic(tmp_path / str(n), accumulate=n) for n in (1, 4))
@@ -249,3 +370,23 @@ def test_tensorboard_events_are_written(tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert events.Scalars("loss")[0].value == 2.0 and len(events.Images("samples")) == 1
+
+
+def test_a_full_disk_names_the_folder_of_the_events(tmp_path, capfd):
+    """A limit on the size of files in the place of a full disk; TensorBoard writes in a thread of its own."""
+    history = History(every=1, tensorboard=tmp_path / "events")
+    history.begin(0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        for write in (
+            lambda: [history.add_row({"step": step, "loss": 1.0}) for step in range(300)] and history.flush(),
+            lambda: history.add_images("samples", torch.rand(4, 1, 8, 8), 1),
+            lambda: history.write(tmp_path / "history.csv"),
+        ):
+            with pytest.raises(OSError, match="File too large") as error:
+                write()
+            assert error.value.filename in (str(tmp_path / "events"), str(tmp_path / "history.csv"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr().err == ""
