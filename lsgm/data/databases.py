@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,6 +18,15 @@ from lsgm.data import decode
 from lsgm.data.formats import Collection, next_larger
 from lsgm.errors import LSGMError
 
+# LMDB maps its file into memory and trusts it: one that is cut or damaged kills the process that reads it.
+READ_ALL = """
+import lmdb, sys
+with lmdb.open(sys.argv[1], subdir=False, readonly=True, lock=False, readahead=False) as database:
+    with database.begin(buffers=True) as transaction:
+        for key, value in transaction.cursor():
+            found = transaction.get(key) or b""
+            bytes(value[:1]), bytes(value[-1:]), bytes(found[-1:])
+"""
 ENCODED, RAW = 1, 2  # flags of an entry: begins as an image file does; has the length of an image's pixels
 
 
@@ -86,19 +97,21 @@ def _open(path: Path, threads: int, stack: ExitStack) -> Any:
             str(file), subdir=False, readonly=True, lock=False, readahead=False, max_readers=threads + 1
         )
         stack.callback(database.close)
-        # LMDB maps the file into memory: reading a page that is not there would kill the process.
-        end = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
+        page = database.stat()["psize"]
+        end = (database.info()["last_pgno"] + 1) * page
     except lmdb.Error as error:
         raise _damaged(path, error) from None
-    if (found := file.stat().st_size) < end:
-        raise LSGMError(
-            f"{path}: is cut short: {found} bytes, its last page ends at {end}; get it again (if it is whole, and its "
-            f"last pages are unused: python -m lmdb copy --compact)"
-        )
+    done = subprocess.run([sys.executable, "-c", READ_ALL, str(file)], stderr=subprocess.PIPE)
+    found = file.stat().st_size
+    if done.returncode or (found < end and found % page):
+        if found < end:  # no error by itself: a whole database may lack its last pages if they are unused
+            raise LSGMError(f"{path}: is cut short: {found} bytes, its last page ends at {end}; get it again")
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise _damaged(path, said[-1] if said else f"signal {-done.returncode}")
     return database
 
 
-def _damaged(path: Path, error: Exception) -> LSGMError:
+def _damaged(path: Path, error: object) -> LSGMError:
     return LSGMError(f"{path}: cannot be read as an LMDB database ({error}); get it again")
 
 
