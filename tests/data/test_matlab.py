@@ -32,13 +32,21 @@ def write(path: Path, data: Any, **options: Any) -> Path:
     return path
 
 
+CLASSES = ("u1", "i2", "u2", "i4", "f4", "f8", ">f8", ">i2", "sparse")  # those of version 4 too
+
+
 @pytest.mark.parametrize(
-    "kind", ["b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", ">f8", ">i2", "sparse"]
+    ("kind", "options"),
+    [
+        *((kind, {"format": "4"}) for kind in CLASSES),
+        *(
+            (kind, {"do_compression": packed})
+            for packed in (False, True)
+            for kind in (*CLASSES, "b1", "i1", "i8", "u8")
+        ),
+    ],
 )
-@pytest.mark.parametrize("options", [{}, {"do_compression": True}, {"format": "4"}], ids=["5", "compressed", "4"])
 def test_every_class_of_numbers(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
-    if kind in ("b1", "i1", "i8", "u8") and options.get("format"):
-        pytest.skip("version 4 has no such class")
     data = csc_matrix(BINARY.astype(float)) if kind == "sparse" else BINARY.astype(kind)
     assert np.array_equal(read(write(tmp_path, data, **options)), EXPECTED)
 
@@ -53,9 +61,9 @@ def test_shades(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (255 * BINARY, "expected intensities from 0 to 1, found 0 to 255"),
-        (-BINARY.astype("i1"), "expected intensities from 0 to 1, found -1 to 0"),
-        (np.where(BINARY, np.nan, 0.5), "expected intensities from 0 to 1, found nan"),
+        (255 * BINARY, "intensities from 0 to 1, found 0 to 255"),
+        (-BINARY.astype("i1"), "intensities from 0 to 1, found -1 to 0"),
+        (np.where(BINARY, np.nan, 0.5), "intensities from 0 to 1, found nan"),
         (BINARY.astype(complex) * 1j, "found one of complex"),
         (np.zeros((16, 0)), "found the shape .16, 0."),
         (np.zeros((0, 0)), "found the shape .0, 0."),
@@ -67,7 +75,7 @@ def test_shades(tmp_path: Path) -> None:
     ],
 )
 def test_other_variables(tmp_path: Path, data: Any, message: str) -> None:
-    with pytest.raises(LSGMError, match=f"chardata.mat: data: expected .*{message}") as caught:
+    with pytest.raises(LSGMError, match=f"chardata.mat: data: expected (.*, )?{message}") as caught:
         read(write(tmp_path, data))
     assert "\n" not in str(caught.value)
 

@@ -31,8 +31,8 @@ def read(path: Path, batch: Any, protocol: int = 4) -> tuple[np.ndarray, list[in
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize(
     "images",
-    [IMAGES, IMAGES.copy(order="F"), WIDE[:, :3072], IMAGES[::-1], np.frombuffer(IMAGES.tobytes(), np.uint8).reshape(4, -1)],
-    ids=["C", "Fortran", "not contiguous", "reversed", "read-only"],
+    [IMAGES, IMAGES.copy(order="F"), WIDE[:, :3072], IMAGES[::-1], np.frombuffer(IMAGES, np.uint8).reshape(4, -1)],
+    ids=["C", "Fortran", "not contiguous", "reversed", "another's"],
 )  # fmt: skip
 def test_images_of_any_protocol_and_layout(tmp_path: Path, images: np.ndarray, protocol: int) -> None:
     found, labels = read(tmp_path, {"data": images, "labels": [1, 2, 3, 4]}, protocol)
@@ -60,9 +60,8 @@ def test_names_of_numpy_before_version_2(tmp_path: Path) -> None:
         old = batch.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
         old = old.replace(b"numpy._core.numeric", b"numpy.core.numeric")
         if protocol == 5:  # a name there is preceded by its length, and all by that of the frame
-            old = old.replace(b"\x8c\x16numpy.core", b"\x8c\x15numpy.core").replace(
-                b"\x8c\x13numpy.core", b"\x8c\x12numpy.core"
-            )
+            for length in (0x16, 0x13):
+                old = old.replace(b"\x8c%cnumpy.core" % length, b"\x8c%cnumpy.core" % (length - 1))
             old = old[:2] + old[11:]
         found, labels = read(tmp_path, old)
         assert np.array_equal(found, IMAGES) and labels == [5] * 4
@@ -94,9 +93,9 @@ def test_labels_that_are_none(tmp_path: Path, labels: Any, found: str) -> None:
     [
         ([1, 2], "holds list, expected a dictionary"),
         ({}, "expected `data` as uint8 .N, 3072., found NoneType"),
-        ({"data": IMAGES.tolist(), "labels": [1] * 4}, "found list"),
-        ({"data": IMAGES.astype(int), "labels": [1] * 4}, r"found int64 .4, 3072."),
-        ({"data": IMAGES[:0], "labels": []}, r"found uint8 .0, 3072."),
+        ({"data": IMAGES.tolist(), "labels": [1] * 4}, "expected `data` .*found list"),
+        ({"data": IMAGES.astype(int), "labels": [1] * 4}, r"expected `data` .*found int64 .4, 3072."),
+        ({"data": IMAGES[:0], "labels": []}, r"expected `data` .*found uint8 .0, 3072."),
         ({"data": IMAGES, "labels": [1] * 3}, "expected one label for each of its 4 images"),
         ({"data": IMAGES, "labels": 4}, "expected one label for each of its 4 images"),
         ({"data": IMAGES, "labels": np.array(4)}, "expected one label for each of its 4 images"),
@@ -131,9 +130,7 @@ class Calls:
 def test_nothing_is_executed(tmp_path: Path, function: Any, protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     batch = {"data": IMAGES, "labels": [1] * 4, "more": Calls(function, "touch executed")}
-    with pytest.raises(
-        LSGMError, match=r"one: cannot be read as a batch of images .it asks for [\w.]+, which no batch"
-    ):
+    with pytest.raises(LSGMError, match=r"one: cannot be read as a batch .*it asks for [\w.]+, which no batch"):
         read(tmp_path, batch, protocol)
     assert not (tmp_path / "executed").exists()
 
@@ -161,7 +158,7 @@ def test_only_the_encoding_of_bytes_is_allowed(encoding: str) -> None:
     [
         ("tuples as a key", b"\x80\x02}" + b")" + b"\x85" * 1_000_000 + b"K\x01s."),
         ("tuples in a set", b"\x80\x04\x8f(" + b")" + b"\x85" * 1_000_000 + b"\x90."),
-        ("lists", b"\x80\x02" + b"]" * 1_000_000 + b"a" * 999_999 + b"."),
+        ("lists", b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."),
         ("a memo of 34 GB", b"\x80\x02}r\xff\xff\xff\x7f."),
         ("a memo of 34 GB by text", b"}p2147483647\n."),
         ("more bytes than there are", b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f."),
@@ -179,11 +176,7 @@ def test_hostile_pickles_end_in_one_line(what: str, forged: bytes, tmp_path: Pat
         "try: load_batch(open(sys.argv[1], 'rb').read(), 'batch', 32)\n"
         "except LSGMError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "forged")],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
+    command = [sys.executable, "-c", code, str(tmp_path / "forged")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("batch: ") and len(done.stdout.splitlines()) == 1 and len(done.stdout) < 300
