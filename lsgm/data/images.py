@@ -116,7 +116,7 @@ class Images:
         wrong = [line for line in lines if len(line) != 2 or line[1] not in ("0", "1", "2")]
         if wrong or not lines:
             expected = "lines `name number` with the numbers 0 (train), 1 (valid), 2 (test)"
-            found = repr(printable(" ".join(wrong[0]))[:80]) if wrong else "none"
+            found = f"'{printable(' '.join(wrong[0])[:80])}'" if wrong else "none"
             raise LSGMError(f"{files[0]}: expected {expected}, found {found}")
         twice = [name for name, count in Counter(name for name, _ in lines).items() if count > 1]
         if twice:

@@ -33,6 +33,7 @@ def write(path: Path, data: Any, **options: Any) -> Path:
 
 
 CLASSES = ("u1", "i2", "u2", "i4", "f4", "f8", ">f8", ">i2", "sparse")  # those of version 4 too
+FURTHER = ("b1", "i1", "i8", "u8")
 
 
 @pytest.mark.parametrize(
