@@ -20,7 +20,9 @@ from lsgm.errors import LSGMError
 
 # LMDB maps its file into memory and trusts it: one that is cut or damaged kills the process that reads it.
 READ_ALL = """
-import lmdb, sys
+import sys
+sys.path[:] = filter(None, sys.path)  # not from the working directory
+import lmdb
 with lmdb.open(sys.argv[1], subdir=False, readonly=True, lock=False, readahead=False) as database:
     with database.begin(buffers=True) as transaction:
         for key, value in transaction.cursor():

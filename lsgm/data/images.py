@@ -130,10 +130,13 @@ class Images:
         if missing:
             first = f"{printable(missing[0])} ({len(missing)} of {len(lines)} images are missing)"
             raise LSGMError(f"{part.where}: has no {first}")
-        return {
+        splits: dict[str, tuple[Collection, Sequence[str]]] = {
             split: (part, [known[name] for name, of in lines if of == number])
             for split, number in (("train", "0"), ("valid", "1"), ("test", "2"))
         }
+        if empty := [split for split, (_, names) in splits.items() if not names]:
+            raise LSGMError(f"{files[0]}: names no image of the split {empty[0]}")
+        return splits
 
     def _drawn(self, part: Collection) -> dict[str, tuple[Collection, Sequence[str]]]:
         assert self.test is not None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
+import json
 import math
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,15 +21,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsgm.data.formats import Contents, Rows, find
+from lsgm.data.walk import printable
 from lsgm.errors import LSGMError
 
 MAX_BYTES = 1 << 30  # of the file and of each matrix in it: the authors' have 200 MB
 COMPRESSED = 15  # type of an element in a MATLAB file
-# What SciPy calls the classes of matrices that may hold intensities.
-NUMBERS = {
-    "double", "single", "logical", "sparse",
-    "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
-}  # fmt: skip
+# SciPy runs in a process of its own: a damaged file may kill it.
+READER = """
+import sys
+sys.path[:] = filter(None, sys.path)  # not from the working directory
+import io, json, math
+import numpy as np
+from scipy.io import loadmat, whosmat
+from scipy.sparse import issparse
+
+limit, *variables = sys.argv[1:]
+content = io.BytesIO(sys.stdin.buffer.read())
+numbers = ["double", "single", "logical", "sparse", "int8", "int16", "int32", "int64"]
+numbers += ["uint8", "uint16", "uint32", "uint64"]
+kinds, matrices = {}, {}
+for name, shape, kind in whosmat(content):
+    kinds[name] = f"{kind} of shape {list(shape)}"
+    if name in variables and kind in numbers and math.prod(shape) <= int(limit):
+        matrix = loadmat(content, variable_names=[name])[name]
+        matrices[name] = matrix.toarray() if issparse(matrix) else matrix
+output = io.BytesIO()
+np.savez(output, **matrices)
+sys.stdout.buffer.write(json.dumps(kinds).encode() + b"\\n" + output.getbuffer())
+"""
 EXPECTED = "expected a matrix [pixels of a square, images] of real numbers from 0 to 1"
 
 
@@ -37,40 +60,39 @@ class MatFile:
     variables: Mapping[str, str]  # the matrix of each split
 
     def open(self, path: Path, stack: ExitStack) -> Contents:
-        try:
-            from scipy.io import loadmat, whosmat
-            from scipy.sparse import issparse
-        except ImportError:
-            raise LSGMError(f"{self.name}: reading it needs scipy: pip install scipy") from None
+        if importlib.util.find_spec("scipy") is None:
+            raise LSGMError(f"{self.name}: reading it needs scipy: pip install scipy")
         where, read = find(path, [self.name], stack, MAX_BYTES)[self.name]
         content = read()
+        kinds, matrices = _read(content, list(self.variables.values()), where)
         arrays: dict[str, Rows] = {}
-        try:
-            _check_unpacked(content)
-            kinds = {name: (shape, kind) for name, shape, kind in whosmat(io.BytesIO(content))}
-        except NotImplementedError:
-            raise LSGMError(
-                f"{where}: is a file of MATLAB 7.3 (HDF5); in MATLAB, save it with the option -v7"
-            ) from None
-        except Exception as error:  # damaged files end in all kinds of them
-            raise _damaged(where, error) from None
         for split, variable in self.variables.items():
             if variable not in kinds:
                 raise LSGMError(f"{where}: has no matrix {variable!r}; expected the file of the IWAE's authors")
-            shape, kind = kinds[variable]
-            if kind not in NUMBERS or math.prod(shape) > MAX_BYTES // 8:
-                raise LSGMError(f"{where}: {variable}: {EXPECTED}, found a {kind} of shape {tuple(shape)}")
-            try:
-                matrix = loadmat(io.BytesIO(content), variable_names=[variable])[variable]
-                matrix = matrix.toarray() if issparse(matrix) else np.asarray(matrix)
-            except Exception as error:
-                raise _damaged(where, error) from None
-            arrays[f"{split}_images"] = _images(matrix, f"{where}: {variable}")
+            if variable not in matrices:
+                raise LSGMError(f"{where}: {variable}: {EXPECTED}, found a {kinds[variable]}")
+            arrays[f"{split}_images"] = _images(matrices[variable], f"{where}: {variable}")
         return Contents(arrays, {"sha256": {self.name: hashlib.sha256(content).hexdigest()}})
 
 
-def _damaged(where: str, error: Exception) -> LSGMError:
-    return LSGMError(f"{where}: cannot be read as a MATLAB file ({error}); get the file again")
+def _read(content: bytes, variables: list[str], where: str) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """What kind of value each variable of the file is, and those of ``variables`` that are matrices of numbers."""
+    if content[512:520] == b"\x89HDF\r\n\x1a\n":
+        raise LSGMError(f"{where}: is a file of MATLAB 7.3 (HDF5); in MATLAB, save it with the option -v7")
+    try:
+        _check_unpacked(content)
+        command = [sys.executable, "-c", READER, str(MAX_BYTES // 8), *variables]
+        done = subprocess.run(command, input=content, capture_output=True)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise ValueError(said[-1] if said else f"signal {-done.returncode}")
+        output = io.BytesIO(done.stdout)
+        kinds = json.loads(output.readline())
+        return kinds, dict(np.load(output, allow_pickle=False))
+    except (ValueError, zlib.error) as error:
+        raise LSGMError(
+            f"{where}: cannot be read as a MATLAB file ({printable(str(error))}); get the file again"
+        ) from None
 
 
 def _check_unpacked(content: bytes) -> None:

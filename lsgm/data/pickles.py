@@ -146,7 +146,8 @@ def label_bytes(labels: list[Any], name: str) -> NDArray[np.uint8]:
     """Labels of a batch as bytes [N]; raises :class:`LSGMError` with ``name`` if one is no integer from 0 to 255."""
     for label in labels:
         if type(label) is not int or not 0 <= label <= 255:
-            found = printable(repr(label))[:80] if isinstance(label, (int, float, str, bytes)) else type(label).__name__
+            shown = isinstance(label, (int, float, str, bytes)) and not (type(label) is int and label.bit_length() > 64)
+            found = printable(repr(label))[:80] if shown else f"a value of type {type(label).__name__}"
             raise LSGMError(f"{name}: expected labels that are integers from 0 to 255, found {found}")
     return np.array(labels, dtype=np.uint8)
 

@@ -149,6 +149,7 @@ def test_a_partition(tmp_path: Path, content: bytes, log: pytest.LogCaptureFixtu
         (b"1.png 0\n\x1b[2J 1 2\n", r"expected .*found '\\x1b\[2J 1 2'"),
         (b"[" * 5000, "expected .*found '" + r"\[" * 80 + "'"),
         (LINES + b"1.png 2\n", "names 1.png twice"),
+        (b"1.png 0\n2.png 1\n", "names no image of the split test"),
     ],
 )
 def test_what_is_no_partition(tmp_path: Path, content: bytes, message: str) -> None:
