@@ -50,9 +50,8 @@ def acquire(dataset: Dataset, path: str | Path | None = None) -> Iterator[Acquir
         try:
             yield _local(dataset, Path(path).expanduser(), str(path), stack)
         except LSGMError as error:
-            raise LSGMError(
-                f"{error}\n(the source is datasets.{dataset.name}.path = {path}, the only one used)"
-            ) from None
+            source = f"datasets.{dataset.name}.path = {printable(str(path))}"
+            raise LSGMError(f"{error}\n(the source is {source}, the only one used)") from None
 
 
 def _local(dataset: Dataset, path: Path, origin: str, stack: ExitStack) -> Acquired:
