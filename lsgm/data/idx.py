@@ -21,6 +21,7 @@ from lsgm.errors import LSGMError
 
 UINT8 = 0x08
 MAX_RANK = 4
+GZIP_BYTES = 1 << 16  # by which a packed file may be longer than what is in it
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class IDXFiles:
 
     def open(self, path: Path, stack: ExitStack) -> Contents:
         """The arrays of all files; raises :class:`LSGMError` where one is not the published one."""
-        found = find(path, [file.name for file in self.files], stack)
+        limit = max(file.size for file in self.files) + GZIP_BYTES
+        found = find(path, [file.name for file in self.files], stack, limit)
         arrays: dict[str, Rows] = {}
         for file in self.files:
             where, read = found[file.name]
@@ -100,6 +102,8 @@ def parse(content: bytes, name: str) -> NDArray[np.uint8]:
     if len(content) < start:
         raise LSGMError(f"{name}: is cut short inside its header ({len(content)} bytes); get the file again")
     shape = struct.unpack(f">{rank}I", content[4:start])
+    if 0 in shape:
+        raise LSGMError(f"{name}: is empty: its header gives the dimensions {shape}; get the file again")
     expected = start + math.prod(shape)
     if len(content) < expected:
         raise LSGMError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,16 +16,76 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lsgm.data.formats import Contents, Reader, Rows, find
+from lsgm.data.archives import Reader
+from lsgm.data.formats import Contents, Rows, find
+from lsgm.data.walk import printable
 from lsgm.errors import LSGMError
 
-# All that a pickled array needs, under its names in NumPy 1 and 2.
-ALLOWED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("_codecs", "encode"),
+MAX_BYTES = 1 << 30  # of a file: those of ImageNet have 400 MB
+
+
+class _Dtype:
+    """What NumPy pickles of the type of an array: that of numbers, and the order of their bytes."""
+
+    def __init__(self, kind: str | bytes, *_: object) -> None:
+        kind = kind.decode() if isinstance(kind, bytes) else kind
+        if re.fullmatch(r"[<>=|]?[uif][1248]", kind) is None:
+            raise pickle.UnpicklingError(f"it holds an array of {kind!r}; those of a batch of images hold numbers")
+        self.dtype = np.dtype(kind)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in (">", b">"):
+            self.dtype = self.dtype.newbyteorder(">")
+
+
+class _Array:
+    """An array that is made from its bytes alone."""
+
+    array = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, data = state
+        self.array = _array(data, kind, shape, "F" if fortran else "C")
+
+
+def _array(data: bytes, kind: _Dtype, shape: tuple[int, ...], order: str) -> NDArray[Any]:
+    return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _from_buffer(data: bytes, kind: _Dtype, shape: tuple[int, ...], order: str, axes: Any = None) -> _Array:
+    made = _Array()
+    made.array = _array(data, kind, shape, order)
+    if axes is not None:
+        made.array = made.array.transpose(axes)
+    return made
+
+
+def _scalar(kind: _Dtype, data: bytes) -> int | float:
+    (value,) = np.frombuffer(data, kind.dtype).tolist()
+    return value
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}, which no batch of images needs")
+    return text.encode("latin1")
+
+
+# All that the pickle of a batch may ask for, and what it is given. NumPy's own functions also take objects, and with
+# them pointers.
+ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+    **{
+        (f"numpy.{core}.{module}", name): function  # core: before NumPy 2
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", lambda *_: _Array()),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
 }
 
 
@@ -34,44 +95,61 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
-        # An array is made from its bytes alone: NumPy's own constructors also take objects, and with them pointers.
-        if name == "_reconstruct":
-            return lambda *_: np.empty(0, np.uint8)
-        if name == "ndarray":
-            return None
-        if name == "dtype":
-            return _plain_dtype
-        return super().find_class(module, name)
+        function = ALLOWED[module, name]
+        return lambda *args: function(*args)  # a new one: a pickle can set attributes of what it is given
 
 
-def _plain_dtype(kind: str, *_: object) -> np.dtype[Any]:
-    kind = kind.decode() if isinstance(kind, bytes) else kind
-    if re.fullmatch(r"[<>=|]?[uif][1248]", kind) is None:
-        raise pickle.UnpicklingError(f"it holds an array of {kind!r}; those of a batch of images hold numbers")
-    return np.dtype(kind)
+def _check_opcodes(data: bytes) -> None:
+    """Raise UnpicklingError for a pickle that would bring down the interpreter, which does not check these itself."""
+    tuples = calls = 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        # Hashing tuples in tuples overflows the stack; those of a batch are arguments of calls.
+        tuples += opcode.name.startswith("TUPLE")
+        calls += opcode.name in ("REDUCE", "BUILD")
+        if tuples > 4 * calls + 1000:
+            raise pickle.UnpicklingError("it holds more tuples than a batch of images needs")
+        # The memo is an array as long as its highest index.
+        if opcode.name.endswith("PUT") and int(argument or 0) > count + 1000:
+            raise pickle.UnpicklingError(f"it has an object of the number {argument}, and not as many objects")
 
 
-def load_batch(data: bytes, name: str, size: int) -> tuple[NDArray[np.uint8], list[int]]:
+def load_batch(data: bytes, name: str, size: int) -> tuple[NDArray[np.uint8], list[Any]]:
     """Images [N, 3, size, size] and labels of one batch; raises :class:`LSGMError` with ``name``."""
     try:
+        _check_opcodes(data)
         batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()  # those of Python 2 have their keys in bytes
     except Exception as error:  # damaged pickles end in all kinds of them
-        raise LSGMError(f"{name}: cannot be read as a batch of images ({error}); get the file again") from None
+        raise LSGMError(
+            f"{name}: cannot be read as a batch of images ({printable(str(error))}); get the file again"
+        ) from None
     if not isinstance(batch, dict):
         raise LSGMError(f"{name}: holds {type(batch).__name__}, expected a dictionary with data and labels")
-    batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-    images, labels = batch.get("data"), batch.get("labels")
+    images, labels = (batch.get(key, batch.get(key.encode())) for key in ("data", "labels"))
+    images, labels = (value.array if isinstance(value, _Array) else value for value in (images, labels))
     if (
         not isinstance(images, np.ndarray)
         or images.dtype != np.uint8
         or images.ndim != 2
         or images.shape[1] != 3 * size * size
+        or not len(images)
     ):
         found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
         raise LSGMError(f"{name}: expected `data` as uint8 [N, {3 * size * size}], found {found}")
-    if not isinstance(labels, (list, np.ndarray)) or len(labels) != len(images):
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    if not isinstance(labels, (list, tuple)) or len(labels) != len(images):
         raise LSGMError(f"{name}: expected one label for each of its {len(images)} images")
     return images.reshape(-1, 3, size, size), list(labels)
+
+
+def label_bytes(labels: list[Any], name: str) -> NDArray[np.uint8]:
+    """Labels of a batch as bytes [N]; raises :class:`LSGMError` with ``name`` if one is no integer from 0 to 255."""
+    for label in labels:
+        if type(label) is not int or not 0 <= label <= 255:
+            shown = isinstance(label, (int, float, str, bytes)) and not (type(label) is int and label.bit_length() > 64)
+            found = printable(repr(label))[:80] if shown else f"a value of type {type(label).__name__}"
+            raise LSGMError(f"{name}: expected labels that are integers from 0 to 255, found {found}")
+    return np.array(labels, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -83,21 +161,22 @@ class PickledBatches:
     labels: bool = False  # keep them: bytes, so not those of a thousand classes
 
     def open(self, path: Path, stack: ExitStack) -> Contents:
-        found = find(path, [name for names in self.files.values() for name in names], stack)
+        found = find(path, [name for names in self.files.values() for name in names], stack, MAX_BYTES)
         arrays: dict[str, Rows] = {}
         hashes: dict[str, str] = {}
         for split, names in self.files.items():
-            parts, labels = [], []
+            parts, labels = [], list[NDArray[np.uint8]]()
             for name in names:
                 where, read = found[name]
                 content = read()
                 images, of_these = load_batch(content, where, self.size)
                 hashes[name] = hashlib.sha256(content).hexdigest()
                 parts.append((len(images), _loader(read, where, self.size)))
-                labels += of_these
+                if self.labels:
+                    labels.append(label_bytes(of_these, where))
             arrays[f"{split}_images"] = Joined(parts, (3, self.size, self.size))
             if self.labels:
-                arrays[f"{split}_labels"] = np.array(labels, dtype=np.uint8)
+                arrays[f"{split}_labels"] = np.concatenate(labels)
         return Contents(arrays, {"sha256": hashes})
 
 

@@ -17,10 +17,13 @@ import numpy as np
 from lsgm.data.download import fetch, npm_pack
 from lsgm.data.formats import Contents, Rows
 from lsgm.data.registry import Dataset
+from lsgm.data.walk import printable
 from lsgm.errors import LSGMError
 from lsgm.files import sha256
 
 logger = logging.getLogger("lsgm")
+
+ARRAYS = {"train": "train_images.npy", "test": "test_images.npy"}
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,17 @@ def acquire(dataset: Dataset, path: str | Path | None = None) -> Iterator[Acquir
         try:
             yield _local(dataset, Path(path).expanduser(), str(path), stack)
         except LSGMError as error:
-            raise LSGMError(
-                f"{error}\n(the source is datasets.{dataset.name}.path = {path}, the only one used)"
-            ) from None
+            source = f"datasets.{dataset.name}.path = {printable(str(path))}"
+            raise LSGMError(f"{error}\n(the source is {source}, the only one used)") from None
 
 
 def _local(dataset: Dataset, path: Path, origin: str, stack: ExitStack) -> Acquired:
-    if (path / "train_images.npy").exists():
-        return Acquired(read_arrays(dataset, path), "arrays", origin)
-    return Acquired(_open(dataset, path, stack), "local", origin)
+    try:
+        if any((path / name).exists() for name in ARRAYS.values()):
+            return Acquired(read_arrays(dataset, path), "arrays", origin)
+        return Acquired(_open(dataset, path, stack), "local", origin)
+    except OSError as error:
+        raise LSGMError(f"{printable(str(error.filename or path))}: cannot be read ({error.strerror})") from None
 
 
 def _open(dataset: Dataset, path: Path, stack: ExitStack) -> Contents:
@@ -112,11 +117,13 @@ def read_arrays(dataset: Dataset, folder: Path) -> Contents:
     """train_images.npy and test_images.npy in ``folder``, mapped from the disk. Raises :class:`LSGMError`."""
     found: dict[str, Rows] = {}
     hashes: dict[str, str] = {}
-    for split in ("train", "test"):
-        path = folder / f"{split}_images.npy"
+    for split, name in ARRAYS.items():
+        path = folder / name
+        if not path.is_file():
+            raise LSGMError(f"{path}: is missing or no file; expected {' and '.join(ARRAYS.values())} in the folder")
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # damaged headers end in all kinds of them
             raise LSGMError(f"{path}: cannot be read as a .npy file ({error})") from None
         if not isinstance(array, np.ndarray):
             raise LSGMError(f"{path}: is an archive, expected a .npy file")

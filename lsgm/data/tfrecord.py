@@ -7,6 +7,7 @@ A record is `length (8 bytes), its checksum (4), payload, its checksum (4)`; the
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lsgm.data.decode import START, format_of
 from lsgm.errors import LSGMError
 
 LANE = 64  # bytes that the checksum takes one by one
 
 
-def offsets(path: Path) -> list[tuple[int, int]]:
-    """Start and length of each record's payload; raises :class:`LSGMError` for a file of another kind, or cut short."""
+def offsets(path: Path, limit: int) -> list[tuple[int, int]]:
+    """Start and length of each record's payload.
+
+    Raises :class:`LSGMError` for a file of another kind, one cut short, or a record of more than ``limit`` bytes.
+    """
     found = []
     end = path.stat().st_size
     with path.open("rb") as file:
@@ -32,9 +37,11 @@ def offsets(path: Path) -> list[tuple[int, int]]:
                 raise LSGMError(f"{path}: is no TFRecord file, or damaged at byte {at}; get the file again")
             found.append((at + 12, length))
             at += length + 16
+            if at > end:
+                raise LSGMError(f"{path}: is cut short: {end} bytes, its last record ends at {at}; get the file again")
+            if length > limit:
+                raise LSGMError(f"{path}: a record of {length} bytes holds no image that can be read")
             file.seek(at)
-    if at != end:
-        raise LSGMError(f"{path}: is cut short: {end} bytes, its last record ends at {at}; get the file again")
     return found
 
 
@@ -52,13 +59,14 @@ def read_image(path: Path, offset: int, length: int) -> NDArray[np.uint8]:
         feature = {bytes(entry[1]).decode(): entry[2] for entry in entries}
         shape = tuple(_integers(feature["shape"]))
         data = next(value for _, value in fields(dict(fields(feature["data"]))[1]))  # Feature { bytes_list: 1 { 1 } }
-        image = np.frombuffer(data, np.uint8).reshape(shape)
-        if image.ndim != 3 or not {shape[0], shape[2]} & {1, 3}:
-            raise ValueError(f"shape {shape}")
+        if len(shape) != 3 or not {shape[0], shape[2]} & {1, 3} or math.prod(shape) != len(data) or not data:
+            kind = format_of(bytes(data[:START]))
+            raise ValueError(f"shape {shape} of {len(data)} bytes{f', a file of the format {kind}' if kind else ''}")
     except (ValueError, KeyError, StopIteration, IndexError, TypeError) as error:
         raise LSGMError(
             f"{path}: the record at byte {offset} holds no image (`shape`, `data`) of bytes ({error!r})"
         ) from None
+    image = np.frombuffer(data, np.uint8).reshape(shape)
     return image.transpose(1, 2, 0) if shape[0] in (1, 3) else image
 
 
@@ -79,13 +87,14 @@ def fields(message: memoryview | bytes) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 64, 7):
         byte = view[at]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        at += 1
         if byte < 128:
             return value, at
+    raise ValueError("an integer of more than 64 bits")
 
 
 def _integers(feature: memoryview) -> Iterator[int]:

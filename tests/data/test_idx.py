@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +41,9 @@ def test_unpacking_stops_above_the_limit() -> None:
         (GOOD[:7], "inside its header"),
         (GOOD[:-1], "cut short"),
         (GOOD + b"x", "more than the 18 bytes"),
+        (bytes([0, 0, 8, 4]) + b"\xff" * 16, "cut short: 20 bytes where its header .4294967295, 4294967295"),
+        (bytes([0, 0, 8, 3]) + bytes(4) + b"\xff" * 8, "is empty: its header gives the dimensions .0, 4294967295"),
+        (bytes([0, 0, 8, 1]) + bytes(4), "is empty"),
     ],
 )
 def test_faulty_content_is_named(content: bytes, message: str) -> None:
@@ -52,3 +57,14 @@ def test_damaged_gzip_is_named() -> None:
         idx.unpack(packed[:-20], "some/file")
     with pytest.raises(LSGMError, match="^some/file: is a damaged gzip file"):
         idx.unpack(packed[:-8] + bytes(8), "some/file")
+
+
+def test_a_member_that_would_fill_the_memory_is_not_read_to_its_end(tmp_path: Path) -> None:
+    file = idx.IDXFile("a-idx2-ubyte", "train", "images", (2, 3), "0" * 64)
+    with (tmp_path / file.name).open("wb") as content:
+        content.truncate(1 << 40)  # takes no room on the disk
+    with ExitStack() as stack, pytest.raises(LSGMError, match="a-idx2-ubyte: holds more than 65554 bytes"):
+        idx.IDXFiles((file,)).open(tmp_path, stack)
+    (tmp_path / file.name).write_bytes(gzip.compress(bytes(10 << 20)))
+    with ExitStack() as stack, pytest.raises(LSGMError, match="a-idx2-ubyte: is no IDX file"):
+        idx.IDXFiles((file,)).open(tmp_path, stack)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import io
+import os
 import sys
 import tarfile
 import zipfile
@@ -163,6 +164,89 @@ def test_a_cut_archive_is_named(
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(LSGMError, match="data.tar.gz"):
         get(small, path)
+
+
+HIDDEN = [".ipynb_checkpoints", ".cache/deep", "__MACOSX/some/where", "@eaDir"]
+
+
+@pytest.mark.parametrize("write", [write_folder, write_zip, write_tar], ids=["folder", "zip", "tar"])
+def test_hidden_copies_are_no_data(
+    originals: Files, small: Dataset, tmp_path: Path, write: Callable[[Path, Files], Path]
+) -> None:
+    """Not even where they lie less deep; the folder itself may lie in a hidden one."""
+    wrong = {f"{folder}/{name}": b"wrong" for folder in HIDDEN for name in originals}
+    deep = {f"a/b/c/d/{name}": content for name, content in originals.items()}
+    path = write(tmp_path / ".cache" / "data" if write is write_folder else tmp_path / "data", wrong | deep)
+    check(get(small, path)[2], originals)
+    with pytest.raises(LSGMError, match="data: has no file train-images-idx3-ubyte"):
+        get(small, write(tmp_path / "hidden only" / "data" if write is write_folder else tmp_path / "data", wrong))
+
+
+def test_hidden_archives_are_no_candidates(originals: Files, small: Dataset, tmp_path: Path) -> None:
+    for name in (".a.zip", "._data.zip"):
+        write_zip(tmp_path / name, dict.fromkeys(originals, b"wrong"))
+    write_zip(tmp_path / "data.ZIP", originals)
+    check(get(small, tmp_path)[2], originals)
+
+
+def save(path: Path, array: Any) -> None:
+    np.save(path, array, allow_pickle=True)
+
+
+def test_arrays(small: Dataset, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8)
+    save(tmp_path / "train_images.npy", images)
+    save(tmp_path / "test_images.npy", np.asfortranarray(images[:2]))
+    save(tmp_path / "._test_images.npy", np.zeros(1))
+    kind, _, arrays = get(small, tmp_path)
+    assert kind == "arrays"
+    assert np.array_equal(arrays["train_images"], images) and np.array_equal(arrays["test_images"], images[:2])
+
+
+GOOD = np.zeros((3, 1, 28, 28), np.uint8)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing or no file; expected train_images.npy and test_images.npy in the folder"),
+        ("folder", "is missing or no file"),
+        (b"", "cannot be read as a .npy file"),
+        (b"<html>", "cannot be read as a .npy file"),
+        (b"\x93NUMPY\1\0\x10\0" + b"[" * 16, "cannot be read as a .npy file"),
+        ("cut", "cannot be read as a .npy file"),
+        (np.array([None]), "cannot be read as a .npy file"),
+        (GOOD.astype(">i2"), r"expected uint8 .N, 1, 28, 28., found >i2"),
+        (GOOD.astype(np.float32), "expected .*found float32"),
+        (GOOD[:0], r"expected .*found uint8 .0, 1, 28, 28."),
+        (GOOD[:, 0], r"expected .*found uint8 .3, 28, 28."),
+        (np.uint8(3), r"expected .*found uint8 .."),
+    ],
+)
+def test_what_are_no_arrays(small: Dataset, tmp_path: Path, split: str, content: Any, message: str) -> None:
+    for name in ("train", "test"):
+        save(tmp_path / f"{name}_images.npy", GOOD)
+    file = tmp_path / f"{split}_images.npy"
+    whole = file.read_bytes()
+    file.unlink()
+    if isinstance(content, bytes) or (isinstance(content, str) and content == "cut"):
+        file.write_bytes(whole[:-1] if content == "cut" else content)
+    elif isinstance(content, str):
+        file.mkdir()
+    elif content is not None:
+        save(file, content)
+    with pytest.raises(LSGMError, match=f"^{file}: {message}"):
+        get(small, tmp_path)
+
+
+def test_a_folder_that_cannot_be_read(small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(path: Path) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root may read everything
+    with pytest.raises(LSGMError, match=f"^{tmp_path}: cannot be read .Permission denied.\n"):
+        get(small, tmp_path)
 
 
 def test_mirrors_in_order_and_a_dead_one_is_asked_once(server: Any, originals: Files, small: Dataset) -> None:
