@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,14 @@ class Originals:
     def at(cls, path: str | Path, store: Path) -> Originals | None:
         """The files at ``path``, without what lies in the folder ``store``; None where there are none."""
         root = Path(path).expanduser()
+        inside, ours = root.resolve(), store.resolve()
+        own = os.fsencode(f"{ours.relative_to(inside)}/") if ours.is_relative_to(inside) else b"/"
         files = {}
-        for file in walk(root) if root.is_dir() else [root]:
-            if store not in file.parents:
-                try:
-                    files[os.fsencode(file.relative_to(root))] = file.stat()
-                except OSError:  # away, or gone since the folder was listed
-                    continue
+        with suppress(OSError):  # away, or not to be read
+            for file in walk(root):
+                name = os.fsencode(file.relative_to(root))
+                if not name.startswith(own):
+                    files[name] = file.stat()
         return cls(dict(sorted(files.items())), root) if files else None
 
     @property
