@@ -84,7 +84,7 @@ JobCompType=jobcomp/none
 GresTypes=gpu
 NodeName=n[1-2] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$first-$second] CPUs=4 RealMemory=64000 Gres=gpu:1
 PartitionName=everyday Nodes=n[1-2] Default=YES MaxTime=1-0
-PartitionName=other Nodes=n[1-2] MaxTime=1-0
+PartitionName=all Nodes=n[1-2] MaxTime=1-0
 END
     echo "Name=gpu File=/dev/null" > gres.conf
 
@@ -100,7 +100,7 @@ END
     until_true scontrol ping
     slurmd -N n1
     slurmd -N n2
-    for account in physics maths; do
+    for account in 2024-17 maths; do
         sacctmgr --immediate add account $account cluster=test > /dev/null
         sacctmgr --immediate add user root account=$account > /dev/null
     done

@@ -56,8 +56,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str
             **{name: value for name, value in environment.items() if name != "SNAKEMAKE_PROFILE"},
             "SLURM_CONF": found["SLURM_CONF"],
             "PATH": f"{found['PATH']}{environment['PATH']}",
-            "SBATCH_ACCOUNT": "physics",
-            "SBATCH_PARTITION": "other",
+            "SBATCH_ACCOUNT": "2024-17",
+            "SBATCH_PARTITION": "all",
             "SBATCH_QOS": "short",
         }
     finally:
@@ -157,7 +157,7 @@ def test_the_whole_pipeline_ran_as_jobs(run: Run) -> None:
 
 def test_jobs_ask_for_what_recipe_and_environment_say(run: Run) -> None:
     for row in run.jobs(".*"):
-        assert (row["Account"], row["Partition"], row["QOS"]) == ("physics", "other", "short")
+        assert (row["Account"], row["Partition"], row["QOS"]) == ("2024-17", "all", "short")
     (row,) = run.jobs("rule_train_lsgm_wildcards_tiny")
     assert (row["Timelimit"], row["ReqMem"]) == ("01:00:00", "3000M")
     assert "cpu=1," in row["AllocTRES"]
