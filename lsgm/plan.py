@@ -96,6 +96,8 @@ def wrong_ancestry(models: Mapping[str, ModelConfig], datasets: Collection[str])
 def misfits_of(model: ModelConfig, vae: AnyVAEConfig, dataset: Dataset) -> list[str]:
     """Sections of a model that do not fit together or do not fit the images; ``vae`` is that of its lineage."""
     found = misfits(dataset.image, vae, model.prior)
+    if dataset.image.binary and vae.x_bits != 8:
+        found.append(f"vae.x_bits: {vae.x_bits} has no meaning for binary images, which have one bit: leave it out")
     point = not found and latent_shapes(vae, dataset.image)[0][1] == 1  # latents of 1x1
     schedules: list[tuple[str, PretrainConfig | TrainConfig]] = [("train", model.train)]
     if model.pretrain is not None:

@@ -13,7 +13,7 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 LARGE = 64  # pixels; the paper has 256 and 28 or 32, what lies between is taken for large
 NORM_GROUPS = 32  # of the score network's group norms, at most
-MAX_CELLS = 2000  # of a network; the paper's largest has 160
+MAX_CELLS = 500  # of a network, to one of its ends; the largest of the paper has 160
 
 
 def latent_shapes(vae: AnyVAEConfig, image: ImageConfig) -> list[Shape]:
@@ -56,8 +56,6 @@ def _likelihood(image: ImageConfig, vae: AnyVAEConfig) -> Iterator[str]:
         yield f"vae.likelihood: 'bernoulli' is for grey images, not for {image.channels} channels"
     elif vae.likelihood == "dml" and image.channels not in (1, 3):
         yield f"vae.likelihood: 'dml' is for images of 1 or 3 channels, not {image.channels}"
-    if image.binary and vae.x_bits != 8:
-        yield f"vae.x_bits: {vae.x_bits} has no meaning for binary images, which have one bit: leave it out"
 
 
 def _vae(image: ImageConfig, vae: AnyVAEConfig) -> Iterator[str]:
