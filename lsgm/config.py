@@ -9,9 +9,6 @@ This module imports neither torch nor the rest of the library: the workflow read
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -42,9 +39,9 @@ from lsgm.bounds import (
 )
 from lsgm.errors import LSGMError
 from lsgm.files import read_json
+from lsgm.mistakes import explain, shown
 
 GEOMETRIC_SIGMA2_MAX = 0.999
-SHOWN = 100  # characters of a wrong value that a message repeats
 MISTAKES = 20  # that are explained at once
 
 LikelihoodName = Literal["bernoulli", "dml", "dl", "normal"]
@@ -202,7 +199,6 @@ def backbone_of(vae: Any) -> str:
     return str(vae.get("backbone", "nvae") if isinstance(vae, dict) else getattr(vae, "backbone", "nvae"))
 
 
-BACKBONES = {"nvae": VAEConfig, "conv": ConvVAEConfig}
 AnyVAEConfig = Annotated[
     Annotated[VAEConfig, Tag("nvae")] | Annotated[ConvVAEConfig, Tag("conv")], Discriminator(backbone_of)
 ]
@@ -675,82 +671,3 @@ def parse(kind: type[S], raw: Any, where: str | Path, lines: Mapping[str, int] |
         more = len(errors) + len(found) - min(len(errors), MISTAKES) - MISTAKES
         found[MISTAKES:] = [f"{where}: and {more} mistakes more"] if more > 0 else []
         raise ConfigError("\n".join(found)) from None
-
-
-def explain(kind: type[Section], error: Any, where: str | Path, lines: Mapping[str, int] | None = None) -> str:
-    """One line for one mistake: file, path of the key, what was expected, what stands there, line in the file.
-
-    A check of the whole file names the keys itself, and may have found several mistakes.
-    """
-    parts, backbone = key_parts(error["loc"])
-    path = ".".join(part[:SHOWN] for part in parts)
-    key, message = path or "the whole file", error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    value = shown(error["input"])
-    if error["type"] == "string_pattern_mismatch":
-        message = "a name of letters, digits and _ that begins with a letter"
-    if error["type"] == "extra_forbidden":
-        known = keys_at(kind, parts[:-1], backbone)
-        close = difflib.get_close_matches(parts[-1][:SHOWN], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(known)}"
-        said = [f"{key}: unknown key (its value is {value}); {hint}"]
-    elif error["type"] == "union_tag_invalid":
-        said = [f"{key}.backbone: expected {' or '.join(map(repr, BACKBONES))}, found {shown(error['ctx']['tag'])}"]
-    elif error["type"] == "missing":
-        said = [f"{key}: missing, a value is required here"]
-    elif error["type"] == "value_error":
-        said = [f"{path}: {message}"] if path else message.splitlines()
-    else:
-        said = [f"{key}: expected {message}, found {value}"]
-        if isinstance(error["input"], bool):
-            said[0] += "; YAML reads yes, no, on and off as true and false: put them in quotes where text is meant"
-    return "\n".join(f"{where}: {one_line(line)}{_place(line, lines or {})}" for line in said)
-
-
-def _place(message: str, lines: Mapping[str, int]) -> str:
-    """The line of the key that a message begins with, or of the nearest section around it."""
-    key = message.partition(": ")[0]
-    while key and key not in lines:
-        key = key.rpartition(".")[0]
-    return f" (line {lines[key]})" if key else ""
-
-
-def shown(value: Any) -> str:
-    """A wrong value as a message repeats it: on one line, and not all of a long one."""
-    if isinstance(value, int) and abs(value) >= 10**SHOWN:
-        return f"a number of more than {SHOWN} digits"
-    if isinstance(value, str):
-        value = value[: SHOWN + 1]
-    text = _shortened.repr(value) if isinstance(value, (dict, list)) else repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-_shortened = reprlib.Repr()
-_shortened.maxstring = _shortened.maxother = SHOWN
-
-
-def one_line(text: str) -> str:
-    """``text`` with its line breaks and whatever else cannot be printed escaped."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def key_parts(loc: tuple[int | str, ...]) -> tuple[list[str], str]:
-    """The parts of the key of a mistake as one writes it, and the backbone of the VAE that it is in."""
-    parts = [str(part) for part in loc if part != "[key]"]
-    backbone = next((tag for before, tag in itertools.pairwise(parts) if before == "vae" and tag in BACKBONES), "nvae")
-    return [p for i, p in enumerate(parts) if not (i and parts[i - 1] == "vae" and p == backbone)], backbone
-
-
-def keys_at(kind: Any, path: list[str], backbone: str) -> list[str]:
-    """The keys that the configuration has at ``path``."""
-    for part in path:
-        if kind is ModelConfig and part == "vae":
-            kind = BACKBONES[backbone]
-            continue
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[part].annotation
-        elif get_args(kind):  # dict[str, Section]: every key leads to the same section
-            kind = get_args(kind)[-1]
-        sections = [k for k in get_args(kind) if isinstance(k, type) and issubclass(k, BaseModel)]
-        if type(None) in get_args(kind) and sections:
-            kind = sections[0]
-    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []

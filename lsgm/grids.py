@@ -12,21 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lsgm.bounds import NAME_MAX, Name, Seed
-from lsgm.config import (
-    BACKBONES,
-    SHOWN,
-    ModelConfig,
-    Section,
-    backbone_of,
-    explain,
-    key_parts,
-    keys_at,
-    one_line,
-    shown,
-)
+from lsgm.config import ModelConfig, Section, backbone_of
+from lsgm.mistakes import SHOWN, explain, one_line, sections, shown, walk
 
 MAX_CELLS = 10_000  # of all grids together
 TABLE_COLUMNS = (  # of the table of an ablation, besides its axes
@@ -167,8 +157,7 @@ def _derived(base: ModelConfig, places: dict[str, Settings]) -> tuple[ModelConfi
     origin: dict[str, str] = {}
     for place, settings in places.items():
         for key, value in settings.items():
-            backbone = backbone_of(raw.get("vae") or {})
-            known = _dotted_keys(backbone if backbone in BACKBONES else "nvae")
+            known = _dotted_keys(backbone_of(raw.get("vae") or {}))
             if key not in known:
                 close = difflib.get_close_matches(key[:SHOWN], known, n=1)
                 sections = ", ".join(ModelConfig.model_fields)
@@ -196,16 +185,18 @@ def _derived(base: ModelConfig, places: dict[str, Settings]) -> tuple[ModelConfi
 
 
 def _dotted(problem: Any) -> str:
-    return ".".join(key_parts(problem["loc"])[0])
+    return ".".join(walk(ModelConfig, problem["loc"])[0])
 
 
 @functools.cache
 def _dotted_keys(backbone: str) -> list[str]:
-    """All settings of a model."""
+    """All settings of a model with this backbone; where there is no such, with the first."""
 
-    def below(path: list[str]) -> Iterator[str]:
-        for key in keys_at(ModelConfig, path, backbone):
-            yield ".".join([*path, key])
-            yield from below([*path, key])
+    def below(section: type[BaseModel], path: list[str]) -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            yield ".".join([*path, name])
+            found = sections(field.annotation)
+            if inner := found.get("", found.get(backbone, next(iter(found.values()), None))):
+                yield from below(inner, [*path, name])
 
-    return list(below([]))
+    return list(below(ModelConfig, []))

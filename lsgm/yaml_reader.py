@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from lsgm.config import SHOWN, ConfigError, one_line, shown
+from lsgm.config import ConfigError
 from lsgm.errors import LSGMError
 from lsgm.files import read_text
+from lsgm.mistakes import SHOWN, one_line, shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64

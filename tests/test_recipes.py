@@ -16,7 +16,15 @@ import torch
 
 import lsgm
 from lsgm import checkpoint, cli
-from lsgm.config import BlocksConfig, DatasetConfig, ModelConfig, PrepareStage, PretrainStage, ResourcesConfig, TrainStage
+from lsgm.config import (
+    BlocksConfig,
+    DatasetConfig,
+    ModelConfig,
+    PrepareStage,
+    PretrainStage,
+    ResourcesConfig,
+    TrainStage,
+)
 from lsgm.data import prepare, registry, store
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import EXTRACTORS

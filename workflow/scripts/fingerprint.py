@@ -29,8 +29,8 @@ ENTRIES = {
 # the values of the configuration are in the frozen file already (a new key must not retrain a model that has no use
 # for it); error messages, atomic writing and progress bars change no result.
 IGNORED = {
-    "lsgm", "lsgm.bounds", "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.grids", "lsgm.params",
-    "lsgm.plan", "lsgm.progress", "lsgm.shapes", "lsgm.yaml_reader",
+    "lsgm", "lsgm.bounds", "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.grids",
+    "lsgm.mistakes", "lsgm.params", "lsgm.plan", "lsgm.progress", "lsgm.shapes", "lsgm.yaml_reader",
 }  # fmt: skip
 
 # Imported by modules that other stages share, but called in these stages alone: a change of the ODE solver must not
