@@ -4,7 +4,7 @@
 of the stages below, a small JSON file that holds exactly the sections this stage depends on, so that an edit made while
 a job waits in a queue cannot change what it does.
 
-This module imports neither torch nor the rest of the library: the workflow reads it at parse time.
+This module imports no torch: the workflow reads it at parse time.
 """
 
 from __future__ import annotations
@@ -652,7 +652,7 @@ class TabulateStage(StageConfig):
 def load_stage(kind: type[S], path: str | Path) -> S:
     """Read a frozen configuration; raises :class:`ConfigError`."""
     try:
-        raw = read_json(path)
+        raw = read_json(path, "delete it, the workflow writes it again" if issubclass(kind, StageConfig) else "")
     except LSGMError as error:
         raise ConfigError(str(error)) from None
     return parse(kind, raw, path)
@@ -666,8 +666,8 @@ def parse(kind: type[S], raw: Any, where: str | Path, lines: Mapping[str, int] |
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        errors = error.errors(include_url=False)
-        found = [line for item in errors[:MISTAKES] for line in explain(kind, item, where, lines).splitlines()]
-        more = len(errors) + len(found) - min(len(errors), MISTAKES) - MISTAKES
-        found[MISTAKES:] = [f"{where}: and {more} mistakes more"] if more > 0 else []
+        errors = error.errors(include_url=False)[: MISTAKES + 1]
+        found = [line for item in errors for line in explain(kind, item, where, lines).splitlines()]
+        if len(found) > MISTAKES:
+            found[MISTAKES:] = [f"{where}: and more mistakes; correct these first"]
         raise ConfigError("\n".join(found)) from None

@@ -7,6 +7,7 @@ settings share gets its owner (:meth:`Params.owner`). Without torch, as :mod:`ls
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import Field, model_validator
 from lsgm import grids, plan
 from lsgm.bounds import Name
 from lsgm.config import (
+    MISTAKES,
     AnyVAEConfig,
     ConfigError,
     DatasetConfig,
@@ -60,8 +62,8 @@ class Params(Section):
     def _the_plan_holds(self) -> Params:
         """What can be known before the first job; each of these checks builds on those before it."""
         for check in (self._wrong_names, self._wrong_models, self._wrong_grids):
-            if mistakes := list(check()):
-                raise ValueError("\n".join(dict.fromkeys(mistakes)))
+            if mistakes := dict.fromkeys(itertools.islice(check(), MISTAKES + 1)):
+                raise ValueError("\n".join(mistakes))
         return self
 
     def _wrong_names(self) -> Iterator[str]:
