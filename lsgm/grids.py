@@ -160,8 +160,8 @@ def _derived(base: ModelConfig, places: dict[str, Settings]) -> tuple[ModelConfi
             known = _dotted_keys(backbone_of(raw.get("vae") or {}))
             if key not in known:
                 close = difflib.get_close_matches(key[:SHOWN], known, n=1)
-                sections = ", ".join(ModelConfig.model_fields)
-                hint = f"did you mean {close[0]!r}?" if close else f"it begins with one of {sections}"
+                known_first = ", ".join(ModelConfig.model_fields)
+                hint = f"did you mean {close[0]!r}?" if close else f"it begins with one of {known_first}"
                 raise ValueError(f"{place}: {one_line(key[:SHOWN])}: no setting of a model; {hint}")
             *parents, last = key.split(".")
             section = raw
