@@ -4,28 +4,45 @@
 of the stages below, a small JSON file that holds exactly the sections this stage depends on, so that an edit made while
 a job waits in a queue cannot change what it does.
 
-This module imports neither torch nor the rest of the library: the workflow reads it at parse time.
+This module imports no torch: the workflow reads it at parse time.
 """
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from lsgm.bounds import (
+    SMALLEST,
+    Batch,
+    BelowOne,
+    Channels,
+    Count,
+    Epochs,
+    Few,
+    Finite,
+    Fraction,
+    Layers,
+    Multiple,
+    Name,
+    NonNegative,
+    Number,
+    Pixels,
+    Positive,
+    Seed,
+    Share,
+    TimeEps,
+    Tolerance,
+)
 from lsgm.errors import LSGMError
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+from lsgm.files import read_json
+from lsgm.mistakes import explain, shown
 
 GEOMETRIC_SIGMA2_MAX = 0.999
+MISTAKES = 20  # that are explained at once
 
 LikelihoodName = Literal["bernoulli", "dml", "dl", "normal"]
 Stage = Literal["prepare", "statistics", "pretrain", "train", "sample", "nelbo", "evaluate", "illustrate", "tabulate"]
@@ -52,16 +69,22 @@ class Section(BaseModel):
 class ImagesConfig(Section):
     """How the images of the user's own set are read."""
 
-    size: Count = Field(description="height and width of the stored images")
-    channels: Literal[1, 3] = Field(3, description="3: RGB; 1: grey")
-    crop: Count | None = Field(
+    size: Pixels = Field(description="height and width of the stored images")
+    channels: Annotated[Literal[1, 3], Number] = Field(3, description="3: RGB; 1: grey")
+    crop: Pixels | None = Field(
         None, description="side of the centred square that is resized to `size`; null: the largest"
     )
-    split: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    split: Annotated[BelowOne, Field(gt=0)] | None = Field(
         0.1, description="share of the images that are the test set, drawn at random; null: folders train and test"
     )
-    seed: int = Field(0, description="of that draw")
+    seed: Seed = Field(0, description="of that draw")
     binary: bool = Field(False, description="pixels are drawn from Bernoulli(intensity) each time an image is seen")
+
+    @model_validator(mode="after")
+    def _binary_images_are_grey(self) -> ImagesConfig:
+        if self.binary and self.channels != 1:
+            raise ValueError(f"binary: true is for grey images, channels: 1, not {self.channels}")
+        return self
 
 
 class DatasetConfig(Section):
@@ -74,21 +97,41 @@ class DatasetConfig(Section):
     )
     images: ImagesConfig | None = Field(None, description="of a set of your own: images in a folder, zip or LMDB")
 
+    @field_validator("path")
+    @classmethod
+    def _can_be_a_path(cls, path: str | None) -> str | None:
+        if path is None:
+            return None
+        way_out = "expected a folder or file, or null to download the dataset"
+        if not path.strip():
+            raise ValueError(f"is empty; {way_out}")
+        if "\0" in path or len(path) > 4095 or any(len(part.encode()) > 255 for part in path.split("/")):
+            reason = "holds a NUL character" if "\0" in path else "is longer than a path may be"
+            raise ValueError(f"{reason}: {shown(path)}; {way_out}")
+        try:
+            Path(path).expanduser()
+        except RuntimeError:
+            user = path.partition("/")[0]
+            raise ValueError(
+                f"{user}: there is no such user; write the whole path, or ./{user} for a folder of this name"
+            ) from None
+        return path
+
 
 class ImageConfig(Section):
     """The images that a model works on; follows from the dataset."""
 
-    channels: Count
-    size: Count = Field(description="height and width of an image, as it is generated and evaluated")
-    padded_size: Count = Field(description="height and width as the network sees it, the border filled with zeros")
+    channels: Channels
+    size: Pixels = Field(description="height and width of an image, as it is generated and evaluated")
+    padded_size: Pixels = Field(description="height and width as the network sees it, the border filled with zeros")
     binary: bool = Field(description="pixels are drawn from Bernoulli(intensity) each time an image is seen")
 
 
 class BlocksConfig(Section):
     """A chain of down- or up-sampling blocks."""
 
-    blocks: Count = Field(description="number of blocks, each halves (doubles) the resolution")
-    cells: Count = Field(description="residual cells in a block")
+    blocks: Layers = Field(description="number of blocks, each halves (doubles) the resolution")
+    cells: Layers = Field(description="residual cells in a block")
 
 
 class BackboneConfig(Section):
@@ -98,8 +141,12 @@ class BackboneConfig(Section):
         "bernoulli",
         description="bernoulli; dml: mixture of ten discretised logistics; dl: one discretised logistic; normal",
     )
-    x_bits: Annotated[int, Field(ge=1, le=8)] = Field(8, description="bits per value; the lower ones are dropped")
-    log_sigma_clamp: Positive = Field(5.0, description="soft clamp of the posterior's log sigma")
+    x_bits: Annotated[int, Number, Field(ge=1, le=8)] = Field(
+        8, description="bits per value; the lower ones are dropped"
+    )
+    log_sigma_clamp: Annotated[Positive, Field(le=80)] = Field(
+        5.0, description="soft clamp of the posterior's log sigma"
+    )
 
 
 class VAEConfig(BackboneConfig):
@@ -107,19 +154,21 @@ class VAEConfig(BackboneConfig):
 
     backbone: Literal["nvae"] = "nvae"
     arch: Literal["res_bnswish", "res_mbconv"] = Field(description="cells of the decoder")
-    channels: Count = Field(description="channels after the stem, times channel_mult[0]")
-    channel_mult: list[Count] = Field(
+    channels: Channels = Field(description="channels after the stem, times channel_mult[0]")
+    channel_mult: list[Multiple] = Field(
         description="channels of the stem, after each pre-process block and of each smaller scale of latents, in "
         "multiples of `channels`"
     )
-    latent_scales: Count = Field(1, description="resolutions with latents; the prior covers the smallest")
-    groups_per_scale: Count = Field(description="latent groups of each scale")
-    latents_per_group: Count = Field(description="latent channels of a group")
-    cells_per_cond: Count = Field(description="cells of a group, in the encoder and in the decoder")
+    latent_scales: Layers = Field(1, description="resolutions with latents; the prior covers the smallest")
+    groups_per_scale: Layers = Field(description="latent groups of each scale")
+    latents_per_group: Channels = Field(description="latent channels of a group")
+    cells_per_cond: Layers = Field(description="cells of a group, in the encoder and in the decoder")
     preprocess: BlocksConfig
     postprocess: BlocksConfig
     use_se: bool = Field(True, description="squeeze-and-excitation at the end of every cell")
-    num_nf: Annotated[int, Field(ge=0)] = Field(0, description="pairs of normalising flow steps per group")
+    num_nf: Annotated[int, Number, Field(ge=0, le=100)] = Field(
+        0, description="pairs of normalising flow steps per group"
+    )
     progressive_input: Literal["none", "input_skip"] = Field("none", description="image pyramid into the encoder")
 
     @model_validator(mode="after")
@@ -139,18 +188,17 @@ class ConvVAEConfig(BackboneConfig):
     """A plain convolutional VAE with one group of latents."""
 
     backbone: Literal["conv"]
-    channels: Count = Field(description="channels at full resolution, times channel_mult[0]")
-    channel_mult: Annotated[list[Count], Field(min_length=2)] = Field(
+    channels: Channels = Field(description="channels at full resolution, times channel_mult[0]")
+    channel_mult: Annotated[list[Multiple], Field(min_length=2)] = Field(
         description="channels at each resolution, in multiples of `channels`"
     )
-    latents: Count = Field(description="latent channels")
+    latents: Channels = Field(description="latent channels")
 
 
 def backbone_of(vae: Any) -> str:
     return str(vae.get("backbone", "nvae") if isinstance(vae, dict) else getattr(vae, "backbone", "nvae"))
 
 
-BACKBONES = {"nvae": VAEConfig, "conv": ConvVAEConfig}
 AnyVAEConfig = Annotated[
     Annotated[VAEConfig, Tag("nvae")] | Annotated[ConvVAEConfig, Tag("conv")], Discriminator(backbone_of)
 ]
@@ -159,11 +207,13 @@ AnyVAEConfig = Annotated[
 class RescueConfig(Section):
     """What happens to steps whose loss or gradient is not finite, or whose gradient explodes: they are left out."""
 
-    bad_steps: Count = Field(10, description="so many in a row, and the training goes back to its last state")
-    tries: Annotated[int, Field(ge=0)] = Field(3, description="times it goes back before it gives up")
-    lr_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="of the learning rates, each time")
-    spectral_factor: Annotated[float, Field(ge=1)] = Field(2.0, description="of the spectral regularisation, each time")
-    explosion: Annotated[float, Field(gt=1)] = Field(
+    bad_steps: Few = Field(10, description="so many in a row, and the training goes back to its last state")
+    tries: Annotated[int, Number, Field(ge=0, le=100)] = Field(3, description="times it goes back before it gives up")
+    lr_factor: Share = Field(0.5, description="of the learning rates, each time")
+    spectral_factor: Annotated[Positive, Field(ge=1, le=1000)] = Field(
+        2.0, description="of the spectral regularisation, each time"
+    )
+    explosion: Annotated[Positive, Field(gt=1)] = Field(
         1e4, description="a gradient so many times the median norm of the last hundred counts as bad"
     )
     give_up: GiveUp = Field(
@@ -176,9 +226,11 @@ class RescueConfig(Section):
 class ScheduleConfig(Section):
     """Length of a training stage, its learning-rate schedule, and how it is run."""
 
-    epochs: Positive = Field(description="passes over the training set; fractions are allowed")
-    batch: Count = Field(description="images per step")
-    warmup_epochs: NonNegative = Field(5.0, description="linear warm-up of the learning rates")
+    epochs: Epochs = Field(description="passes over the training set; fractions are allowed")
+    batch: Batch = Field(description="images per step")
+    warmup_epochs: Annotated[NonNegative, Field(le=1e6)] = Field(
+        5.0, description="linear warm-up of the learning rates"
+    )
     lr_schedule: Literal["epoch", "iteration"] = Field(
         "epoch", description="when the cosine moves: once an epoch, as published, or at every step"
     )
@@ -191,7 +243,7 @@ class ScheduleConfig(Section):
         "fp32", description="of matrix products and convolutions; fp16 scales the loss"
     )
     compile: bool = Field(False, description="compile the networks: minutes at first, for long trainings")
-    accumulate: Count = Field(
+    accumulate: Few = Field(
         1,
         description="parts that each process's share of a batch is taken in; batch norm and KL balancing see a part",
     )
@@ -204,7 +256,7 @@ class ScheduleConfig(Section):
     )
     look_images: Count = Field(36, description="test images, and samples, of a look")
     rescue: RescueConfig = RescueConfig()
-    seed: int = 1
+    seed: Seed = 1
 
 
 class PretrainConfig(ScheduleConfig):
@@ -231,17 +283,19 @@ class DropInactiveConfig(Section):
 class PriorConfig(Section):
     """The NCSN++ score network and the mixed score (arXiv 2011.13456; LSGM, section 3.2)."""
 
-    channels: Count = Field(description="width of the network")
-    scales: Annotated[int, Field(ge=1, le=5)] = Field(description="resolutions")
-    cells_per_scale: Count = Field(description="residual blocks at each resolution")
+    channels: Annotated[Channels, Field(ge=4)] = Field(description="width of the network")
+    scales: Annotated[int, Number, Field(ge=1, le=5)] = Field(description="resolutions")
+    cells_per_scale: Layers = Field(description="residual blocks at each resolution")
     fir: bool = Field(False, description="resample with the FIR kernel [1,3,3,1] (false: nearest and average)")
-    dropout: Fraction = 0.2
+    dropout: BelowOne = 0.2
     embedding: Literal["positional", "fourier"] = Field("positional", description="of t; fourier: random frequencies")
-    embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 128
+    embedding_dim: Annotated[Channels, Field(ge=4, multiple_of=2)] = 128
     embedding_scale: Positive = 1000.0
-    attention_resolution: Count = Field(16, description="attention where the feature map has this size")
+    attention_resolution: Pixels = Field(16, description="attention where the feature map has this size")
     mixed_prediction: bool = Field(True, description="mix with the score of N(0, I); false: the score network alone")
-    mixing_logit_init: float = Field(description="logit of the score network's share alpha at the start")
+    mixing_logit_init: Annotated[Finite, Field(ge=-1000, le=1000)] = Field(
+        description="logit of the score network's share alpha at the start"
+    )
     drop_inactive: DropInactiveConfig | None = None
 
     @model_validator(mode="after")
@@ -256,23 +310,25 @@ class SDEConfig(Section):
 
     name: Literal["vpsde", "geometric_vpsde", "sub_vpsde", "vesde"] = "vpsde"
     beta_start: NonNegative = Field(0.1, description="vpsde, sub_vpsde: beta at t = 0")
-    beta_end: Positive = Field(20.0, description="vpsde, sub_vpsde: beta at t = 1")
-    sigma2_min: Positive = Field(3e-5, description="geometric_vpsde, vesde: where the geometric progression starts")
+    beta_end: Annotated[Positive, Field(ge=1e-6)] = Field(20.0, description="vpsde, sub_vpsde: beta at t = 1")
+    sigma2_min: Annotated[Positive, Field(ge=SMALLEST)] = Field(
+        3e-5, description="geometric_vpsde, vesde: where the geometric progression starts"
+    )
     sigma2_max: Positive | None = Field(
         None,
         description="geometric_vpsde: variance at t = 1 (null: 0.999); vesde: variance at t = 1 (null: the largest "
         "squared distance of two encodings, found when training starts)",
     )
-    sigma2_0: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    sigma2_0: BelowOne | None = Field(
         None, description="variance at t = 0; null: 0, or sigma2_min for geometric_vpsde; vesde: always sigma2_min"
     )
-    time_eps: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="training draws t from [time_eps, 1]")
+    time_eps: BelowOne = Field(0.01, description="training draws t from [time_eps, 1]")
 
     @model_validator(mode="after")
     def _can_be_used(self) -> SDEConfig:
         geometric = self.name in ("geometric_vpsde", "vesde")
         starts_at = self.sigma2_0 if self.sigma2_0 is not None and self.name != "vesde" else float(geometric)
-        if self.time_eps == 0 and starts_at == 0:
+        if max(self.time_eps, starts_at) < SMALLEST:
             raise ValueError("the weights diverge at t = 0: time_eps or sigma2_0 must be above 0")
         if geometric and self.sigma2_max is not None and self.sigma2_max <= self.sigma2_min:
             raise ValueError(f"sigma2_max must be above sigma2_min = {self.sigma2_min}, not {self.sigma2_max}")
@@ -290,7 +346,7 @@ class KLAnnealConfig(Section):
 
     start: Fraction = 0.7
     end: Positive = 1.0
-    portion: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="share of the iterations it takes")
+    portion: Share = Field(0.1, description="share of the iterations it takes")
 
 
 class TrainConfig(ScheduleConfig):
@@ -313,7 +369,7 @@ class TrainConfig(ScheduleConfig):
     )
     q_uses_ema: bool = Field(False, description="the VAE's pass sees the average of the prior's weights (own, in_turn)")
     train_vae: bool = Field(True, description="false: the VAE stays as it is (two-stage ablation)")
-    draws: Count = Field(1, description="draws of (t, noise) per image and step for the cross entropy")
+    draws: Few = Field(1, description="draws of (t, noise) per image and step for the cross entropy")
     lr_vae: Positive = 1e-4
     lr_min_vae: NonNegative = 1e-5
     lr_prior: Positive = 1e-4
@@ -321,7 +377,7 @@ class TrainConfig(ScheduleConfig):
     adam_eps_vae: Positive = 1e-3
     adam_eps_prior: Positive = 1e-4
     weight_decay: NonNegative = 3e-4
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.9999, description="decay of the average of the prior's weights")
+    ema: BelowOne = Field(0.9999, description="decay of the average of the prior's weights")
     kl_anneal: KLAnnealConfig | None = None
     kl_balance: bool = Field(False, description="balance the groups' KLs while annealed, as in the first stage")
     spectral_reg_vae: NonNegative = 1e-2
@@ -359,18 +415,18 @@ class SampleConfig(Section):
         description="probability-flow ODE: rk45 (adaptive), euler, heun, rk4 (equal steps); ancestral: the discretised "
         "diffusion",
     )
-    tol: Positive = Field(1e-5, description="absolute and relative tolerance of rk45")
-    time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE ends")
+    tol: Tolerance = Field(1e-5, description="absolute and relative tolerance of rk45")
+    time_eps: TimeEps = Field(1e-5, description="where the ODE ends")
     steps: Count | None = Field(None, description="of the other solvers; null: 50, and 1000 for ancestral")
     variances: Literal["beta", "posterior"] = Field("beta", description="of the steps of ancestral sampling")
-    temperature: Positive = Field(1.0, description="factor of every normal draw")
+    temperature: Annotated[Positive, Field(le=1000)] = Field(1.0, description="factor of every normal draw")
     vae_batch_statistics: bool = Field(
         False, description="the decoder's batch norm takes the statistics of the batch, as the paper's 256-pixel models"
     )
     compile: bool = Field(False, description="compile the score network: for tens of thousands of images")
     give_up: GiveUp = Field("fail", description=f"where the ODE cannot be solved. {RECORDED}")
-    batch: Count = 128
-    seed: int = 1
+    batch: Batch = 128
+    seed: Seed = 1
 
 
 class NELBOConfig(Section):
@@ -383,21 +439,21 @@ class NELBOConfig(Section):
         "ode", description="log p(z0) by the probability-flow ODE, or bounded by the discretised diffusion"
     )
     further_estimators: list[Estimator] = Field([], description="reported beside that of `estimator`")
-    tol: Positive = Field(1e-5, description="absolute and relative tolerance of the ODE's solver")
-    time_eps: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="where the ODE starts")
+    tol: Tolerance = Field(1e-5, description="absolute and relative tolerance of the ODE's solver")
+    time_eps: TimeEps = Field(1e-5, description="where the ODE starts")
     probe: Literal["gaussian", "rademacher", "exact"] = Field(
         "rademacher", description="Hutchinson probes of the ODE's trace; exact: a backward pass per latent dimension"
     )
-    probes: Count = Field(1, description="number of probes per image")
+    probes: Few = Field(1, description="number of probes per image")
     steps: Count = Field(1000, description="of the discretised diffusion")
-    iw_samples: Count = Field(
+    iw_samples: Few = Field(
         1,
         description="encoder samples per image; above 1 the importance-weighted bound is reported too (noise of the "
         "probes makes it a little too low)",
     )
     give_up: GiveUp = Field("fail", description=f"where the ODE cannot be solved. {RECORDED}")
-    batch: Count = 128
-    seed: int = 1
+    batch: Batch = 128
+    seed: Seed = 1
 
     @model_validator(mode="after")
     def _each_estimator_once(self) -> NELBOConfig:
@@ -434,17 +490,21 @@ class EvaluateConfig(NELBOConfig):
 class JobConfig(Section):
     """What a job asks the cluster for. It changes where and how fast the job runs, and is no part of what it reads."""
 
-    nodes: Count = 1
-    gpus: Annotated[int, Field(ge=0)] = Field(0, description="on each node; a training runs one process on each")
-    cpus: Count = Field(2, description="for each process: one on each GPU, or one on each node without GPUs")
-    mem_gb: Positive = Field(8, description="main memory on each node")
-    hours: Positive = Field(24, description="time limit; a training that needs longer goes on in another job")
+    nodes: Few = 1
+    gpus: Annotated[int, Number, Field(ge=0, le=1024)] = Field(
+        0, description="on each node; a training runs one process on each"
+    )
+    cpus: Few = Field(2, description="for each process: one on each GPU, or one on each node without GPUs")
+    mem_gb: Annotated[Positive, Field(le=1e6)] = Field(8, description="main memory on each node")
+    hours: Annotated[Positive, Field(le=1e5)] = Field(
+        24, description="time limit; a training that needs longer goes on in another job"
+    )
 
 
 class EvaluateJobConfig(JobConfig):
     """What the jobs of an evaluation ask for, each of them."""
 
-    jobs: Count = Field(1, description="that share the test images of the NELBO; the result is the same for any number")
+    jobs: Few = Field(1, description="that share the test images of the NELBO; the result is the same for any number")
 
 
 class ResourcesConfig(Section):
@@ -572,7 +632,7 @@ class GridCell(Section):
 
     name: Name
     labels: dict[str, str]
-    seed: int
+    seed: Seed
     invalid: str | None = None
 
 
@@ -593,60 +653,22 @@ class TabulateStage(StageConfig):
 def load_stage(kind: type[S], path: str | Path) -> S:
     """Read a frozen configuration; raises :class:`ConfigError`."""
     try:
-        raw = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: is not valid JSON: {error}") from None
+        raw = read_json(path, "delete it, the workflow writes it again" if issubclass(kind, StageConfig) else "")
+    except LSGMError as error:
+        raise ConfigError(str(error)) from None
     return parse(kind, raw, path)
 
 
-def parse(kind: type[S], raw: Any, where: str | Path) -> S:
-    """Check ``raw`` (as read from the file ``where``) against ``kind``; raises :class:`ConfigError`."""
+def parse(kind: type[S], raw: Any, where: str | Path, lines: Mapping[str, int] | None = None) -> S:
+    """Check ``raw`` (as read from the file ``where``) against ``kind``; raises :class:`ConfigError`.
+
+    The message has a line for each mistake; it ends with the line of the key in the file where ``lines`` has it.
+    """
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(kind, item, where) for item in error.errors())) from None
-
-
-def explain(kind: type[Section], error: Any, where: str | Path) -> str:
-    """One line for one mistake: file, path of the key, what was expected, what stands there."""
-    path, backbone = dotted_key(error["loc"])
-    loc = path.split(".") if path else []
-    key = path or "the whole file"
-    if error["type"] == "extra_forbidden":
-        known = keys_at(kind, loc[:-1], backbone)
-        close = difflib.get_close_matches(loc[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(known)}"
-        return f"{where}: {key}: unknown key (its value is {error['input']!r}); {hint}"
-    if error["type"] == "union_tag_invalid":
-        return f"{where}: {key}.backbone: expected {' or '.join(map(repr, BACKBONES))}, found {error['ctx']['tag']!r}"
-    if error["type"] == "missing":
-        return f"{where}: {key}: missing, a value is required here"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] == "value_error":
-        return f"{where}: {key}: {message}"
-    return f"{where}: {key}: expected {message}, found {error['input']!r}"
-
-
-def dotted_key(loc: tuple[int | str, ...]) -> tuple[str, str]:
-    """The key of a mistake as one writes it, and the backbone of the VAE that it is in."""
-    parts = [str(part) for part in loc if part != "[key]"]
-    backbone = next((tag for before, tag in itertools.pairwise(parts) if before == "vae" and tag in BACKBONES), "nvae")
-    return ".".join(p for i, p in enumerate(parts) if not (i and parts[i - 1] == "vae" and p == backbone)), backbone
-
-
-def keys_at(kind: Any, path: list[str], backbone: str) -> list[str]:
-    """The keys that the configuration has at ``path``."""
-    for part in path:
-        if kind is ModelConfig and part == "vae":
-            kind = BACKBONES[backbone]
-            continue
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[part].annotation
-        elif get_args(kind):  # dict[str, Section]: every key leads to the same section
-            kind = get_args(kind)[-1]
-        sections = [k for k in get_args(kind) if isinstance(k, type) and issubclass(k, BaseModel)]
-        if type(None) in get_args(kind) and sections:
-            kind = sections[0]
-    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+        errors = error.errors(include_url=False)[: MISTAKES + 1]
+        found = [line for item in errors for line in explain(kind, item, where, lines).splitlines()]
+        if len(found) > MISTAKES:
+            found[MISTAKES:] = [f"{where}: and more mistakes; correct these first"]
+        raise ConfigError("\n".join(found)) from None

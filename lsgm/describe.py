@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.errors import LSGMError
 from lsgm.model import LSGM
+from lsgm.shapes import misfits
 from lsgm.training.recompute import BLOCKS, recompute
 
 
@@ -84,6 +86,8 @@ def describe(
     train_vae: bool = True,
 ) -> Description:
     """Describe the model of these configurations. Raises :class:`LSGMError` where they fit no model."""
+    if reasons := misfits(image, vae, prior):
+        raise LSGMError("\n".join(reasons))
     batch = 2
     if sde is not None and sde.name == "vesde":  # found when training starts; costs do not depend on it
         sde = sde.model_copy(update={"sigma2_max": sde.sigma2_max or 1000.0})

@@ -91,12 +91,20 @@ def read_json(path: str | Path, way_out: str = "") -> Any:
 def parse_json(text: str, where: str | Path, way_out: str = "") -> Any:
     """The value of a JSON text; raises :class:`LSGMError` that begins with ``where`` and ends with ``way_out``."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_doubles)
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:
         reason = str(error)
     raise LSGMError(f"{where}: is not valid JSON ({reason}){f'; {way_out}' if way_out else ''}")
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return found
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -6,21 +6,19 @@ settings share gets its owner (:meth:`Params.owner`). Without torch, as :mod:`ls
 
 from __future__ import annotations
 
-import copy
-import difflib
 import functools
 import itertools
 import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from lsgm import grids, plan
+from lsgm.bounds import Name
 from lsgm.config import (
+    MISTAKES,
     AnyVAEConfig,
     ConfigError,
     DatasetConfig,
@@ -28,7 +26,6 @@ from lsgm.config import (
     GridCell,
     IllustrateStage,
     ModelConfig,
-    Name,
     NELBOConfig,
     NELBOStage,
     PrepareStage,
@@ -40,161 +37,15 @@ from lsgm.config import (
     StatisticsStage,
     TabulateStage,
     TrainStage,
-    backbone_of,
-    dotted_key,
-    explain,
-    keys_at,
     parse,
 )
-from lsgm.data.registry import DATASETS
+from lsgm.data.registry import Dataset, dataset
+from lsgm.grids import AblationConfig, Cell
+from lsgm.plan import COMPARISON
+from lsgm.yaml_reader import read_yaml
 
 Shared = Literal["vae", "lsgm", "vae_samples", "lsgm_samples", "nelbo"]  # what models may have in common
 SHARED: tuple[Shared, ...] = get_args(Shared)
-COMPARISON = "run"  # the name of the frozen configuration of the table that compares the models of `run`
-
-TABLE_COLUMNS = (  # of the table of an ablation, besides its axes
-    "seed", "model", "state", "nelbo", "nelbo_stderr", "nelbo_vae", "nfe", "sampling_s_per_1000", "training_s",
-    "device",
-)  # fmt: skip
-Settings = dict[str, Any]  # dotted key of a model -> value, which replaces what stands there
-
-
-class AblationConfig(Section):
-    """A grid of models: every combination of one choice of each axis, with every seed.
-
-    Its cells are models like those under `models`. A combination that a model cannot have is marked in the table.
-    """
-
-    title: str
-    base: Name = Field(description="the model that all cells are, but for what is set here")
-    set: Settings = Field({}, description="of all cells: dotted key -> value, as `train.epochs: 0.2`")
-    axes: Annotated[dict[str, Annotated[dict[str, Settings], Field(min_length=1)]], Field(min_length=1)] = Field(
-        description="axis -> choice -> dotted key -> value"
-    )
-    seeds: Annotated[list[int], Field(min_length=1)] = Field(
-        [1], description="of train and sample; the VAE is pretrained with that of the base, once for all cells"
-    )
-    columns: list[str] = Field(
-        [], description="axes in the columns of the table, whose cells are NELBO / Fréchet distance; []: measures are"
-    )
-    against: Annotated[list[Literal["nelbo", "nfe", "seconds"]], Field(min_length=1)] = Field(
-        ["nelbo"], description="what the figure shows the Fréchet distance against"
-    )
-    note: str = Field("", description="below the table")
-
-    @model_validator(mode="after")
-    def _columns_are_axes(self) -> AblationConfig:
-        for axis in self.columns:
-            if axis not in self.axes:
-                raise ValueError(f"columns: there is no axis {axis!r}; the axes are {', '.join(self.axes)}")
-        if len(self.columns) >= len(self.axes):
-            raise ValueError("columns: leave an axis for the rows")
-        return self
-
-    @model_validator(mode="after")
-    def _names_fit_into_a_table(self) -> AblationConfig:
-        for axis, choices in self.axes.items():
-            if axis in TABLE_COLUMNS:
-                raise ValueError(f"axes: {axis!r} is a column of the table already; give the axis another name")
-            if bad := [name for name in (axis, *choices) if "|" in name]:
-                raise ValueError(f"axes: {bad[0]!r}: a name must not contain '|', which parts the table's columns")
-        return self
-
-    @model_validator(mode="after")
-    def _a_setting_has_one_place(self) -> AblationConfig:
-        keys = {axis: {key for choice in choices.values() for key in choice} for axis, choices in self.axes.items()}
-        for (one, first), (other, second) in itertools.combinations(keys.items(), 2):
-            for a, b in itertools.product(sorted(first), sorted(second)):
-                if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}."):
-                    raise ValueError(f"axes: both {one!r} and {other!r} set {a}; make them one axis")
-        for key in sorted({*self.set, *itertools.chain(*keys.values())}):
-            if key in ("train.seed", "sample.seed"):
-                raise ValueError(f"{key}: is set for each of `seeds`; name them there")
-        if shared := [key for axis in keys.values() for key in sorted(axis) if key.split(".")[0] == "resources"]:
-            raise ValueError(f"axes: {shared[0]}: changes no result; it may stand in `set`")
-        return self
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model of an ablation; where its settings make none, ``invalid`` says why."""
-
-    name: str
-    ablation: str
-    labels: dict[str, str]  # axis -> choice
-    seed: int
-    model: ModelConfig | None
-    invalid: str | None
-
-
-def cells(name: str, grid: AblationConfig, base: ModelConfig) -> list[Cell]:
-    """The cells of the ablation ``name``, in the order of its axes, the last one (and then the seed) fastest.
-
-    Raises:
-        ValueError: a setting is not one of a model, or no combination makes one.
-    """
-    where, found = f"ablations.{name}", []
-    choices = [[(axis, label) for label in labels] for axis, labels in grid.axes.items()]
-    for combination in itertools.product(*choices):
-        for seed in grid.seeds:
-            places = {f"{where}.set": grid.set}
-            places |= {f"{where}.axes.{axis}.{label}": grid.axes[axis][label] for axis, label in combination}
-            places[f"{where}.seeds"] = {"train.seed": seed, "sample.seed": seed}
-            parts = [name, *(label for _, label in combination), f"seed{seed}"]
-            cell = "_".join(re.sub(r"[^A-Za-z0-9_]+", "_", part).strip("_") for part in parts)
-            model, invalid = _derived(base, places)
-            found.append(Cell(cell, name, dict(combination), seed, model, invalid))
-    if all(cell.model is None for cell in found):
-        raise ValueError(f"{where}: none of its cells is a model: {found[0].invalid}")
-    return found
-
-
-def _derived(base: ModelConfig, places: dict[str, Settings]) -> tuple[ModelConfig | None, str | None]:
-    """``base`` with settings from several places, the later ones first; or why that is no model."""
-    raw = base.model_dump(exclude_unset=True)
-    origin: dict[str, str] = {}
-    for place, settings in places.items():
-        for key, value in settings.items():
-            known = _dotted_keys(backbone_of(raw.get("vae") or {}))
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                sections = ", ".join(ModelConfig.model_fields)
-                hint = f"did you mean {close[0]!r}?" if close else f"it begins with one of {sections}"
-                raise ValueError(f"{place}: {key}: no setting of a model; {hint}")
-            *parents, last = key.split(".")
-            section = raw
-            for name in parents:
-                if not isinstance(section.get(name), dict):
-                    section[name] = {}
-                section = section[name]
-            section[last] = copy.deepcopy(value)
-            origin[key] = place
-    try:
-        return ModelConfig.model_validate(raw), None
-    except ValidationError as error:
-        problems = error.errors()
-    for problem in problems:
-        if problem["type"] != "value_error":  # no combination that does not fit, but a mistake
-            key = dotted_key(problem["loc"])[0]
-            setters = [place for k, place in origin.items() if f"{key}.".startswith(f"{k}.")]
-            place = setters[-1] if setters else next(iter(places))
-            raise ValueError(explain(ModelConfig, problem, place))
-    reasons = (
-        f"{dotted_key(p['loc'])[0]}: {p['msg']}".replace("Value error, ", "").removeprefix(": ") for p in problems
-    )
-    return None, " and ".join(reason.partition("; ")[0] for reason in reasons)
-
-
-@functools.cache
-def _dotted_keys(backbone: str) -> list[str]:
-    """All settings of a model."""
-
-    def below(path: list[str]) -> Iterator[str]:
-        for key in keys_at(ModelConfig, path, backbone):
-            yield ".".join([*path, key])
-            yield from below([*path, key])
-
-    return list(below([]))
 
 
 class Params(Section):
@@ -208,79 +59,79 @@ class Params(Section):
     ablations: dict[Name, AblationConfig] = Field({}, description="grids of models")
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Params:
-        for name in self.run:
-            if name not in self.models and name not in self.ablations:
-                ablations = f", the ablations {', '.join(self.ablations)}" if self.ablations else ""
-                raise ValueError(f"run: there is no model {name!r}; the models are {', '.join(self.models)}{ablations}")
-        if not self.compared:
-            raise ValueError(f"run: name a model too; an ablation alone is made by `snakemake {self.run[0]}`")
-        for name, dataset in self.datasets.items():
-            known = name in DATASETS
-            if known and dataset.images is not None:
-                raise ValueError(
-                    f"datasets.{name}.images: how this dataset is read is known; for another way give it another name"
-                )
-            if not known and dataset.images is None:
-                close = difflib.get_close_matches(name, DATASETS, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"the known datasets are {', '.join(DATASETS)}"
-                raise ValueError(
-                    f"datasets.{name}: is no known dataset ({hint}); a set of your own needs path (the folder) and "
-                    "images (at least its size: images: {size: 64})"
-                )
-            if not known and dataset.path is None:
-                raise ValueError(f"datasets.{name}.path: missing; the folder, zip or LMDB with your images")
+    def _the_plan_holds(self) -> Params:
+        """What can be known before the first job; each of these checks builds on those before it."""
+        for check in (self._wrong_names, self._wrong_models, self._wrong_grids):
+            if mistakes := dict.fromkeys(itertools.islice(check(), MISTAKES + 1)):
+                raise ValueError("\n".join(mistakes))
+        return self
+
+    def _wrong_names(self) -> Iterator[str]:
+        yield from plan.wrong_names(self.run, self.models, self.ablations)
+        yield from plan.wrong_datasets(self.datasets)
+        yield from plan.wrong_ancestry(self.models, self.datasets)
+
+    def _wrong_models(self) -> Iterator[str]:
         for name, model in self.models.items():
-            if model.dataset not in self.datasets:
-                raise ValueError(f"models.{name}.dataset: {model.dataset!r} is missing under datasets")
-            seen = [name]
-            while (other := self.models[seen[-1]].vae_of) is not None:
-                if other not in self.models or other in seen:
-                    what = "is a circle" if other in seen else f"the models are {', '.join(self.models)}"
-                    raise ValueError(f"models.{seen[-1]}.vae_of: {other!r}: {what}")
-                if self.models[other].dataset != model.dataset:
-                    raise ValueError(f"models.{seen[-1]}.vae_of: {other!r} is a model of another dataset")
-                seen.append(other)
-        return self
+            dataset = self.dataset(model)
+            for mistake in [*self._misfits(model), *plan.wrong_counts(model, dataset)]:
+                yield f"models.{name}.{mistake}"
 
-    @model_validator(mode="after")
-    def _grids_make_models(self) -> Params:
-        taken = {*self.models, *self.ablations, COMPARISON}
+    def _wrong_grids(self) -> Iterator[str]:
+        sizes = {name: grids.size(grid) for name, grid in self.ablations.items()}
+        if sum(sizes.values()) > grids.MAX_CELLS:
+            largest = max(sizes, key=lambda name: sizes[name])
+            yield f"ablations: {sum(sizes.values()):,} cells in all, most of them in {largest}, expected at most " \
+                  f"{grids.MAX_CELLS:,}; leave out choices or seeds"  # fmt: skip
+            return
+        taken = {*self.models, *self.ablations, *plan.RULES, plan.COMPARISON}
         for name, grid in self.ablations.items():
-            if name in self.models or name == COMPARISON:
-                raise ValueError(f"ablations.{name}: this name is taken; give it another one")
+            where = f"ablations.{name}"
             if grid.base not in self.models:
-                raise ValueError(f"ablations.{name}.base: {grid.base!r}: the models are {', '.join(self.models)}")
-            for cell in self.cells(name):
+                yield f"{where}.base: {grid.base!r}: the models are {', '.join(self.models)}"
+                continue
+            try:
+                found = self.cells(name)
+            except ValueError as error:
+                yield str(error)
+                continue
+            for cell in found:
                 if cell.name in taken:
-                    raise ValueError(
-                        f"ablations.{name}: two cells or models are called {cell.name}; names are made of letters and "
-                        "digits of the choices and of the seed, which must differ in them"
+                    yield (
+                        f"{where}: two cells or models are called {cell.name}; names are made of letters and digits of "
+                        "the choices and of the seed, which must differ in them"
                     )
+                    break
                 taken.add(cell.name)
-                base = self.models[grid.base]
-                if cell.model is not None and (cell.model.dataset, cell.model.vae_of) != (base.dataset, base.vae_of):
-                    raise ValueError(f"ablations.{name}: dataset and vae_of are those of the base {grid.base}")
-        return self
+            first: dict[str, str] = {}  # cell that a mistake is in
+            for cell in found:
+                for mistake in plan.wrong_counts(cell.model, self.dataset(cell.model)) if cell.model else ():
+                    first.setdefault(mistake, cell.name)
+            yield from (f"{where}: {cell}: {mistake}" for mistake, cell in first.items())
+        found_names = [cell.name for cells in self._cells.values() for cell in cells]
+        yield from plan.same_but_for_case("models and cells", [*self.models, *self.ablations, *found_names])
 
-    @model_validator(mode="after")
-    def _there_are_as_many_test_images(self) -> Params:
-        for name, model in self.everything.items():
-            asked = model.evaluate.images
-            known = DATASETS.get(model.dataset)
-            if asked is not None and known is not None and asked > known.counts["test"]:
-                raise ValueError(
-                    f"{name}: evaluate.images: {model.dataset} has {known.counts['test']} test images, not {asked}; "
-                    "null stands for all of them"
-                )
-        return self
+    def dataset(self, model: ModelConfig) -> Dataset:
+        """What the project knows of the dataset of a model."""
+        return dataset(model.dataset, self.datasets[model.dataset])
+
+    def _misfits(self, model: ModelConfig) -> list[str]:
+        """Why there is no such model, which may be a cell: with the VAE that it begins with."""
+        first = model
+        while first.vae_of is not None:
+            first = self.models[first.vae_of]
+        assert first.vae is not None
+        return plan.misfits_of(model, first.vae, self.dataset(model))
 
     @functools.cached_property
     def _cells(self) -> dict[str, list[Cell]]:
-        return {name: cells(name, grid, self.models[grid.base]) for name, grid in self.ablations.items()}
+        return {}  # filled by :meth:`cells`
 
     def cells(self, ablation: str) -> list[Cell]:
         """The cells of an ablation: what Snakemake, DVC and the tables know of it."""
+        if ablation not in self._cells:
+            grid = self.ablations[ablation]
+            self._cells[ablation] = grids.cells(ablation, grid, self.models[grid.base], self._misfits)
         return self._cells[ablation]
 
     @functools.cached_property
@@ -404,19 +255,15 @@ def _nelbo(model: ModelConfig) -> NELBOConfig:
     return NELBOConfig(**model.evaluate.model_dump(include=set(NELBOConfig.model_fields)))
 
 
-def load_params(path: str | Path) -> Params:
-    """Read and check ``params.yaml``; raises :class:`ConfigError` with the path of each wrong key."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
-    return parse(Params, raw, path)
+def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
+    """Read and check ``params.yaml``; raises :class:`ConfigError` with the path of each wrong key.
 
-
-def read_params(path: str | Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(Path(path).read_text()))
+    Args:
+        overrides: top-level keys that replace those of the file, as `snakemake --config` gives them.
+    """
+    document, replaced = read_yaml(path), overrides or {}
+    lines = {key: line for key, line in document.lines.items() if key.partition(".")[0] not in replaced}
+    return parse(Params, {**document.value, **replaced}, path, lines)
 
 
 def json_schema() -> str:

@@ -56,6 +56,21 @@ def test_a_combination_that_fits_no_algorithm_is_marked():
     assert [cell.invalid is None for cell in frozen.cells].count(False) == 2
 
 
+def test_a_combination_that_fits_no_shape_or_job_is_marked():
+    axes = {
+        "scales": {"1": {"prior.scales": 1}, "5": {"prior.scales": 5}},
+        "parts": {"1": {}, "3": {"train.accumulate": 3}},
+    }
+    cells = params(axes=axes, seeds=[1]).cells("grid")
+    assert [cell.invalid for cell in cells] == [
+        None,
+        "train.batch: expected a multiple of 3, which is processes (nodes x GPUs of resources.train: 1) x "
+        "accumulate (3), found 32",
+        "prior.scales: 5 scales need latents of a size divisible by 16, not 8x8",
+        f"{cells[2].invalid} and {cells[1].invalid}",
+    ]
+
+
 def test_what_has_the_same_settings_is_shared():
     axes = {"tol": {"1e-1": {"sample.tol": 0.1}, "1e-2": {"sample.tol": 0.01}}}
     found = params(axes=axes, set={}, seeds=[1])
@@ -116,6 +131,22 @@ def test_run_names_models_and_ablations():
         ({"set": {"train.seed": 3}}, "train.seed: is set for each of `seeds`; name them there"),
         ({"axes": {"a": {"x": {"resources.train.cpus": 1}}}}, "resources.train.cpus: changes no result"),
         ({"axis": {}}, "ablations.grid.axis: unknown key .* did you mean 'axes'"),
+        ({"axes": {"a": {"x": {"train.ema": float("nan")}}}}, "a.x: train.ema: expected a finite number, found nan"),
+        ({"axes": {"a": {"x": {"train.ema": True}, "y": {}}}}, "axes.a.x: train.ema: expected a number, found True"),
+        ({"axes": {"a": {"x": {"prior.channels": 2}, "y": {}}}}, "a.x: prior.channels: expected greater than or equal"),
+        ({"axes": {"a": {4: {}}}}, "ablations.grid.axes.a.4: expected a valid string, found 4"),
+        ({"axes": {"a": {"": {}}}}, "axes: '': a name is one line of text, which is not empty"),
+        ({"axes": {"a": {"x\ny": {}}}}, r"axes: 'x\\ny': a name is one line of text"),
+        ({"axes": {"a": {"x" * 190: {}}}}, "a cell's name is 201 characters long, expected at most 200"),
+        ({"axes": {"a": {"X": {}, "x": {}}}, "seeds": [1]}, "grid_X_seed1 and grid_x_seed1 differ in upper and"),
+        ({"axes": {"a": {"x": {"evaluate.images": 20000}, "y": {}}}, "seeds": [1, 2]},
+         "ablations.grid: grid_x_seed1: evaluate.images: mnist has 10000 test images, not 20000"),
+        ({"seeds": [1, 2, 1]}, "ablations.grid: seeds: 1 stands there more than once"),
+        ({"seeds": [-1]}, "ablations.grid.seeds.0: expected 0 to 9223372036854775807, found -1"),
+        ({"columns": ["weighting"] * 2, "axes": GRID["axes"] | {"b": {"x": {}}}}, "columns: 'weighting' stands there"),
+        ({"set": {"vae.backbone": "resnet", "vae.channels": 4}}, "grid.set: vae.backbone: expected 'nvae' or 'conv'"),
+        ({"set": {"a\nb": 4}}, r"grid.set: a\\nb: no setting of a model"),
+        ({"axes": {"a": {"x": {"prior.scales": 5}}}}, "none of its cells is a model: prior.scales: 5 scales need"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_grid_is_explained(changes, message):

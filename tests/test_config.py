@@ -160,7 +160,7 @@ def test_discretised_diffusions_must_preserve_variance(key, value):
             True,
             "evaluate: cross_check: compares two FIDs, which need extractor: inception, not mnist_cl",
         ),
-        ("images", 10001, "mnist_demo: evaluate.images: mnist has 10000 test images, not 10001; null stands for all"),
+        ("images", 10001, "models.mnist_demo.evaluate.images: mnist has 10000 test images, not 10001; null stands for"),
     ],
 )
 def test_what_an_evaluation_cannot_do(key, value, message):

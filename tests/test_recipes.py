@@ -16,7 +16,15 @@ import torch
 
 import lsgm
 from lsgm import checkpoint, cli
-from lsgm.config import BlocksConfig, DatasetConfig, ModelConfig, PrepareStage, PretrainStage, TrainStage
+from lsgm.config import (
+    BlocksConfig,
+    DatasetConfig,
+    ModelConfig,
+    PrepareStage,
+    PretrainStage,
+    ResourcesConfig,
+    TrainStage,
+)
 from lsgm.data import prepare, registry, store
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import EXTRACTORS
@@ -45,6 +53,7 @@ def slim(params: Params) -> Params:
         small = {"channels": 8, "cells_per_scale": 1, "drop_inactive": drop}
         update["prior"] = model.prior.model_copy(update=small)
         update["train"] = model.train.model_copy(update=schedule)
+        update["resources"] = ResourcesConfig()  # one process, for batches of two
         models[name] = model.model_copy(update=update)
     return with_models(params, models)
 

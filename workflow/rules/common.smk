@@ -24,15 +24,14 @@ from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
 from lsgm.config import STAGES, ConfigError, JobConfig
 from lsgm.data.originals import identity, read_source
-from lsgm.params import COMPARISON, Params, read_params
+from lsgm.params import COMPARISON, load_params
 from lsgm.progress import set_up_logging
-from lsgm.config import parse as check  # Snakemake has a `parse` of its own among these globals
 
 set_up_logging()
 
 # Not by `configfile:`, which would execute Python that stands in the file. `config` is what --config sets.
 try:
-    PARAMS = check(Params, {**read_params("params.yaml"), **config}, "params.yaml")
+    PARAMS = load_params("params.yaml", config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
