@@ -22,13 +22,14 @@ from lsgm.errors import LSGMError, SolverError
 from lsgm.likelihoods import build_likelihood
 from lsgm.networks.convvae import ConvVAE
 from lsgm.networks.layers import batch_statistics
-from lsgm.networks.ncsnpp import NCSNpp, width_multipliers
+from lsgm.networks.ncsnpp import NCSNpp
 from lsgm.networks.nvae import NVAE
 from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 from lsgm.prior import ScorePrior
 from lsgm.progress import Progress
 from lsgm.sampling import ancestral, ode
 from lsgm.sde import build_sde
+from lsgm.shapes import LARGE, width_multipliers
 from lsgm.streams import Streams, mix
 
 Shape = tuple[int, ...]
@@ -85,8 +86,7 @@ class LSGM(nn.Module):
                     f"prior.scales: {prior.scales} scales need latents of a size divisible by "
                     f"{2 ** (prior.scales - 1)}, not {size}x{size}"
                 )
-            # The paper has 256-pixel images and those of 28 and 32 pixels; what lies between is taken for large.
-            widths = width_multipliers(prior.scales, large=image.padded_size >= 64)
+            widths = width_multipliers(prior.scales, large=image.padded_size >= LARGE)
             network = NCSNpp(prior, self.latent_shape, widths)
             mixing_logit = prior.mixing_logit_init if prior.mixed_prediction else None
             self.prior = ScorePrior(build_sde(sde), network, self.latent_shape, mixing_logit)

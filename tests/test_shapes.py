@@ -87,8 +87,7 @@ def test_the_group_norms_of_the_score_network(size, scales):
     image = ImageConfig(channels=3, size=size, padded_size=size, binary=False)
     vae = ConvVAEConfig(backbone="conv", channels=4, channel_mult=[1, 1], latents=2, likelihood="dl")
     sections = {"scales": scales, "cells_per_scale": 2, "mixing_logit_init": 0}
-    multipliers = ncsnpp.width_multipliers(scales, size >= 64)
-    assert multipliers == width_multipliers(scales, size >= 64)
+    multipliers = width_multipliers(scales, size >= 64)
     with torch.device("meta"):
         network = ncsnpp.NCSNpp(PriorConfig(channels=128, **sections), (2, size // 2, size // 2), multipliers)
         norms = {m.num_channels // 128 for m in network.modules() if isinstance(m, torch.nn.GroupNorm)}

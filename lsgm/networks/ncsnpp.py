@@ -15,13 +15,6 @@ NEAR_ZERO = 1e-10
 RSQRT2 = 1 / math.sqrt(2)
 
 
-def width_multipliers(scales: int, large: bool) -> tuple[int, ...]:
-    """Width of each resolution in multiples of `channels`; ``large``: for latents of large images (256 pixels)."""
-    if not large or scales <= 3:
-        return (1,) * scales
-    return {4: (1, 2, 2, 2), 5: (1, 1, 2, 2, 2)}[scales]
-
-
 def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
     """Uniform variance scaling with the mean of fan-in and fan-out, in place."""
     receptive = weight[0, 0].numel() if weight.dim() > 2 else 1

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from lsgm.config import PriorConfig, VAEConfig
-from lsgm.networks.ncsnpp import NCSNpp, Resample, width_multipliers
+from lsgm.networks.ncsnpp import NCSNpp, Resample
 from lsgm.networks.nvae import NVAE
+from lsgm.shapes import width_multipliers
 
 
 def vae_config(arch="res_bnswish", blocks=2, groups=3):

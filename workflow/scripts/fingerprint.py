@@ -30,7 +30,7 @@ ENTRIES = {
 # for it); error messages, atomic writing and progress bars change no result.
 IGNORED = {
     "lsgm", "lsgm.bounds", "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.grids",
-    "lsgm.mistakes", "lsgm.params", "lsgm.plan", "lsgm.progress", "lsgm.shapes", "lsgm.yaml_reader",
+    "lsgm.mistakes", "lsgm.params", "lsgm.plan", "lsgm.progress", "lsgm.yaml_reader",
 }  # fmt: skip
 
 # Imported by modules that other stages share, but called in these stages alone: a change of the ODE solver must not
