@@ -165,8 +165,8 @@ class ImageStore:
             _Manifest.model_validate(manifest)
         except ValidationError as error:
             first = error.errors()[0]
-            where = "".join(f"{part}: " for part in (".".join(map(str, first["loc"])),) if part)
-            raise self._fault(MANIFEST, f"is damaged ({where}{first['msg'].removeprefix('Value error, ')})") from None
+            where = [".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")]
+            raise self._fault(MANIFEST, f"is damaged ({': '.join(filter(None, where))})") from None
         return dict(manifest)
 
     def _array(self, split: str, kind: str) -> NDArray[np.uint8]:

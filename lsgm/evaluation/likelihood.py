@@ -67,7 +67,9 @@ class SetNELBO:
 
 
 def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of independent values [N]."""
+    """Standard error of the mean of independent values [N]; NaN of a single one."""
+    if len(values) < 2:
+        return math.nan
     return (values.std() / len(values) ** 0.5).item()
 
 
