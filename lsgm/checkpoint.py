@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig, Section, StageConfig, parse
-from lsgm.data.store import is_sealed, seal
+from lsgm.data.store import seal
 from lsgm.errors import LSGMError
 from lsgm.files import atomic, read_json, sha256, write_json
 from lsgm.model import LSGM
@@ -28,7 +28,7 @@ RESTORE = "delete it, then restore it (`dvc checkout`, or `dvc pull`) or train a
 class CheckpointConfig(Section):
     """config.json: what is needed to build the model, and where it came from.
 
-    Format 2 has both hashes. Format 1 was written before: without that of config.json, at first without any.
+    Format 1 was written before config.json had a hash of its own, its first files have none of the weights either.
     """
 
     format: Literal[1, 2] = 1
@@ -39,7 +39,7 @@ class CheckpointConfig(Section):
     stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were
     training: dict[str, JsonValue]  # of the last stage: seconds, steps, device, date ...
     sha256: str | None = None  # of model.safetensors
-    config_sha256: str | None = None  # of all other keys
+    config_sha256: str | None = None  # of all other keys than these two
 
     @property
     def unchecked(self) -> list[str]:
@@ -76,7 +76,7 @@ def save(
         "training": training,
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
-    write_json(folder / "config.json", seal(config, "config_sha256"))
+    write_json(folder / "config.json", _sealed(config))
 
 
 def read_config(folder: str | Path) -> CheckpointConfig:
@@ -85,13 +85,16 @@ def read_config(folder: str | Path) -> CheckpointConfig:
     if not path.exists():
         raise LSGMError(f"{path}: not found; expected the folder of a model that `lsgm pretrain` or `lsgm train` wrote")
     raw = read_json(path, RESTORE)
-    new = isinstance(raw, dict) and (raw.get("format") != 1 or "config_sha256" in raw)
-    if new and not is_sealed(raw, "config_sha256"):
-        raise LSGMError(f"{path}: altered or damaged, its config_sha256 is not that of its content; {RESTORE}")
     config = parse(CheckpointConfig, raw, path)
-    if new and config.sha256 is None:
-        raise LSGMError(f"{path}: sha256, that of the weights, is missing; {RESTORE}")
+    if (config.format > 1 or config.config_sha256 is not None) and _sealed(raw) != raw:
+        raise LSGMError(f"{path}: altered or damaged, its config_sha256 is not that of its content; {RESTORE}")
     return config
+
+
+def _sealed(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with its own hash: of all but the weights' hash, which is checked against the weights."""
+    weights = {"sha256": config["sha256"]} if "sha256" in config else {}
+    return weights | seal({key: value for key, value in config.items() if key != "sha256"}, "config_sha256")
 
 
 def stages(folder: str | Path) -> list[dict[str, Any]]:

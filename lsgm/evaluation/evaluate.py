@@ -80,17 +80,13 @@ def evaluate(
     folders = {"vae": vae_samples, "lsgm": samples}
     sampling = {kind: _read_sampling(folder / "sampling.json") for kind, folder in folders.items()}
     # By the weights, not the name: models with the same settings share a training, its NELBO and its samples.
-    for kind, key, folder in (("lsgm", "model", samples), ("vae", "vae", vae_samples)):
+    for kind, key, trained_in in (("lsgm", "model", model), ("vae", "vae", vae)):
         trained = configs[kind].sha256  # None: of an older version
         if trained not in (None, header[key]):
-            raise LSGMError(
-                f"{nelbo[0]}: is of other weights than {(model, vae)[kind == 'vae']}; run `lsgm nelbo` again"
-            )
+            raise LSGMError(f"{nelbo[0]}: is of other weights than {trained_in}; run `lsgm nelbo` again")
         if trained not in (None, sampling[kind].get("model")):
-            raise LSGMError(
-                f"{folder}: was drawn from other weights than those of {(model, vae)[kind == 'vae']}; {DRAW_AGAIN}"
-            )
-        _check_samples(folder, sampling[kind], configs[kind].image)
+            raise LSGMError(f"{folders[kind]}: was drawn from other weights than those of {trained_in}; {DRAW_AGAIN}")
+        _check_samples(folders[kind], sampling[kind], configs[kind].image)
     if header["data"] != store.hashes("test"):
         raise LSGMError(f"{nelbo[0]}: is of other test images than those in {data}; run `lsgm nelbo` again")
     gain = nelbos["vae"].nelbo - nelbos["lsgm"].nelbo  # paired: the same images and draws
