@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import JsonValue
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig, Section, StageConfig, parse
+from lsgm.data.store import seal
 from lsgm.errors import LSGMError
-from lsgm.files import atomic, sha256, write_json
+from lsgm.files import atomic, read_json, sha256, write_json
 from lsgm.model import LSGM
+
+RESTORE = "delete it, then restore it (`dvc checkout`, or `dvc pull`) or train again"
 
 
 class CheckpointConfig(Section):
-    """config.json: what is needed to build the model, and where it came from."""
+    """config.json: what is needed to build the model, and where it came from.
 
-    format: Literal[1] = 1
+    Format 1 was written before config.json had a hash of its own, its first files have none of the weights either.
+    """
+
+    format: Literal[1, 2] = 1
     image: ImageConfig
     vae: AnyVAEConfig
     prior: PriorConfig | None = None
     sde: SDEConfig | None = None
     stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were
     training: dict[str, JsonValue]  # of the last stage: seconds, steps, device, date ...
-    sha256: str | None = None  # of model.safetensors; None: written before this was recorded
+    sha256: str | None = None  # of model.safetensors
+    config_sha256: str | None = None  # of all other keys than these two
+
+    @property
+    def unchecked(self) -> list[str]:
+        """The files whose content cannot be checked, as they were written before their hashes were."""
+        hashes = {"model.safetensors": self.sha256, "config.json": self.config_sha256}
+        return [name for name, found in hashes.items() if found is None]
 
 
 def save(
@@ -53,7 +67,7 @@ def save(
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
     config = {
-        "format": 1,
+        "format": 2,
         "image": model.image.model_dump(),
         "vae": model.vae_config.model_dump(),
         "prior": model.prior_config.model_dump() if model.prior_config else None,
@@ -62,21 +76,25 @@ def save(
         "training": training,
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", _sealed(config))
 
 
 def read_config(folder: str | Path) -> CheckpointConfig:
-    """The config.json of a model's folder; raises :class:`LSGMError`."""
+    """The config.json of a model's folder, its own hash checked; raises :class:`LSGMError`."""
     path = Path(folder) / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-    except OSError:
-        raise LSGMError(
-            f"{path}: not found; expected the folder of a model that `lsgm pretrain` or `lsgm train` wrote"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise LSGMError(f"{path}: is not valid JSON ({error}); restore the checkpoint") from None
-    return parse(CheckpointConfig, raw, path)
+    if not path.exists():
+        raise LSGMError(f"{path}: not found; expected the folder of a model that `lsgm pretrain` or `lsgm train` wrote")
+    raw = read_json(path, RESTORE)
+    config = parse(CheckpointConfig, raw, path)
+    if (config.format > 1 or config.config_sha256 is not None) and _sealed(raw) != raw:
+        raise LSGMError(f"{path}: altered or damaged, its config_sha256 is not that of its content; {RESTORE}")
+    return config
+
+
+def _sealed(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with its own hash: of all but the weights' hash, which is checked against the weights."""
+    weights = {"sha256": config["sha256"]} if "sha256" in config else {}
+    return weights | seal({key: value for key, value in config.items() if key != "sha256"}, "config_sha256")
 
 
 def stages(folder: str | Path) -> list[dict[str, Any]]:
@@ -85,10 +103,12 @@ def stages(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def verify(folder: str | Path) -> CheckpointConfig:
-    """Check that the weights in ``folder`` are those that were saved there, and return its config.json.
+    """Check that the files in ``folder`` are those that were saved there, and return its config.json.
+
+    What cannot be checked is named by :attr:`CheckpointConfig.unchecked`.
 
     Raises:
-        LSGMError: a file is missing, or the weights were altered since.
+        LSGMError: a file is missing, or was altered since.
     """
     config = read_config(folder)
     path = Path(folder) / "model.safetensors"
@@ -96,8 +116,7 @@ def verify(folder: str | Path) -> CheckpointConfig:
         raise LSGMError(f"{path}: not found; restore the checkpoint (`dvc pull`, or train again)")
     if config.sha256 is not None and sha256(path) != config.sha256:
         raise LSGMError(
-            f"{path}: altered or damaged, its sha256 is not the one in the config.json beside it; delete it, then "
-            "restore it (`dvc checkout`, or `dvc pull`) or train again"
+            f"{path}: altered or damaged, its sha256 is not the one in the config.json beside it; {RESTORE}"
         )
     return config
 
@@ -106,17 +125,63 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:
     """Read a model, in evaluation mode, its parameters frozen.
 
     Raises:
-        LSGMError: a file is missing, altered or damaged, or the weights do not fit the configuration.
+        LSGMError: a file is missing, altered or damaged, the weights do not fit the configuration, or, where they have
+            no hash, are not finite.
     """
     config = verify(folder)
     path = Path(folder) / "model.safetensors"
-    model = LSGM(config.image, config.vae, config.prior, config.sde)
+    parts = config.image, config.vae, config.prior, config.sde
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        with safe_open(path, "pt") as file:  # the header alone
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: (tuple(s.get_shape()), "F" in s.get_dtype()) for name, s in slices.items()}
+        model = skeleton(*parts, tensors=len(found))
+        expected = {name: (tuple(t.shape), t.is_floating_point()) for name, t in model.state_dict().items()}
+        if wrong := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
+            raise ValueError(f"{len(wrong)} tensors are missing, unknown or of other shapes, such as {min(wrong)}")
+        weights = load_file(path)
+    except (SafetensorError, ValueError, OSError, LSGMError) as error:
         reason = " ".join(str(error).split())[:300]
         raise LSGMError(f"{path}: damaged, or not the weights of the config.json beside it ({reason})") from None
+    if config.sha256 is None:  # else they are those that were saved: of a diverged model, sampling says so
+        check_weights(weights, path)
+    model = LSGM(*parts)
+    model.load_state_dict(weights)
     return model.requires_grad_(False).eval().to(device)
+
+
+def skeleton(
+    image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None, sde: SDEConfig | None, tensors: int
+) -> LSGM:
+    """The model without memory for its tensors: names, shapes and dtypes to hold a file against before it is read.
+
+    Raises:
+        LSGMError: no such model exists, or it has far more than ``tensors`` tensors, the number in the file.
+    """
+    limit, found = 100 + 3 * tensors, 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal found
+        found += parameter is not None and parameter.is_meta
+        if found > limit:
+            raise ValueError(f"a model of more than {limit} tensors, the file has {tensors}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return LSGM(image, vae, prior, sde)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise LSGMError(f"the configuration is that of no model which can be built ({reason})") from None
+    finally:
+        hook.remove()
+
+
+def check_weights(weights: Mapping[str, Any], where: str | Path) -> None:
+    """Raise :class:`LSGMError` unless all of ``weights`` are finite."""
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise LSGMError(f"{where}: {name}: not finite; the training diverged, or the file is damaged")
 
 
 def device_name(device: torch.device) -> str:

@@ -1,21 +1,21 @@
-"""Checkpoints in the format of the authors' release: read, written, and the names of our parameters there.
-
-Their towers are flat lists that count cells and combiners in the order in which they are built, their score network
-is one flat list in the order of the forward pass.
-"""
+"""Checkpoints in the format of the authors' release: read and written."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from lsgm.checkpoint import check_weights, skeleton
 from lsgm.config import (
     GEOMETRIC_SIGMA2_MAX,
     BlocksConfig,
@@ -28,129 +28,17 @@ from lsgm.config import (
 from lsgm.errors import LSGMError
 from lsgm.files import atomic
 from lsgm.model import LSGM
-from lsgm.networks.layers import BNSwishBranch, Cell, Conv2d, DownSkip, MBConvBranch, UpSkip, WNConv2d
-from lsgm.networks.ncsnpp import NCSNpp, ResidualBlock
+from lsgm.networks.layers import Conv2d, WNConv2d
+from lsgm.networks.ncsnpp import NCSNpp
 from lsgm.networks.nvae import NVAE
+from lsgm.networks.published_names import published_names
 from lsgm.progress import log
-
-Pairs = Iterator[tuple[str, str]]  # (prefix of our names, prefix of theirs)
-
-
-def _cell(ours: str, theirs: str, cell: nn.Module) -> Pairs:
-    assert isinstance(cell, Cell)
-    branch = cell.branch
-    if isinstance(branch, BNSwishBranch):
-        for i in (1, 2):
-            yield f"{ours}.branch.norm_{i}", f"{theirs}._ops.{i - 1}.bn_act"
-            yield f"{ours}.branch.conv_{i}", f"{theirs}._ops.{i - 1}.conv_0"
-    elif isinstance(branch, MBConvBranch):
-        op, first = f"{theirs}._ops.0.conv", 1 if branch.upsample else 0
-        yield f"{ours}.branch.norm_in", f"{op}.{first}.bn"
-        for i, name in enumerate(("expand", "depthwise"), 1):
-            yield f"{ours}.branch.{name}", f"{op}.{first + i}.conv.0"
-            yield f"{ours}.branch.norm_{i}", f"{op}.{first + i}.conv.1"
-        yield f"{ours}.branch.project", f"{op}.{first + 3}"
-        yield f"{ours}.branch.norm_out", f"{op}.{first + 4}.bn"
-    if cell.gate is not None:
-        yield f"{ours}.gate.squeeze", f"{theirs}.se.se.0"
-        yield f"{ours}.gate.excite", f"{theirs}.se.se.2"
-    if isinstance(cell.skip, DownSkip):
-        for i in range(4):
-            yield f"{ours}.skip.convs.{i}", f"{theirs}.skip.conv_{i + 1}"
-    elif isinstance(cell.skip, UpSkip):
-        yield f"{ours}.skip.conv", f"{theirs}.skip.1"
-
-
-def _nvae(vae: NVAE) -> Pairs:
-    groups, per_scale = len(vae.posterior_heads), vae.groups_per_scale
-    yield "stem", "stem"
-    for i, cell in enumerate(vae.preprocess):
-        yield from _cell(f"preprocess.{i}", f"pre_process.{i}", cell)
-    place = 0
-    for g, cells in enumerate(vae.encoder_groups):
-        for i, cell in enumerate(cells):  # type: ignore[arg-type]
-            yield from _cell(f"encoder_groups.{g}.{i}", f"enc_tower.{place}", cell)
-            place += 1
-        if g < groups - 1:  # theirs stand behind the group that they serve, ours in the decoder's order
-            yield f"encoder_combiners.{groups - 2 - g}", f"enc_tower.{place}.conv"
-            place += 1
-        scale, last = divmod(g + 1, per_scale)
-        if last == 0 and scale <= len(vae.encoder_down):
-            yield from _cell(f"encoder_down.{scale - 1}", f"enc_tower.{place}", vae.encoder_down[scale - 1])
-            place += 1
-    for i in range(len(vae.input_pyramid)):
-        yield f"input_pyramid.{i}.norm", f"progressive_input_cells.{i}.conv.bn_act"
-        yield f"input_pyramid.{i}.conv", f"progressive_input_cells.{i}.conv.conv_0"
-    place = 0
-    for g, cells in enumerate(vae.decoder_groups):
-        yield f"posterior_heads.{g}", f"enc_sampler.{g}.1"
-        yield f"latent_convs.{g}", f"eps_conv.{g}"
-        yield f"decoder_mixers.{g}", f"dec_tower.{place}.conv"
-        place += 1
-        for i, cell in enumerate(cells):  # type: ignore[arg-type]
-            yield from _cell(f"decoder_groups.{g}.{i}", f"dec_tower.{place}", cell)
-            place += 1
-        scale, last = divmod(g + 1, per_scale)
-        if last == 0 and scale <= len(vae.decoder_up):
-            yield from _cell(f"decoder_up.{scale - 1}", f"dec_tower.{place}", vae.decoder_up[scale - 1])
-            place += 1
-    for g, flow in enumerate(vae.flows):
-        steps = flow.steps
-        assert isinstance(steps, nn.ModuleList)
-        for i in range(len(steps)):
-            theirs = f"nf_cells.{g * len(steps) // 2 + i // 2}.cell{i % 2 + 1}"
-            yield f"flows.{g}.steps.{i}.conv_in", f"{theirs}.conv.convz.0"
-            yield f"flows.{g}.steps.{i}.depthwise", f"{theirs}.conv.convz.2"
-            yield f"flows.{g}.steps.{i}.conv_out", f"{theirs}.mu.conv_0"
-    for i, cell in enumerate(vae.postprocess):
-        yield from _cell(f"postprocess.{i}", f"post_process.{i}", cell)
-    yield "output_head", "image_conditional.1"
-
-
-def _ncsnpp(network: NCSNpp) -> Pairs:
-    yield "embedding", "temb_fun"  # Fourier embeddings only
-    yield "embedding.linear_1", "all_modules.0"
-    yield "embedding.linear_2", "all_modules.1"
-    yield "conv_in", "all_modules.2"
-    stages: dict[str, nn.Module] = {f"down.{i}": stage for i, stage in enumerate(network.down)}
-    stages["middle"] = network.middle
-    stages |= {f"up.{i}": stage for i, stage in enumerate(network.up)}
-    blocks = [(f"{name}.{i}", module) for name, stage in stages.items() for i, module in stage.named_children()]
-    for place, (name, module) in enumerate(blocks, 3):
-        if isinstance(module, ResidualBlock):
-            parts = ["norm_1:GroupNorm_0", "conv_1:Conv_0", "time:Dense_0", "norm_2:GroupNorm_1", "conv_2:Conv_1"]
-            parts += ["shortcut:Conv_2"] if module.shortcut is not None else []
-        else:
-            parts = ["norm:GroupNorm_0", "query:NIN_0", "key:NIN_1", "value:NIN_2", "out:NIN_3"]
-        for ours, theirs in (part.split(":") for part in parts):
-            yield f"{name}.{ours}", f"all_modules.{place}.{theirs}"
-    yield "norm_out", f"all_modules.{place + 1}"
-    yield "conv_out", f"all_modules.{place + 2}"
-
-
-def published_names(network: NVAE | NCSNpp) -> dict[str, str]:
-    """Our name of each tensor of ``network``'s state -> its name in a published checkpoint.
-
-    Attention's matrices (`NIN_k.W`) are stored transposed there, [in, out].
-    """
-    pairs = dict(_nvae(network) if isinstance(network, NVAE) else _ncsnpp(network))
-    names = {}
-    for ours in network.state_dict():
-        if ours == "top":
-            names[ours] = "prior_ftr0"
-            continue
-        prefix, leaf = ours.rsplit(".", 1)
-        theirs = pairs[prefix]
-        if ".NIN_" in theirs:
-            leaf = {"weight": "W", "bias": "b"}[leaf]
-        names[ours] = f"{theirs}.{leaf}"
-    return names
-
 
 # Their arguments. What old files lack, as it was then:
 OLD = {"num_x_bits": 8, "channel_mult": [1, 2], "mixing_logit_init": -3.0, "progressive_input_vae": "none"}
 LIKELIHOODS: dict[str, LikelihoodName] = {"bin": "bernoulli", "dml": "dml", "dl": "dl", "normal": "normal"}
 SDES = {"vpsde": "vpsde", "geometric_sde": "geometric_vpsde", "sub_vpsde": "sub_vpsde", "vesde": "vesde"}
+LARGEST = 1 << 13  # height and width of an image
 INACTIVE_BELOW = -12.0  # mixing logits of dropped channels stay near -15, trained ones end between -8 and 0
 
 
@@ -162,11 +50,15 @@ def is_published(path: str | Path) -> bool:
 def read(path: str | Path) -> dict[str, Any]:
     """The dict in a published file. Nothing in it is executed: tensors, plain values and a Namespace are let through.
 
+    The checksums that a zip file has are checked, which PyTorch does not do. Files of PyTorch before 1.6 are no zip
+    files and have none: damage of their tensors cannot be noticed, unless it leaves values that are not finite.
+
     Raises:
-        LSGMError: the file is missing, truncated, holds another class, or is no checkpoint of an NVAE or LSGM.
+        LSGMError: the file is missing, damaged, holds another class, or is no checkpoint of an NVAE or LSGM.
     """
     path = Path(path)
     try:
+        _check_zip(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -178,30 +70,46 @@ def read(path: str | Path) -> dict[str, Any]:
                 "values and argparse.Namespace are read"
             ) from None
         raise LSGMError(f"{path}: damaged, or not a torch file; download it again") from None
-    except OSError as error:
-        raise LSGMError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # torch's reader fails in many ways on bytes that are not its own
-        reason = f" ({error})" if isinstance(error, RuntimeError) else ""
-        raise LSGMError(f"{path}: truncated, damaged, or not a torch file{reason}; download it again") from None
+    except Exception as error:  # zipfile and torch's reader fail in many ways on bytes that are not their own
+        if isinstance(error, OSError) and error.strerror:
+            raise LSGMError(f"{path}: cannot be read ({error.strerror})") from None
+        reason = str(error).partition("\n")[0][:200] if isinstance(error, (RuntimeError, zipfile.BadZipFile)) else ""
+        raise LSGMError(
+            f"{path}: truncated, damaged, or not a torch file{f' ({reason})' if reason else ''}; download it again"
+        ) from None
     if not isinstance(found, dict) or "vae_state_dict" not in found or "args" not in found:
         raise LSGMError(f"{path}: no checkpoint of an NVAE or LSGM: the keys args and vae_state_dict are expected")
     return found
 
 
+def _check_zip(path: Path) -> None:
+    """Read all that is in a torch file against its checksums, a little at a time."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # of PyTorch before 1.6
+            return
+        with zipfile.ZipFile(file) as archive:
+            if packed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
+                raise zipfile.BadZipFile(f"{packed[0]} is compressed, torch files are not")
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
+
+
 def image_of(dataset: str) -> ImageConfig:
     """The images that the published models of a dataset work on. Raises :class:`LSGMError`."""
+    if not isinstance(dataset, str):
+        raise LSGMError(f"args.dataset: expected a name, found {dataset!r}")
     if dataset in ("mnist", "omniglot"):
         return ImageConfig(channels=1, size=28, padded_size=32, binary=True)
     numbers = re.findall(r"\d+", dataset)
     known = {"cifar10": 32, "ffhq": 256}
-    size = known.get(dataset) or int(numbers[-1] if numbers else 0)
-    if size < 8:
+    size = known.get(dataset) or int(numbers[-1][:9] if numbers else 0)
+    if not 8 <= size <= LARGEST:
         raise LSGMError(f"args.dataset: cannot tell the size of the images of {dataset!r}")
     return ImageConfig(channels=3, size=size, padded_size=size, binary=False)
 
 
 def _choice(args: dict[str, Any], key: str, choices: Mapping[str, str]) -> Any:
-    if args[key] not in choices:
+    if not isinstance(args[key], str) or args[key] not in choices:
         raise LSGMError(f"args.{key}: expected one of {', '.join(choices)}, found {args[key]!r}")
     return choices[args[key]]
 
@@ -270,33 +178,63 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LSGM:
         LSGMError: see :func:`read`; or tensors are missing, left over or of other shapes than the arguments say.
     """
     checkpoint = read(path)
-    args = checkpoint["args"]
+    args, with_prior = checkpoint["args"], "dae_state_dict" in checkpoint
     try:
         known = vars(args) if isinstance(args, argparse.Namespace) else dict(args)
-        model = LSGM(*configs(known, with_prior="dae_state_dict" in checkpoint))
-        state = _averaged(checkpoint) if model.prior is not None else {}
+        parts = configs(known, with_prior)
+        vae_state = _tensors(checkpoint["vae_state_dict"], "vae_state_dict")
+        prior_state = _averaged(checkpoint) if with_prior else {}
+        # Held against a model without memory first: what the arguments ask for may be larger than the machine.
+        plan = skeleton(*parts, tensors=len(vae_state) + len(prior_state))
+        logits = _mixing_logits(plan, prior_state)
+        networks: list[tuple[nn.Module, dict[str, Tensor], str]] = [(plan.vae, vae_state, "vae_state_dict")]
+        networks += [(plan.prior.network, prior_state, "dae_state_dict")] if plan.prior is not None else []
+        states = [_translated(*each) for each in networks]
+        model = LSGM(*parts)
     except KeyError as error:
         raise LSGMError(f"{path}: args: {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise LSGMError(f"{path}: args: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise LSGMError(f"{path}: args: {error.title}: {key}: {first['msg']}, found {first['input']!r:.100}") from None
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise LSGMError(f"{path}: args: {str(error).partition(chr(10))[0]}") from None
     except LSGMError as error:
         raise LSGMError(f"{path}: {error}") from None
-    assert isinstance(model.vae, NVAE)
-    _fill(model.vae, checkpoint["vae_state_dict"], f"{path}: vae_state_dict")
+    model.vae.load_state_dict(states[0])
     if model.prior is not None:
-        network = model.prior.network
-        assert isinstance(network, NCSNpp)
-        logits = state.pop("mixing_logit", None)
-        _fill(network, state, f"{path}: dae_state_dict")
-        if model.prior.mixing_logit is not None:
-            if logits is None or logits.shape != model.prior.mixing_logit.shape:
-                raise LSGMError(f"{path}: dae_state_dict: mixing_logit is missing or of another shape")
-            model.prior.mixing_logit.data.copy_(logits)
-            dropped = logits.flatten() < INACTIVE_BELOW
-            if dropped.any():
-                model.prior.active.masked_fill_(dropped[None, :, None, None], 0.0)
-                log.info(f"{path}: {int(dropped.sum())} of {len(dropped)} latent channels were dropped as inactive")
+        model.prior.network.load_state_dict(states[1])
+    if logits is not None and model.prior is not None and model.prior.mixing_logit is not None:
+        model.prior.mixing_logit.data.copy_(logits)
+        dropped = logits.flatten() < INACTIVE_BELOW
+        if dropped.any():
+            model.prior.active.masked_fill_(dropped[None, :, None, None], 0.0)
+            log.info(f"{path}: {int(dropped.sum())} of {len(dropped)} latent channels were dropped as inactive")
     return model.requires_grad_(False).eval().to(device)
+
+
+def _mixing_logits(plan: LSGM, state: dict[str, Tensor]) -> Tensor | None:
+    """Take the mixing logits out of the score network's state, where the model has some."""
+    logits = state.pop("mixing_logit", None)
+    if plan.prior is None or plan.prior.mixing_logit is None:
+        return None
+    if logits is None or logits.shape != plan.prior.mixing_logit.shape:
+        raise LSGMError("dae_state_dict: mixing_logit is missing or of another shape")
+    check_weights({"mixing_logit": logits}, "dae_state_dict")
+    return logits
+
+
+def _tensors(state: Any, where: str) -> dict[str, Tensor]:
+    """A state, each value of which is a dense tensor on the host; raises :class:`LSGMError` that names another one."""
+    if not isinstance(state, dict):
+        raise LSGMError(f"{where}: expected a dict of tensors, found {type(state).__name__}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise LSGMError(f"{where}: {name}: expected a tensor under a name, found {type(value).__name__}")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+            raise LSGMError(f"{where}: {name}: expected a dense tensor of real numbers, found {value.layout} "
+                            f"{value.dtype} ({value.device.type})")  # fmt: skip
+    return dict(state)
 
 
 def _averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -304,19 +242,28 @@ def _averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
     The optimiser numbers the parameters in the order in which they were registered, which is that of the state.
     """
-    state: dict[str, Tensor] = dict(checkpoint["dae_state_dict"])
-    averages = checkpoint.get("dae_optimizer", {}).get("state", {})
+    state = _tensors(checkpoint["dae_state_dict"], "dae_state_dict")
+    optimiser = checkpoint.get("dae_optimizer", {})
+    averages = optimiser.get("state", {}) if isinstance(optimiser, dict) else optimiser
+    if not isinstance(averages, dict) or not all(isinstance(entry, dict) for entry in averages.values()):
+        raise LSGMError("dae_optimizer: expected the state of an optimiser, a dict of dicts")
     for i, name in enumerate(list(state)):
         average = averages.get(i, {}).get("ema")
         if average is not None:
-            if average.shape != state[name].shape:
-                raise LSGMError(f"dae_optimizer.state.{i}.ema: {tuple(average.shape)} does not fit {name}")
+            where = f"dae_optimizer.state.{i}"
+            if _tensors({"ema": average}, where)["ema"].shape != state[name].shape:
+                raise LSGMError(f"{where}.ema: {tuple(average.shape)} does not fit {name}")
             state[name] = average
     return state
 
 
-def _fill(network: NVAE | NCSNpp, published: dict[str, Tensor], where: str) -> None:
-    """Load a network from tensors under their published names; raises :class:`LSGMError` that names what is wrong."""
+def _translated(network: nn.Module, published: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The state of ``network`` from tensors under their published names.
+
+    Raises:
+        LSGMError: it names the tensors that are missing, left over, of other shapes or not finite.
+    """
+    assert isinstance(network, NVAE | NCSNpp)
     names = published_names(network)
     missing = [theirs for theirs in names.values() if theirs not in published]
     extra = [key for key in published if not key.endswith("weight_normalized") and key not in set(names.values())]
@@ -327,10 +274,14 @@ def _fill(network: NVAE | NCSNpp, published: dict[str, Tensor], where: str) -> N
                         for what, keys in (("missing", missing), ("unknown", extra)) if keys)
         )  # fmt: skip
     state = {ours: _turned(theirs, published[theirs]) for ours, theirs in names.items()}
-    wrong = [names[ours] for ours, value in network.state_dict().items() if value.shape != state[ours].shape]
-    if wrong:
+    own = network.state_dict()
+    if wrong := [names[ours] for ours, value in own.items() if value.shape != state[ours].shape]:
         raise LSGMError(f"{where}: of other shapes than the arguments say: {', '.join(wrong[:8])}")
-    network.load_state_dict(state)
+    if wrong := [names[ours] for ours, value in own.items()
+                 if value.is_floating_point() != state[ours].is_floating_point()]:  # fmt: skip
+        raise LSGMError(f"{where}: of other kinds of numbers than expected: {', '.join(wrong[:8])}")
+    check_weights({theirs: published[theirs] for theirs in names.values()}, where)
+    return state
 
 
 def _turned(theirs: str, value: Tensor) -> Tensor:
@@ -363,8 +314,10 @@ def export(model: LSGM, path: str | Path, dataset: str) -> None:
         logits = model.prior.mixing_logit
         mixing = {} if logits is None else {"mixing_logit": logits.detach().cpu().clone()}
         content |= {"best_score_fid": 1e6, "best_score_nll": 1e6, "dae_state_dict": mixing | _emitted(network)}
+    buffer = io.BytesIO()
+    torch.save({**content, "vae_state_dict": vae_state}, buffer)  # to a file it tells of a full disk in its own words
     with atomic(path) as part:
-        torch.save({**content, "vae_state_dict": vae_state}, part)
+        part.write_bytes(buffer.getbuffer())
 
 
 def _emitted(network: NVAE | NCSNpp) -> dict[str, Tensor]:

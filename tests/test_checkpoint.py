@@ -3,10 +3,12 @@
 import json
 import math
 import pickle
+import resource
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lsgm
 from lsgm import checkpoint
@@ -221,6 +223,100 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
     config["vae"]["channels"] = "four"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(LSGMError, match=r"config.json: vae.channels: expected .* found 'four'"):
+        lsgm.load(folder)
+
+
+def edit(folder, change):
+    """Change config.json, its hash as it was."""
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["sde"].update(beta_end=19.0),
+        lambda c: c["training"].update(seconds=1.0),
+        lambda c: c.update(sha256="0" * 64),
+        lambda c: c.pop("config_sha256"),
+        lambda c: c.update(config_sha256=None),
+        lambda c: c.update(format=1),
+        lambda c: c.pop("format"),
+    ],
+)
+def test_an_altered_configuration_is_refused(folder, change):
+    assert checkpoint.verify(folder).unchecked == []
+    edit(folder, change)
+    for read in (checkpoint.verify, lsgm.load):
+        with pytest.raises(LSGMError, match=r"(json|safetensors): altered or damaged, .* delete it, then restore it"):
+            read(folder)
+
+
+def test_what_cannot_be_checked_is_said(folder):
+    """Of earlier versions: without the configuration's hash, and without any."""
+    edit(folder, lambda c: (c.pop("config_sha256"), c.update(format=1)))
+    assert checkpoint.verify(folder).unchecked == ["config.json"]
+    edit(folder, lambda c: c.pop("sha256"))
+    assert checkpoint.verify(folder).unchecked == ["model.safetensors", "config.json"]
+    lsgm.load(folder)
+
+
+def test_training_facts_that_are_not_finite_are_null(folder):
+    model = lsgm.load(folder)
+    checkpoint.save(model, folder, [STAGE], {"seconds": math.nan, "rate": math.inf})
+    assert "NaN" not in (folder / "config.json").read_text()
+    assert checkpoint.read_config(folder).training["seconds"] is None
+
+
+def as_before(folder, change=lambda tensors: None):
+    """A checkpoint without hashes, its weights changed."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    edit(folder, lambda c: (c.pop("config_sha256"), c.pop("sha256"), c.update(format=1)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (("vae", "channels"), 20_000),
+        (("vae", "channels"), 10**9),
+        (("vae", "groups_per_scale"), 10**9),
+        (("vae", "preprocess", "cells"), 10**9),
+        (("prior", "embedding_dim"), 10**12),
+        (("image", "padded_size"), 10**9),
+    ],
+)
+def test_a_configuration_is_held_against_the_weights_before_memory_is_taken(folder, key, value):
+    as_before(folder)
+
+    def change(config):
+        *parents, last = key
+        for name in parents:
+            config = config[name]
+        config[last] = value
+
+    edit(folder, change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = rf"(model.safetensors: damaged, or not the weights of the config.json|config.json: {'.'.join(key)}: )"
+    with pytest.raises(LSGMError, match=said):
+        lsgm.load(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["vae.stem.weight"].fill_(math.nan), "vae.stem.weight: not finite; the training diverged"),
+        (lambda t: t.update({"vae.stem.weight": t["vae.stem.weight"].int()}), "such as vae.stem.weight"),
+        (lambda t: t.pop("vae.stem.weight"), "such as vae.stem.weight"),
+        (lambda t: t.update(more=torch.zeros(1)), "such as more"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(folder, change, message):
+    as_before(folder, change)
+    with pytest.raises(LSGMError, match=f"model.safetensors: .*{message}"):
         lsgm.load(folder)
 
 

@@ -3,6 +3,9 @@
 import argparse
 import collections
 import copy
+import math
+import resource
+import zipfile
 
 import pytest
 import torch
@@ -106,6 +109,17 @@ def test_old_files_lack_arguments(tmp_path):
     assert published.load(tmp_path / "old.pt").vae_config == model.vae_config
 
 
+def vae_tensor(content, change):
+    content["vae_state_dict"]["stem.weight"] = change(content["vae_state_dict"]["stem.weight"])
+
+
+def averaged(content, change):
+    average = change(content["dae_state_dict"]["all_modules.0.bias"])
+    content["dae_optimizer"] = {
+        "state": {list(content["dae_state_dict"]).index("all_modules.0.bias"): {"ema": average}}
+    }
+
+
 class Foreign(collections.OrderedDict):
     pass
 
@@ -136,6 +150,26 @@ class Foreign(collections.OrderedDict):
         (lambda c: setattr(c["args"], "arch_instance", "res_elu"), "arch_instance|arch"),
         (lambda c: c.pop("vae_state_dict"), "no checkpoint of an NVAE or LSGM"),
         (lambda c: c.update(best_score_fid=Foreign()), "object of the class .*Foreign"),
+        (lambda c: c["vae_state_dict"]["stem.weight"].fill_(math.nan), "vae_state_dict: stem.weight: not finite"),
+        (lambda c: c["dae_state_dict"]["mixing_logit"].fill_(math.inf), "dae_state_dict: mixing_logit: not finite"),
+        (lambda c: averaged(c, lambda t: t * math.nan), "dae_state_dict: all_modules.0.bias: not finite"),
+        (lambda c: averaged(c, lambda t: [1.0]), "dae_optimizer.state.2: ema: expected a tensor"),
+        (lambda c: c.update(dae_optimizer=[]), "dae_optimizer: expected the state of an optimiser"),
+        (lambda c: vae_tensor(c, lambda t: t.int()), "vae_state_dict: of other kinds of numbers .*: stem.weight"),
+        (lambda c: vae_tensor(c, lambda t: t.to_sparse()), "stem.weight: expected a dense tensor"),
+        (lambda c: vae_tensor(c, lambda t: t.flatten()[:1].expand(10**6, 10**6)), "of other shapes .*: stem.weight"),
+        (lambda c: vae_tensor(c, lambda t: {"weight": t}), "vae_state_dict: stem.weight: expected a tensor"),
+        (lambda c: c.update(vae_state_dict=[]), "vae_state_dict: expected a dict of tensors, found list"),
+        (lambda c: vars(c["args"]).update(num_channels_enc=10**9, num_channels_dec=10**9), "can be built|less than"),
+        (lambda c: vars(c["args"]).update(num_channels_enc=-4, num_channels_dec=-4), "channels: .*found -4"),
+        (lambda c: vars(c["args"]).update(num_channels_enc=900, num_channels_dec=900), "of other shapes"),
+        (lambda c: setattr(c["args"], "num_groups_per_scale", 900), "can be built"),
+        (lambda c: setattr(c["args"], "num_groups_per_scale", 10**9), "can be built|less than"),
+        (lambda c: setattr(c["args"], "num_latent_scales", "two"), "latent_scales: .*found 'two'"),
+        (lambda c: setattr(c["args"], "embedding_dim", [16]), r"embedding_dim: .*found \[16\]"),
+        (lambda c: setattr(c["args"], "sde_type", ["vpsde"]), r"args.sde_type: expected one of .*found \['vpsde'\]"),
+        (lambda c: setattr(c["args"], "dataset", 3), "args.dataset: expected a name, found 3"),
+        (lambda c: setattr(c["args"], "dataset", "celeba_" + "9" * 5000), "args.dataset: cannot tell"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):
@@ -143,8 +177,62 @@ def test_what_is_wrong_is_named(tmp_path, change, message):
     content = copy.deepcopy(published.read(tmp_path / "a.pt"))
     change(content)
     torch.save(content, tmp_path / "b.pt")
-    with pytest.raises(LSGMError, match=message):
+    with pytest.raises(LSGMError, match=message) as caught:
         published.load(tmp_path / "b.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_byte_is_noticed(tmp_path):
+    """Wherever it is, of the pickle, of the tensors, of the zip's own tables: refused, or of no consequence."""
+    model = make("mnist")
+    model.prior = None
+    published.export(model, tmp_path / "a.pt", "mnist")
+    content = (tmp_path / "a.pt").read_bytes()
+    expected, noticed = published.load(tmp_path / "a.pt").state_dict(), 0
+    places = range(0, len(content), len(content) // 30), range(len(content) - 3000, len(content), 200)
+    for place in [place for some in places for place in some]:
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        (tmp_path / "b.pt").write_bytes(damaged)
+        try:
+            found = published.load(tmp_path / "b.pt").state_dict()
+        except LSGMError as error:
+            assert str(error).startswith(f"{tmp_path / 'b.pt'}: ") and "\n" not in str(error)
+            noticed += 1
+        else:
+            assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert noticed > 25
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path):
+    published.export(make("mnist"), tmp_path / "a.pt", "mnist")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as archive,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    with pytest.raises(LSGMError, match=r"b.pt: .* is compressed, torch files are not"):
+        published.load(tmp_path / "b.pt")
+
+
+def test_a_file_of_an_old_pytorch_is_read(tmp_path):
+    model = make("mnist")
+    published.export(model, tmp_path / "a.pt", "mnist")
+    torch.save(published.read(tmp_path / "a.pt"), tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    found = published.load(tmp_path / "b.pt").state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+
+
+def test_a_full_disk_is_told(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="a.pt"):
+            published.export(make("mnist"), tmp_path / "a.pt", "mnist")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_truncated_and_missing_files(tmp_path):

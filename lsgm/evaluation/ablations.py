@@ -17,7 +17,8 @@ import pandas as pd
 from lsgm.config import TabulateStage
 from lsgm.errors import LSGMError
 from lsgm.evaluation.figures import Points, save_points
-from lsgm.evaluation.tables import Metrics, distance_title, markdown, number, page, read_metrics, write_text
+from lsgm.evaluation.metrics import Metrics, read_metrics
+from lsgm.evaluation.tables import distance_title, markdown, number, one_line, page, plain, write_text
 
 # Columns of the csv -> what the table calls them, digits.
 COST = {
@@ -41,19 +42,45 @@ def tabulate(stage: TabulateStage, results: Sequence[Path], out: Path) -> None:
     Raises:
         LSGMError: a file is missing or broken, or the results of a cell are.
     """
-    found = {metrics.model: metrics for metrics in (read_metrics(Path(f) / "metrics.json") for f in results)}
+    _check_cells(stage)
+    found: dict[str, Metrics] = {}
+    for folder in map(Path, results):
+        metrics = read_metrics(folder / "metrics.json")
+        if metrics.model in found:
+            raise LSGMError(
+                f"{folder}: holds results of {metrics.model}, which another folder does too; give each once"
+            )
+        found[metrics.model] = metrics
     if missing := [name for name in stage.models if name not in found]:
         raise LSGMError(f"--results: those of {', '.join(missing)} are not among the folders; {stage.name} needs them")
     frame = measured(stage, found)
-    shown, lines = table(stage, frame), notes(stage, frame, list(found.values()))
+    shown, lines = table(stage, frame), notes(stage, frame, [found[name] for name in stage.models])
     folder = out / "tables" / "ablations"
     write_text(folder / f"{stage.name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     labels = sum(axis not in stage.columns for axis in stage.axes)
-    figure = f"![{stage.title}](../../figures/ablations/{stage.name}.png)"
-    text = [f"# {stage.title}", markdown(shown, labels), *lines, figure]
+    title = plain(stage.title)
+    figure = f"![{title}](../../figures/ablations/{stage.name}.png)"
+    text = [f"# {title}", markdown(shown, labels), *map(one_line, lines), figure]
     write_text(folder / f"{stage.name}.md", "\n\n".join(text) + "\n")
     write_text(folder / f"{stage.name}.html", page(stage.title, shown, lines))
     save_points(points(stage, frame), out / "figures" / "ablations" / f"{stage.name}.png")
+
+
+def _check_cells(stage: TabulateStage) -> None:
+    """Raise :class:`LSGMError` unless the cells are all combinations of the axes, and the valid ones are models."""
+    taken = {"seed", "model", "state", "device", *COST, "nelbo", "nelbo_stderr", "nelbo_vae"} & {*stage.axes}
+    if taken or not stage.axes:
+        raise LSGMError(f"{stage.name}: axes: expected names other than those of the table's own columns, found "
+                        f"{', '.join(sorted(taken)) or 'none'}")  # fmt: skip
+    if unknown := {*stage.columns} - {*stage.axes}:
+        raise LSGMError(f"{stage.name}: columns: {', '.join(sorted(unknown))}: expected some of the axes")
+    wanted = set(itertools.product(*stage.axes.values()))
+    found = {tuple(cell.labels.get(axis, "") for axis in stage.axes) for cell in stage.cells}
+    valid = {cell.name for cell in stage.cells if cell.invalid is None}
+    if found != wanted or valid != {*stage.models}:
+        raise LSGMError(
+            f"{stage.name}: cells: expected one for each combination of the axes, and the valid ones as models"
+        )
 
 
 def measured(stage: TabulateStage, found: dict[str, Metrics]) -> pd.DataFrame:
@@ -77,7 +104,7 @@ def measured(stage: TabulateStage, found: dict[str, Metrics]) -> pd.DataFrame:
                 row[distance] = metrics.fidelity.lsgm.get(distance)
                 row[f"{distance}_vae"] = metrics.fidelity.vae.get(distance)
             sampling = metrics.sampling.lsgm
-            row |= {"nfe": sampling.nfe, "sampling_s_per_1000": 1000 * sampling.seconds / sampling.images}
+            row |= {"nfe": sampling.nfe, "sampling_s_per_1000": sampling.seconds_per_1000}
         row["training_s"] = metrics.training.total
     first = [*stage.axes, "seed", "model", "state"]
     distances = [distance, f"{distance}_vae"] if distance else []

@@ -19,7 +19,6 @@ Its parts, in the order of the file::
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
@@ -31,14 +30,26 @@ import torch
 from numpy.typing import NDArray
 
 from lsgm import checkpoint
-from lsgm.config import EvaluateStage
+from lsgm.config import ConfigError, EvaluateStage, ImageConfig, parse
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor
 from lsgm.evaluation.fidelity import half_against_half, kept, metrics
 from lsgm.evaluation.likelihood import read_parts, standard_error
+from lsgm.evaluation.metrics import Sampling
 from lsgm.evaluation.statistics import Statistics, measure, read_reference
+from lsgm.files import read_json, sha256
 from lsgm.progress import log
+
+DRAW_AGAIN = "run `lsgm sample` again"
+
+
+class SamplingFile(Sampling):
+    """sampling.json, beside samples.npy."""
+
+    model: str | None = None  # sha256 of the weights
+    code: str | None = None
+    sha256: str | None = None  # of samples.npy; None: written before this was recorded
 
 
 def evaluate(
@@ -57,28 +68,31 @@ def evaluate(
     Args:
         nelbo: all the parts that `lsgm nelbo` wrote.
         statistics: what `lsgm statistics` wrote for the extractors of the configuration.
+
+    Raises:
+        LSGMError: a file is damaged, missing, or of another model or other data than the others.
     """
     config = stage.evaluate
     store = ImageStore(data, stage.dataset)
+    store.verify("test")
     header, nelbos = read_parts(nelbo)
     configs = {"vae": checkpoint.read_config(vae), "lsgm": checkpoint.read_config(model)}
-    sampling = {"vae": read_json(vae_samples / "sampling.json"), "lsgm": read_json(samples / "sampling.json")}
+    folders = {"vae": vae_samples, "lsgm": samples}
+    sampling = {kind: _read_sampling(folder / "sampling.json") for kind, folder in folders.items()}
     # By the weights, not the name: models with the same settings share a training, its NELBO and its samples.
-    for kind, key, folder in (("lsgm", "model", samples), ("vae", "vae", vae_samples)):
+    for kind, key, trained_in in (("lsgm", "model", model), ("vae", "vae", vae)):
         trained = configs[kind].sha256  # None: of an older version
         if trained not in (None, header[key]):
-            raise LSGMError(
-                f"{nelbo[0]}: is of other weights than {(model, vae)[kind == 'vae']}; run `lsgm nelbo` again"
-            )
+            raise LSGMError(f"{nelbo[0]}: is of other weights than {trained_in}; run `lsgm nelbo` again")
         if trained not in (None, sampling[kind].get("model")):
-            raise LSGMError(f"{folder}: was drawn from other weights than those of {(model, vae)[kind == 'vae']}; run "
-                            "`lsgm sample` again")  # fmt: skip
+            raise LSGMError(f"{folders[kind]}: was drawn from other weights than those of {trained_in}; {DRAW_AGAIN}")
+        _check_samples(folders[kind], sampling[kind], configs[kind].image)
     if header["data"] != store.hashes("test"):
         raise LSGMError(f"{nelbo[0]}: is of other test images than those in {data}; run `lsgm nelbo` again")
     gain = nelbos["vae"].nelbo - nelbos["lsgm"].nelbo  # paired: the same images and draws
     log.info(f"NELBO {nelbos['vae'].nelbo.mean():.2f} (VAE), {nelbos['lsgm'].nelbo.mean():.2f} (LSGM) nats/image")
     codes = {  # of the stages of other models, which this one starts from, by their name too
-        f"{s['stage']}" if s["model"] == stage.model else f"{s['stage']} {s['model']}": s["code"]
+        f"{s.get('stage')}" if s.get("model") == stage.model else f"{s.get('stage')} {s.get('model')}": s.get("code")
         for s in configs["lsgm"].stages
     }
     fidelity = None
@@ -89,7 +103,7 @@ def evaluate(
                 f"--statistics: those of {store.name}'s training images in {' and '.join(missing)} features are not "
                 "among the files given; make them with `lsgm statistics`"
             )
-        generated = {"lsgm": read_samples(samples), "vae": read_samples(vae_samples)}
+        generated = {kind: read_samples(folders[kind]) for kind in ("lsgm", "vae")}
         failed = {kind for kind, facts in sampling.items() if "failed" in facts}
         fidelity = compare(generated, [references[name] for name in config.extractors], device, config.seed, failed)
     return {
@@ -110,7 +124,8 @@ def evaluate(
         },
         "fidelity": fidelity,
         "sampling": {
-            kind: {k: v for k, v in facts.items() if k not in ("code", "model")} for kind, facts in sampling.items()
+            kind: {k: v for k, v in facts.items() if k not in ("code", "model", "sha256")}
+            for kind, facts in sampling.items()
         },
         "training": {kind: c.training for kind, c in configs.items()},
         "code": {
@@ -163,14 +178,35 @@ def read_samples(folder: Path) -> NDArray[np.uint8]:
     """The images that `lsgm sample` wrote to ``folder``, uint8 [N, C, H, W], mapped from the disk."""
     path = folder / "samples.npy"
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise LSGMError(f"{path}: not an array of samples ({error}); run `lsgm sample` again") from None
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise LSGMError(f"{path}: cannot be read ({error.strerror}); {DRAW_AGAIN}") from None
+    except Exception as error:  # NumPy's reader fails in many ways on a header that is not its own
+        raise LSGMError(f"{path}: not an array of samples ({error}); {DRAW_AGAIN}") from None
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise LSGMError(f"{path}: expected images, uint8 [N, C, H, W], found {found}; {DRAW_AGAIN}")
+    return array
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that an earlier stage wrote."""
+def _check_samples(folder: Path, facts: dict[str, Any], image: ImageConfig) -> None:
+    """Raise :class:`LSGMError` unless samples.npy holds the images that were written there, and those of ``image``."""
+    path, found = folder / "samples.npy", read_samples(folder)
+    expected = (facts["images"], image.channels, image.size, image.size)
+    if found.shape != expected:
+        raise LSGMError(
+            f"{path}: expected {list(expected)} by the model and by sampling.json, found {list(found.shape)}; "
+            f"{DRAW_AGAIN}"
+        )
+    if facts.get("sha256") not in (None, sha256(path)):
+        raise LSGMError(f"{path}: has changed, its sha256 is not the one in sampling.json; {DRAW_AGAIN}")
+
+
+def _read_sampling(path: Path) -> dict[str, Any]:
+    """What `lsgm sample` wrote about its samples; raises :class:`LSGMError`."""
+    facts = read_json(path, DRAW_AGAIN)
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise LSGMError(f"{path}: cannot be read ({error}); run the stage that writes it again") from None
+        parse(SamplingFile, facts, path)
+    except ConfigError as error:
+        raise LSGMError(f"{str(error).splitlines()[0]}; {DRAW_AGAIN}") from None
+    return dict(facts)

@@ -43,6 +43,7 @@ CLEAN_INCEPTION = WeightsFile(
     95_607_719,
     library_folder=Path("/tmp"),
 )
+CLASSIFIER_SHA256 = "ccb1da274c16a06970cbad0b936bc0c7dff4cd6ca4624520ff06c52770b6847b"
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 Output = tuple[Tensor, Tensor | None]  # features [B, D]; logits [B, classes] that an Inception score is made of
@@ -147,6 +148,16 @@ def _efficientnet_weights() -> Path:
     return path
 
 
+def _classifier_weights() -> Path:
+    try:
+        if sha256(classifier.WEIGHTS) == CLASSIFIER_SHA256:
+            return classifier.WEIGHTS
+        reason = "has changed"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    raise LSGMError(f"{classifier.WEIGHTS}: {reason}; restore it (`git checkout`), or install lsgm again")
+
+
 # The first three are the values of `evaluate.extractor`; clean_fid is `evaluate.cross_check`.
 EXTRACTORS = {
     "inception": Extractor(_Inception, lambda: INCEPTION.find(), 2048, "fid", packages=("torch-fidelity",)),
@@ -159,7 +170,7 @@ EXTRACTORS = {
         packages=("efficientnet-lite-pytorch",),
     ),
     "mnist_classifier": Extractor(
-        *(_MNISTClassifier, lambda: classifier.WEIGHTS, classifier.FEATURES, "frechet_mnist_classifier"),
+        *(_MNISTClassifier, _classifier_weights, classifier.FEATURES, "frechet_mnist_classifier"),
         image_shape=(1, 28, 28),
         batch=500,
     ),

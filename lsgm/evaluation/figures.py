@@ -109,7 +109,12 @@ class Bar:
     reconstruction: float
     kl: float
     nelbo: float
-    stderr: float
+    stderr: float  # NaN: of a single image
+
+    @property
+    def spread(self) -> float:
+        """Half the length of the error bar."""
+        return self.stderr if math.isfinite(self.stderr) else 0.0
 
 
 def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> None:
@@ -122,7 +127,7 @@ def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> No
         for axes, (model, bars) in zip(plots, groups.items(), strict=True):
             _draw_bars(axes, bars)
             axes.set_title(model)
-        ends = [bar.nelbo + bar.stderr for bars in groups.values() for bar in bars]
+        ends = [bar.nelbo + bar.spread for bars in groups.values() for bar in bars]
         plots[0].set_xlim(0, 1.19 * max([end for end in ends if math.isfinite(end)], default=1))
         plots[-1].set_xlabel("NELBO on test images (nats/image, lower is better; error bar: one standard error)")
         handles, labels = plots[0].get_legend_handles_labels()
@@ -140,8 +145,7 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
         if not known[row]:
             axes.text(0, row, "  not finite", va="center", color="#333333")
             continue
-        spread = bar.stderr if math.isfinite(bar.stderr) else 0.0
-        axes.errorbar(bar.nelbo, row, xerr=spread, color="black", capsize=3, linewidth=1.2)
+        axes.errorbar(bar.nelbo, row, xerr=bar.spread, color="black", capsize=3, linewidth=1.2)
         for middle, value, colour in (
             (bar.reconstruction / 2, bar.reconstruction, "white"),
             (bar.reconstruction + bar.kl / 2, bar.kl, "black"),
@@ -149,7 +153,7 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
             axes.text(middle, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=10)
         axes.annotate(
             f"{bar.nelbo:.1f} ± {bar.stderr:.1f}",
-            (bar.nelbo + spread, row),
+            (bar.nelbo + bar.spread, row),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError, SolverError
 from lsgm.evaluation.figures import save_mixing, save_panels
+from lsgm.evaluation.history import read_history
 from lsgm.model import LSGM
 from lsgm.networks.layers import batch_statistics
 from lsgm.prior import ScorePrior
@@ -37,15 +37,18 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     """Write MODEL_reconstructions.png, _interpolation.png, _ode.png and _mixing.png to ``out``.
 
     Raises:
-        LSGMError: ``folder`` holds no LSGM, the dataset is another one, or the ODE could not be solved and
-            ``sample.give_up`` is `fail`.
+        LSGMError: ``folder`` holds no LSGM, the data are damaged or another dataset, or the ODE could not be solved
+            and ``sample.give_up`` is `fail`.
     """
     config = stage.sample
     model = checkpoint.load(folder, device).eval()
     prior = model.prior
     if prior is None:
         raise LSGMError(f"{folder}: is a VAE with the prior N(0, I); give the folder of an LSGM")
-    x = _test_images(model, ImageStore(data, stage.dataset), config.seed, min(RECONSTRUCTED, max(2, config.batch)))
+    history = read_history(folder / "history.csv", "train the model again", ["epoch"])
+    store = ImageStore(data, stage.dataset)
+    store.verify("test")
+    x = _test_images(model, store, config.seed, min(RECONSTRUCTED, max(2, config.batch)))
     rows = min(ROWS, len(x) // 2)
     draws = Streams(config.seed, range(len(x)), device)
     posterior = model.encode(x, [draws.normal(shape) for shape in (model.latent_shape, *model.vae.further_shapes)])
@@ -80,10 +83,6 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
             log.warning(f"{path}: only says so: {error}")
             _save_columns({"the ODE cannot be solved": to_bytes(x[:rows])}, path)
 
-    try:
-        history = pd.read_csv(folder / "history.csv")
-    except (OSError, ValueError) as error:
-        raise LSGMError(f"{folder / 'history.csv'}: cannot be read ({error}); train the model again") from None
     save_mixing(history, mixing_coefficients(prior).tolist(), out / f"{stage.model}_mixing.png")
 
 

@@ -1,19 +1,15 @@
 """NELBO over the test images: in parts that several jobs share, each of which goes on where it was stopped.
 
 The images are taken in chunks of `batch`; part p of P has the chunks p, p + P, p + 2 P ... What is computed for a chunk
-does not depend on the others, so the result is the same for any P. A part is a file of JSON lines: a header that says
-what it is of, then a line for each chunk and each of the priors that are compared, with a number for every image. It
-grows line by line as a state file, and becomes the output when all its lines are there.
+does not depend on the others, so the result is the same for any P. A part grows line by line as a state file, and
+becomes the output when all its lines are there (:mod:`lsgm.evaluation.parts`).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +23,8 @@ from lsgm.config import NELBOStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError, SolverError
-from lsgm.files import atomic, sha256
+from lsgm.evaluation.parts import FORMAT, Job, Line, State, locked, read_part
+from lsgm.files import sha256
 from lsgm.model import LSGM, importance_weighted
 from lsgm.progress import Progress, log
 
@@ -70,7 +67,9 @@ class SetNELBO:
 
 
 def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of independent values [N]."""
+    """Standard error of the mean of independent values [N]; NaN of a single one."""
+    if len(values) < 2:
+        return math.nan
     return (values.std() / len(values) ** 0.5).item()
 
 
@@ -95,12 +94,44 @@ def make_part(
             other data is begun anew.
 
     Raises:
-        LSGMError: the data do not have so many test images, or a model is not what it should be.
+        LSGMError: the data are damaged or do not have so many test images, a model is not what it should be, or another
+            process is computing this part.
     """
-    config = stage.nelbo
     if not 0 <= part < parts:
         raise LSGMError(f"--part: expected 0 to {parts - 1}, found {part}")
+    path = state if state is not None else out.with_name(f"{out.name}.state")
+    what = "NELBO" if parts == 1 else f"NELBO, part {part} of {parts}"
+    with locked(path) as file:
+        work = _plan(stage, data, model, vae, device, part, parts)
+        saved, note = State(file, path, work.header, work.jobs), ""
+        priors = len({prior for _, prior in work.jobs}) or 1
+        done, total = len(saved.done) // priors, len(work.jobs) // priors
+        with Progress(what, total, "img", stage.nelbo.batch, done=done) as bar:
+            for job in work.jobs:
+                if job in saved.done:
+                    continue
+                numbers = work.measure(*job)
+                saved.add(job, numbers)
+                if job[1] == "lsgm":
+                    note = f"NFE {numbers['nfe']:.0f}"
+                if job[1] == "lsgm_with_normal_prior":  # the last of the chunk
+                    bar.step(note)
+        saved.finish(out)
+
+
+@dataclass
+class _Plan:
+    """A part of the work: chunk by chunk and prior by prior, and how the numbers of one of these jobs are computed."""
+
+    header: dict[str, Any]
+    jobs: list[Job]
+    measure: Callable[[int, str], dict[str, Any]]
+
+
+def _plan(stage: NELBOStage, data: Path, model: Path, vae: Path, device: torch.device, part: int, parts: int) -> _Plan:
+    config = stage.nelbo
     store = ImageStore(data, stage.dataset)
+    store.verify("test")
     test = store.images("test")
     count = len(test) if config.images is None else config.images
     if count > len(test):
@@ -110,6 +141,7 @@ def make_part(
         raise LSGMError(f"expected an LSGM in {model} and a VAE with the prior N(0, I) in {vae}; are they swapped?")
     image, bits = lsgm.image, lsgm.vae_config.x_bits
     header = {
+        "format": FORMAT,
         "stage": stage.model_dump(),
         "model": sha256(model / "model.safetensors"),
         "vae": sha256(vae / "model.safetensors"),
@@ -137,41 +169,23 @@ def make_part(
     compared["lsgm_with_normal_prior"] = (lsgm, None, config.estimator)  # its own encoder and decoder
     settings = config.model_dump(include={"tol", "time_eps", "probe", "probes", "steps"})
     chunks = torch.arange(count).split(config.batch)
-    todo = [(index, key) for index in range(part, len(chunks), parts) for key in compared]
+    jobs = [(index, key) for index in range(part, len(chunks), parts) for key in compared]
 
-    note = ""
-    path = state if state is not None else out.with_name(f"{out.name}.state")
-    done = _resume(path, header)
-    what = "NELBO" if parts == 1 else f"NELBO, part {part} of {parts}"
-    with (
-        Progress(what, len(todo) // len(compared), "img", config.batch, done=len(done) // len(compared)) as bar,
-        open(path, "a") as file,
-    ):
-        for index, key in todo:
-            if (index, key) in done:
-                continue
-            network, prior, estimator = compared[key]
-            network.prior = prior
-            try:
-                line = _measure(network, seen(chunks[index]), chunks[index], config.seed, config.iw_samples,
-                                estimator=estimator, **settings)  # fmt: skip
-            except SolverError as error:
-                if config.give_up == "fail":
-                    raise
-                log.info(f"{what}: images {chunks[index][0]} to {chunks[index][-1]} have none ({key}): {error}")
-                unknown = [math.nan] * len(chunks[index])
-                line = dict.fromkeys(("nelbo", "reconstruction", "kl", "iw_bound"), unknown)
-                line |= {"nfe": math.nan, "seconds": 0.0}
-            file.write(json.dumps({"chunk": index, "prior": key, **line}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            if key == "lsgm":
-                note = f"NFE {line['nfe']:.0f}"
-            if key == "lsgm_with_normal_prior":  # the last of the chunk
-                bar.step(note)
-    with atomic(out) as finished:
-        shutil.copyfile(path, finished)
-    path.unlink()
+    def measure(index: int, key: str) -> dict[str, Any]:
+        network, prior, estimator = compared[key]
+        network.prior = prior
+        try:
+            return _measure(network, seen(chunks[index]), chunks[index], config.seed, config.iw_samples,
+                            estimator=estimator, **settings)  # fmt: skip
+        except SolverError as error:
+            if config.give_up == "fail":
+                raise
+            log.info(f"NELBO: images {chunks[index][0]} to {chunks[index][-1]} have none ({key}): {error}")
+        unknown = [math.nan] * len(chunks[index])
+        line: dict[str, Any] = dict.fromkeys(("nelbo", "reconstruction", "kl", "iw_bound"), unknown)
+        return line | {"nfe": math.nan, "seconds": 0.0}
+
+    return _Plan(header, jobs, measure)
 
 
 def read_parts(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, SetNELBO]]:
@@ -181,48 +195,53 @@ def read_parts(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, SetNELB
         LSGMError: a file cannot be read, is of something else than the first one, or a part is missing.
     """
     headers: dict[int, dict[str, Any]] = {}
-    lines: list[dict[str, Any]] = []
+    lines: list[Line] = []
     for path in paths:
-        try:
-            first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
-            part = first.pop("part")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise LSGMError(
-                f"{path}: no part of a NELBO ({error}); delete it, and run the workflow or `lsgm nelbo` again"
-            ) from None
+        first, found = read_part(path)
+        part = first.pop("part")
+        first.pop("sha256", None)
         if headers and first != next(iter(headers.values())):
             raise LSGMError(f"{path}: is of another model, or made with other settings, than the other parts are")
         if part in headers:
             raise LSGMError(f"{path}: is part {part} of the NELBO, which another file is too; give each once")
         headers[part] = first
-        lines += rest
+        lines += found
     parts, model = first["parts"], first["stage"]["model"]
     if missing := sorted(set(range(parts)) - headers.keys()):
         raise LSGMError(f"NELBO of {model}: of {parts} parts {missing} are missing; make them with `lsgm nelbo`")
-    found = {}
-    for key in dict.fromkeys(line["prior"] for line in lines):
-        own = sorted((line for line in lines if line["prior"] == key), key=lambda line: int(line["chunk"]))
-        values = {
-            name: torch.tensor([value for line in own for value in line[name]], dtype=torch.float64)
-            for name in ("nelbo", "reconstruction", "kl", "iw_bound")
-        }
-        if len(values["nelbo"]) != first["images"]:
-            raise LSGMError(
-                f"NELBO of {model}: {len(values['nelbo'])} of {first['images']} images ({key}) in "
-                f"{', '.join(map(str, paths))}; delete these files and run the workflow, or `lsgm nelbo`, again"
-            )
-        iw_samples = int(first["stage"]["nelbo"]["iw_samples"])
-        found[key] = SetNELBO(
-            values["nelbo"],
-            values["reconstruction"],
-            values["kl"],
-            values["iw_bound"] if iw_samples > 1 else None,
-            iw_samples,
-            math.log(2) * first["dimensions"],
-            sum(line["nfe"] for line in own) / len(own),
-            sum(line["seconds"] for line in own),
+    lines.sort(key=lambda line: line.chunk)
+    return first, {key: _assembled(key, lines, first, paths) for key in priors(first)}
+
+
+def priors(header: dict[str, Any]) -> list[str]:
+    """Those that are compared: of the VAE, of the LSGM by each estimator, and the LSGM's VAE under N(0, I)."""
+    further = header["stage"]["nelbo"].get("further_estimators", [])
+    return ["vae", "lsgm", *(f"lsgm_{estimator}" for estimator in further), "lsgm_with_normal_prior"]
+
+
+def _assembled(key: str, lines: Sequence[Line], header: dict[str, Any], paths: Sequence[Path]) -> SetNELBO:
+    """The NELBOs of all images under the prior ``key``; raises :class:`LSGMError` if there are fewer."""
+    own = [line for line in lines if line.prior == key]
+    values = {
+        name: torch.tensor([value for line in own for value in getattr(line, name)], dtype=torch.float64)
+        for name in ("nelbo", "reconstruction", "kl", "iw_bound")
+    }
+    if len(values["nelbo"]) != header["images"]:
+        raise LSGMError(
+            f"NELBO of {header['stage']['model']}: {len(values['nelbo'])} of {header['images']} images ({key}) in "
+            f"{', '.join(map(str, paths))}; delete these files and run the workflow, or `lsgm nelbo`, again"
         )
-    return first, found
+    iw_samples = int(header["stage"]["nelbo"]["iw_samples"])
+    return SetNELBO(
+        values["nelbo"],
+        values["reconstruction"],
+        values["kl"],
+        values["iw_bound"] if iw_samples > 1 else None,
+        iw_samples,
+        math.log(2) * header["dimensions"],
+        sum(line.nfe for line in own) / len(own),
+        sum(line.seconds for line in own),
+    )
 
 
 def _measure(model: LSGM, x: Tensor, numbers: Tensor, seed: int, iw_samples: int, **settings: Any) -> dict[str, Any]:
@@ -241,23 +260,3 @@ def _measure(model: LSGM, x: Tensor, numbers: Tensor, seed: int, iw_samples: int
         "kl": kl,
         "iw_bound": importance_weighted(each[:, 0]).tolist(),
     }
-
-
-def _resume(path: Path, header: dict[str, Any]) -> set[tuple[int, str]]:
-    """What is done already by the state file ``path``, which is left with whole lines alone; it is begun if need be."""
-    found = path.read_text().splitlines() if path.exists() else []
-    whole: list[dict[str, Any]] = []
-    for text in found:
-        try:
-            whole.append(json.loads(text))
-        except ValueError:  # the job was killed while it wrote this one
-            break
-    if whole and whole[0] != header:
-        differing = sorted(key for key in header if header[key] != whole[0].get(key))
-        log.info(f"{path}: is of another {' and '.join(differing)}; beginning anew")
-        whole = []
-    elif whole:
-        log.info(f"{path}: going on after {len(whole) - 1} of the chunks' lines")
-    with atomic(path) as part:
-        part.write_text("".join(json.dumps(line) + "\n" for line in whole or [header]))
-    return {(line["chunk"], line["prior"]) for line in whole[1:]}

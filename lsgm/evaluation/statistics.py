@@ -6,30 +6,34 @@ of the training images are computed once for each dataset and extractor and kept
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from lsgm.config import StatisticsStage
-from lsgm.data.store import ImageStore
+from lsgm.config import Section, StatisticsStage
+from lsgm.data.store import ImageStore, is_sealed, seal
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor, weights_of
-from lsgm.files import atomic, sha256
+from lsgm.files import atomic, parse_json, sha256
 from lsgm.progress import Progress
 
 Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W] in 0..255; an array may be mapped from a file
 
 KEPT = 10_000  # images of a set whose features KID, precision and recall are computed from
+
+WAY_OUT = "delete it, and run the workflow or `lsgm statistics` again"
 
 
 @dataclass(frozen=True)
@@ -135,41 +139,73 @@ def measure(
     return Statistics(name, moments, features, torch.cat(logits) if logits else None)
 
 
+class _Facts(Section):
+    """What a file of statistics says of itself. Older ones have no hashes."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    extractor: str
+    images: Annotated[int, Field(ge=2)]
+    source: dict[str, Any]
+    tensors: dict[str, str] | None = None  # sha256 of each
+
+
 def make_reference(stage: StatisticsStage, data: Path, out: Path, device: torch.device) -> None:
-    """Write the statistics of the training images in the store ``data`` to the file ``out``."""
+    """Write the statistics of the training images in the store ``data`` to the file ``out``.
+
+    Raises:
+        LSGMError: the data are damaged, another dataset, or none that the extractor takes.
+    """
     store = ImageStore(data, stage.dataset)
+    store.verify("train")
     found = measure(store.images("train"), stage.extractor, device, what=f"{store.name}'s training images")
+    tensors = {"mean": found.moments.mean, "scatter": found.moments.scatter, "features": found.features}
+    content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     meta = {
         "extractor": stage.extractor,
         "images": found.images,
         "source": source(store, stage.extractor),
         "torch": version("torch"),
         "code": stage.code,
+        "tensors": {name: _digest(tensor) for name, tensor in content.items()},
     }
-    tensors = {"mean": found.moments.mean, "scatter": found.moments.scatter, "features": found.features}
     with atomic(out) as part:
-        content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        part.write_bytes(to_bytes(content, metadata={"statistics": json.dumps(meta)}))
+        part.write_bytes(to_bytes(content, metadata={"statistics": json.dumps(seal(meta))}))
+
+
+def _digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's numbers."""
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 def read_reference(path: Path, store: ImageStore) -> Statistics:
     """The statistics in the file ``path``, of the training images in ``store``; raises :class:`LSGMError`."""
     try:
         with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()["statistics"])
-            mean, scatter, features = (file.get_tensor(name) for name in ("mean", "scatter", "features"))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise LSGMError(
-            f"{path}: no statistics of images ({error}); delete it, and run the workflow or `lsgm statistics` again"
-        ) from None
-    expected = source(store, meta["extractor"])
-    if meta["source"] != expected:
-        differing = sorted(key for key in expected if expected[key] != meta["source"].get(key))
-        raise LSGMError(
-            f"{path}: is of other {' and '.join(differing)} than are here now; delete it, and run the workflow "
-            "or `lsgm statistics` again"
-        )
-    return Statistics(meta["extractor"], Moments(meta["images"], mean, scatter), features, source=expected)
+            meta = parse_json(file.metadata()["statistics"], path)
+            tensors = {name: file.get_tensor(name) for name in ("mean", "scatter", "features")}
+        facts = _Facts.model_validate(meta)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LSGMError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {WAY_OUT}") from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, LSGMError) as error:
+        raise LSGMError(f"{path}: no statistics of images ({error}); {WAY_OUT}") from None
+    if "sha256" in meta and not (
+        is_sealed(meta) and facts.tensors == {name: _digest(tensor) for name, tensor in tensors.items()}
+    ):
+        raise LSGMError(f"{path}: has changed, its content is not that of its sha256; {WAY_OUT}")
+    d = extractor(facts.extractor).dimensions
+    kept = min(facts.images, len(tensors["features"]) if tensors["features"].dim() else 0)
+    for (name, tensor), shape in zip(tensors.items(), ([d], [d, d], [kept, d]), strict=True):
+        if list(tensor.shape) != shape or not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise LSGMError(f"{path}: {name}: expected finite numbers {shape}, found {tensor.dtype} "
+                            f"{list(tensor.shape)}; {WAY_OUT}")  # fmt: skip
+    expected = source(store, facts.extractor)
+    if facts.source != expected:
+        differing = sorted(key for key in expected if expected[key] != facts.source.get(key))
+        raise LSGMError(f"{path}: is of other {' and '.join(differing) or 'facts'} than are here now; {WAY_OUT}")
+    moments = Moments(facts.images, tensors["mean"], tensors["scatter"])
+    return Statistics(facts.extractor, moments, tensors["features"], source=expected)
 
 
 def source(store: ImageStore, name: str) -> dict[str, Any]:

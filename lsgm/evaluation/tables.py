@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import ConfigDict
 
-from lsgm.config import ConfigError, Section, load_stage
 from lsgm.errors import LSGMError
 from lsgm.evaluation.figures import Bar, save_curves, save_nelbo_bars
+from lsgm.evaluation.history import read_history
+from lsgm.evaluation.metrics import NELBO, Metrics, Sampling, Training, read_metrics
 from lsgm.files import atomic, write_json
 
 # What the paper (Vahdat et al., arXiv 2106.05931) reports for its LSGMs: NELBO in nats/image or bits per dim, FID.
@@ -45,97 +45,6 @@ HEAD = (
 DISTANCES = {"fid": "FID (", "clean_fid": "FID by clean-fid ("}
 
 
-class Part(Section):
-    """A part of metrics.json; keys that the tables do not need may be there."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class NELBO(Part):
-    nelbo: float
-    stderr: float
-    bpd: float = math.nan
-    reconstruction: float
-    kl: float
-    iw_samples: int = 1
-    iw_bound: float | None = None  # importance-weighted, of iw_samples encoder samples
-    iw_stderr: float | None = None
-
-
-class Gain(Part):
-    nelbo: float
-    stderr: float
-
-
-class NELBOs(Part):
-    """Keys that are not here are `lsgm_<estimator>`, of further estimators."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, NELBO]
-
-    unit: str
-    images: int
-    settings: dict[str, Any] | None = None
-    vae: NELBO
-    lsgm_with_normal_prior: NELBO
-    lsgm: NELBO
-    gain: Gain
-
-
-class Fidelity(Part):
-    extractor: str
-    images: int
-    vae: dict[str, float]  # `fid` or `frechet_<extractor>`, and what else was measured, by name
-    lsgm: dict[str, float]
-    floor_images: int
-    floor: dict[str, float]
-
-
-class Sampling(Part):
-    images: int
-    nfe: float
-    seconds: float
-    device: str | None = None
-    failed: str | None = None  # why it was given up
-
-
-class Samplings(Part):
-    vae: Sampling
-    lsgm: Sampling
-
-
-class Training(Part):
-    seconds: float
-    seconds_before: float = 0.0  # of end-to-end trainings that this one started from
-    skipped: int = 0  # steps that were left out, as not finite or exploding
-    restarts: int = 0  # times it went back to an earlier state
-    diverged_at: int | None = None  # the step, for good; the model is that of the last good state
-    device: str | None = None
-
-
-class Trainings(Part):
-    vae: Training
-    lsgm: Training
-
-    @property
-    def total(self) -> float:
-        """Seconds that the LSGM takes from nothing."""
-        return self.vae.seconds + self.lsgm.seconds_before + self.lsgm.seconds
-
-
-class Metrics(Part):
-    """What `lsgm evaluate` writes to metrics.json, as far as the tables need it."""
-
-    model: str
-    dataset: str
-    device: str
-    date: str
-    nelbo: NELBOs
-    fidelity: Fidelity | None
-    sampling: Samplings
-    training: Trainings
-
-
 def tabulate(results: Sequence[Path], out: Path) -> None:
     """Write tables/, figures/ and metrics/ to ``out`` from the folders ``results`` that `lsgm evaluate` wrote.
 
@@ -151,7 +60,7 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
         folders[metrics.model] = folder
         models.append(metrics)
     histories = {
-        (model, stage): read_history(folder / f"history_{stage}.csv")
+        (model, stage): read_history(folder / f"history_{stage}.csv", "write it again with `lsgm evaluate`")
         for model, folder in folders.items()
         for stage in ("vae", "lsgm")
     }
@@ -161,7 +70,7 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
     table = comparison(models)
     write_text(out / "tables" / "comparison.csv", csv(table))
     shown, lines = readable(table, models), notes(models)
-    write_text(out / "tables" / "comparison.md", "\n\n".join([markdown(shown, labels=2), *lines]) + "\n")
+    write_text(out / "tables" / "comparison.md", "\n\n".join([markdown(shown, labels=2), *map(one_line, lines)]) + "\n")
     write_text(out / "tables" / "comparison.html", page("Models and priors", shown, lines))
     long = pd.concat(
         [frame.assign(model=model, stage=stage) for (model, stage), frame in histories.items()], ignore_index=True
@@ -178,28 +87,6 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
     save_nelbo_bars({metrics.model: _bars(metrics) for metrics in models}, out / "figures" / "nelbo.png")
     for model in folders:
         save_curves(histories[model, "vae"], histories[model, "lsgm"], out / "figures" / f"{model}_training.png")
-
-
-def read_metrics(path: Path) -> Metrics:
-    """Read and check the metrics.json of one model; raises :class:`LSGMError` that names the file and the key."""
-    try:
-        return load_stage(Metrics, path)
-    except (ConfigError, UnicodeDecodeError) as error:
-        message = str(error) if isinstance(error, ConfigError) else f"{path}: is not a text file"
-        raise LSGMError(f"{message}; write the file again with `lsgm evaluate`") from None
-
-
-def read_history(path: Path) -> pd.DataFrame:
-    """Read the history of one training stage; raises :class:`LSGMError` that names the file."""
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise LSGMError(f"{path}: cannot be read ({error}); write it again with `lsgm evaluate`") from None
-    missing = [name for name in ("step", "epoch", "nelbo") if name not in frame.columns]
-    if missing or frame.empty:
-        what = f"has no column {', '.join(missing)}" if missing else "has no rows"
-        raise LSGMError(f"{path}: {what}; a training history has the columns step, epoch, nelbo and others")
-    return frame
 
 
 def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
@@ -231,7 +118,7 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
                 row |= _fidelity(metrics, key) | {
                     "fid_paper": paper.get("fid"),
                     "nfe": sampling.nfe,
-                    "sampling_s_per_1000": 1000 * sampling.seconds / sampling.images if sampling.images else None,
+                    "sampling_s_per_1000": sampling.seconds_per_1000,
                 }
             training = metrics.training.vae.seconds if key == "vae" else metrics.training.total
             rows.append(row | {"training_s": training})
@@ -293,9 +180,20 @@ def notes(models: Sequence[Metrics]) -> list[str]:
 
 def markdown(shown: pd.DataFrame, labels: int) -> str:
     """A table of texts, of whose columns the first ``labels`` are words and the others numbers."""
-    header, *rows = ("| " + " | ".join(row) + " |" for row in (shown.columns, *shown.to_numpy()))
+    cells = ([plain(cell).replace("|", "\\|") for cell in row] for row in (shown.columns, *shown.to_numpy()))
+    header, *rows = ("| " + " | ".join(row) + " |" for row in cells)
     rule = "|" + "---|" * labels + "---:|" * (len(shown.columns) - labels)
     return "\n".join([header, rule, *rows])
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks, which end a row or a paragraph of markdown."""
+    return " ".join(text.splitlines())
+
+
+def plain(text: str) -> str:
+    """``text`` for markdown, on one line and without HTML."""
+    return one_line(text).replace("<", "&lt;")
 
 
 def page(title: str, shown: pd.DataFrame, lines: Sequence[str]) -> str:

@@ -61,10 +61,12 @@ def build(
     states: States | None = None,
     tensorboard: Path | None = None,
 ) -> tuple[Engine, LSGM]:
-    """The engine that trains the VAE, and the model."""
+    """The engine that trains the VAE, and the model. Raises :class:`LSGMError` where the data are damaged."""
     config = stage.pretrain
     torch.manual_seed(config.seed)
     store = ImageStore(data, stage.dataset)
+    if ranks.local == 0:  # once on each node
+        store.verify("train", "test")
     image = store.image
     model = LSGM(image, stage.vae).to(device).train()
     batches = Batches(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -67,6 +66,8 @@ class States:
     def load(self, below: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """Steps done and state of the newest file that is whole, of fewer than ``below`` steps; None without any.
 
+        A part that the state lacks raises :class:`LSGMError` where it is looked up.
+
         Raises:
             LSGMError: the state is that of another training, or none is whole.
         """
@@ -74,19 +75,19 @@ class States:
         for step in reversed(steps):
             path = self._path(step)
             try:
-                if sha256(path) != path.with_suffix(".sha256").read_text().strip():
-                    raise ValueError("its checksum differs")
-                found = torch.load(path, map_location="cpu", weights_only=True)
-            except (FileNotFoundError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                log.info(f"{path}: damaged ({error}); trying the one before")
+                found = _read(path, step)
+            except Exception as error:  # torch's reader fails in many ways on bytes that are not its own
+                log.info(f"{path}: damaged ({' '.join(str(error).split())[:200]}); trying the one before")
                 continue
-            if found["identity"] != self.identity:
-                differing = dict(self.identity.items() ^ found["identity"].items())
+            identity = found["identity"]
+            if identity != self.identity:
+                keys = self.identity.keys() | identity.keys()
+                differing = sorted(key for key in keys if self.identity.get(key) != identity.get(key))
                 raise LSGMError(
-                    f"{path}: is of a training with other settings ({', '.join(sorted(differing))}); put them back to "
-                    f"go on, or remove {self.folder} to begin anew"
+                    f"{path}: is of a training with other settings ({', '.join(map(str, differing))}); put them back "
+                    f"to go on, or remove {self.folder} to begin anew"
                 )
-            return int(found["step"]), dict(found["state"])
+            return step, _Tree(found["state"], path)
         if steps and below is None:
             raise LSGMError(f"{self.folder}: no state in it is whole; restore one, or remove the folder to begin anew")
         return None
@@ -112,6 +113,35 @@ class States:
             return []
         found = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
+
+
+class _Tree(dict[str, Any]):
+    """A state from a file, whose missing parts are told in one line."""
+
+    def __init__(self, tree: dict[str, Any], path: Path, where: str = "") -> None:
+        super().__init__(tree)
+        self.path, self.where = path, where
+        for key in ("parts", "optimisers"):
+            if isinstance(tree.get(key), dict):
+                self[key] = _Tree(tree[key], path, f"{where}{key}.")
+
+    def __missing__(self, key: str) -> Any:
+        raise LSGMError(
+            f"{self.path}: has no {self.where}{key}, it is of another version of the program; remove "
+            f"{self.path.parent} to begin anew"
+        )
+
+
+def _read(path: Path, step: int) -> dict[str, Any]:
+    """What is in the state file of ``step``; raises an exception of any kind if it is not what was written."""
+    if sha256(path) != path.with_suffix(".sha256").read_text(encoding="utf-8").strip():
+        raise ValueError("its checksum differs")
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    if not (isinstance(found, dict) and found.get("step") == step):
+        raise ValueError(f"it is no state of step {step}")
+    if not (isinstance(found.get("identity"), dict) and isinstance(found.get("state"), dict)):
+        raise ValueError("it has no identity or no state")
+    return found
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,19 +50,27 @@ def train(
     ranks, device = distributed.start(device)
     inputs = {"data": sha256(data / "manifest.json"), "vae": sha256(vae / "model.safetensors")}
     states = States(state or out / "state", {**stage.model_dump(mode="json"), **inputs})
+    start = checkpoint.read_config(vae)
+    before = sum(_seconds(start, key, vae) for key in ("seconds", "seconds_before")) if start.prior is not None else 0.0
     engine, model, ema = build(stage, data, vae, device, ranks, states, tensorboard if ranks.first else None)
     summary = engine.fit()
     if ranks.first:
         ema.copy_to_module()
-        facts: dict[str, Any] = {**asdict(summary), "seconds_before": 0.0}  # of earlier end-to-end trainings
-        start = checkpoint.read_config(vae)
-        if start.prior is not None:
-            facts["seconds_before"] = sum(float(str(start.training.get(k, 0))) for k in ("seconds", "seconds_before"))
+        facts = {**asdict(summary), "seconds_before": before}  # of earlier end-to-end trainings
         engine.history.write(out / "history.csv")
         checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
         states.clear()
     distributed.stop()
     return summary
+
+
+def _seconds(start: checkpoint.CheckpointConfig, key: str, folder: Path) -> float:
+    value = start.training.get(key, 0.0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise LSGMError(
+            f"{folder / 'config.json'}: training.{key}: expected a number, found {value!r}; restore the model"
+        )
+    return float(value)
 
 
 def build(
@@ -75,9 +82,15 @@ def build(
     states: States | None = None,
     tensorboard: Path | None = None,
 ) -> tuple[Engine, LSGM, EMA[ScorePrior]]:
-    """The engine that trains VAE and prior, the model, and the average of the prior's weights."""
+    """The engine that trains VAE and prior, the model, and the average of the prior's weights.
+
+    Raises:
+        LSGMError: the data or the VAE are damaged, or do not belong together.
+    """
     config = stage.train
     store = ImageStore(data, stage.dataset)
+    if ranks.local == 0:  # once on each node
+        store.verify("train", "test")
     pretrained = checkpoint.load(vae)
     image = store.image
     if pretrained.image != image:

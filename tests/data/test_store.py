@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from lsgm.config import DatasetConfig, PrepareStage
 from lsgm.data.prepare import build, prepare
 from lsgm.data.registry import Dataset
-from lsgm.data.store import ImageStore
+from lsgm.data.store import ImageStore, is_sealed, seal
 from lsgm.errors import LSGMError
 
 
@@ -117,7 +118,7 @@ def swap_shape(path: Path) -> None:
         ("train_images.npy", lambda p: p.write_bytes(bytes(p.stat().st_size)), "is no .npy file"),
         ("train_images.npy", swap_shape, r"holds uint8 \[20, 28, 1, 28\], expected uint8 \[20, 1, 28, 28\]"),
         ("manifest.json", Path.unlink, "cannot be read"),
-        ("manifest.json", lambda p: p.write_text("{"), "is damaged"),
+        ("manifest.json", lambda p: p.write_text("{"), "is not valid JSON"),
         ("manifest.json", lambda p: p.write_text("[]"), "is damaged"),
         ("manifest.json", lambda p: p.write_text("{}"), "is damaged"),
         ("manifest.json", lambda p: p.write_text(p.read_text().replace('"bytes"', '"size"')), "is damaged"),
@@ -131,12 +132,81 @@ def test_damage_is_noticed_at_opening(out: Path, name: str, damage: Callable[[Pa
 
 
 def test_a_flipped_bit_is_noticed_by_verify(out: Path) -> None:
+    """By that of its own split: a training does not read what only an evaluation uses."""
     content = bytearray((out / "test_images.npy").read_bytes())
     content[-1] ^= 1
     (out / "test_images.npy").write_bytes(content)
     store = ImageStore(out)
-    with pytest.raises(LSGMError, match="test_images.npy: has changed"):
-        store.verify()
+    store.verify("train")
+    for splits in ((), ("test",), ("train", "test")):
+        with pytest.raises(LSGMError, match="test_images.npy: has changed"):
+            store.verify(*splits)
+    with pytest.raises(LSGMError, match="no split 'valid'"):
+        store.verify("valid")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["image"].update(binary=False), "has changed, its sha256 is not that of its content"),
+        (lambda m: m["image"].update(padded_size=30), "has changed"),
+        (lambda m: m.update(licence="mine"), "has changed"),
+    ],
+)
+def test_a_sealed_manifest_cannot_be_changed(
+    out: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = out / "manifest.json"
+    manifest = seal(json.loads(path.read_text()))
+    path.write_text(json.dumps(manifest, indent=2))
+    assert is_sealed(ImageStore(out).manifest)
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(LSGMError, match=f"manifest.json: {message}.*`lsgm prepare`"):
+        ImageStore(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["files"].update({"../train_images.npy": m["files"]["train_images.npy"]}), "is no file of the spl"),
+        (lambda m: m["splits"].update(train=-20), "splits.train"),
+        (
+            lambda m: m["splits"].update(train=21),
+            r"files.train_images.npy.shape: \[20, 1, 28, 28\] is not \[21, 1, 28,",
+        ),
+        (lambda m: m["splits"].update(valid=3), "valid_images.npy is missing"),
+        (lambda m: m["splits"].update(train="20"), "splits.train"),
+        (lambda m: m["image"].update(size=27), "shape"),
+        (lambda m: m["image"].update(padded_size=20), "padded_size: 20 is less than"),
+        (lambda m: m["files"]["train_labels.npy"].update(shape=[]), "files.train_labels.npy.shape"),
+        (lambda m: m["files"]["train_labels.npy"].update(sha256=None), "files.train_labels.npy.sha256"),
+        (lambda m: m.update(files=[]), "files"),
+        (lambda m: m.update(dataset=3), "dataset"),
+        (lambda m: m.pop("version"), "version"),
+    ],
+)
+def test_a_damaged_manifest_without_a_hash_is_named(
+    out: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    """One of before; what has no hash is held against itself and the files."""
+    path = out / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop("sha256", None)
+    path.write_text(json.dumps(manifest))
+    ImageStore(out).verify()
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(LSGMError, match=message) as caught:
+        ImageStore(out)
+    assert str(caught.value).startswith(f"{path}: ") and str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[" * 100_000, b'{"version": 2, "version": 1}', b"null"])
+def test_what_is_no_manifest_is_named(out: Path, content: bytes) -> None:
+    (out / "manifest.json").write_bytes(content)
+    with pytest.raises(LSGMError, match=r"manifest.json: .*`lsgm prepare`"):
+        ImageStore(out)
 
 
 def test_a_store_of_another_version_is_refused(out: Path) -> None:

@@ -144,3 +144,39 @@ def test_missing_results_are_named(tmp_path: Path) -> None:
     grid = stage()
     with pytest.raises(LSGMError, match="those of g_VPSDE_shared_1 are not among the folders; g needs them"):
         tabulate(grid, results(tmp_path / "in", grid)[1:], tmp_path)
+
+
+def test_results_of_one_cell_in_two_folders_are_refused(tmp_path: Path) -> None:
+    grid = stage()
+    given = results(tmp_path / "in", grid)
+    with pytest.raises(LSGMError, match="holds results of g_VPSDE_shared_1, which another folder does too"):
+        tabulate(grid, [*given, given[0]], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"cells": []}, "g: cells: expected one for each combination of the axes"),
+        ({"models": ["g_VPSDE_shared_1"]}, "g: cells: expected one for each combination .* the valid ones as models"),
+        ({"axes": AXES | {"size": ["small"]}}, "g: cells: expected one for each combination"),
+        ({"axes": {}}, "g: axes: expected names other than .* found none"),
+        ({"axes": {"seed": ["1"]}}, "g: axes: expected names other than .* found seed"),
+        ({"columns": ["p"]}, "g: columns: p: expected some of the axes"),
+    ],
+)
+def test_cells_that_are_no_grid_are_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    grid = stage()
+    with pytest.raises(LSGMError, match=says):
+        tabulate(stage(**changes), results(tmp_path / "in", grid), tmp_path)
+
+
+def test_labels_do_not_break_a_table(tmp_path: Path) -> None:
+    axes = {"a|b": ["x|y", "<i>"]}
+    cells = [{"name": f"g_{i}", "labels": {"a|b": label}, "seed": 1} for i, label in enumerate(axes["a|b"])]
+    grid = stage(axes=axes, cells=cells, models=["g_0", "g_1"], title="One\n# Two <script>")
+    tabulate(grid, results(tmp_path / "in", grid), tmp_path)
+    header, rule, *found = rows(tmp_path)
+    assert {row.replace("\\|", "").count("|") for row in (header, *found)} == {rule.count("|")}
+    assert header.startswith("| a\\|b |") and [row.split()[1] for row in found] == ["x\\|y", "&lt;i>"]
+    assert (tmp_path / "tables/ablations/g.md").read_text().startswith("# One # Two &lt;script>\n")
+    assert pd.read_csv(tmp_path / "tables/ablations/g.csv")["a|b"].tolist() == axes["a|b"]

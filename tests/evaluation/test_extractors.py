@@ -170,3 +170,14 @@ except LSGMError as error:
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert says in found.stdout
+
+
+def test_the_classifiers_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytearray(extractors.classifier.WEIGHTS.read_bytes())
+    content[-1] ^= 1
+    path = tmp_path / "weights"
+    monkeypatch.setattr(extractors.classifier, "WEIGHTS", path)
+    for damage, says in ((lambda: None, "cannot be read"), (lambda: path.write_bytes(content), "has changed")):
+        damage()
+        with pytest.raises(LSGMError, match=f"weights: {says}.*; restore it"):
+            extractors.weights_of("mnist_classifier")

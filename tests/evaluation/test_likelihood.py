@@ -216,7 +216,7 @@ def test_parts_that_do_not_belong_together_are_refused(
     with pytest.raises(LSGMError, match="NELBO of tiny: .* images .*alone; delete"):
         read_parts([alone])
     one.write_text("{")
-    with pytest.raises(LSGMError, match="one: no part of a NELBO .*delete it"):
+    with pytest.raises(LSGMError, match="one: line 1: is not valid JSON .*delete it"):
         read_parts([one])
     with pytest.raises(LSGMError, match="--part: expected 0 to 1, found 2"):
         part(models, mnist_store, tmp_path / "three", 2, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import operator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,67 @@ def test_a_file_of_other_images_or_weights_is_refused(
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-100])
     with pytest.raises(LSGMError, match="file: no statistics of images"):
         read_reference(tmp_path / "file", small_store)
+
+
+def spoilt(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], Any], hashes: bool = True) -> None:
+    """Write the file again with other content under the old hashes, or as before there were any."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as file:
+        meta = json.loads(file.metadata()["statistics"])
+        tensors = {name: file.get_tensor(name) for name in ("mean", "scatter", "features")}
+    if not hashes:
+        del meta["sha256"], meta["tensors"]
+    change(meta, tensors)
+    save_file({k: t.contiguous() for k, t in tensors.items()}, path, metadata={"statistics": json.dumps(meta)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta, tensors: tensors["mean"][0].add_(1),
+        lambda meta, tensors: tensors["features"][7, 3].add_(1),
+        lambda meta, tensors: meta.update(images=299),
+        lambda meta, tensors: meta["tensors"].pop("mean"),
+    ],
+)
+def test_a_file_whose_content_changed_is_refused(
+    small_store: ImageStore, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], Any]
+) -> None:
+    make_reference(STAGE, small_store.path, tmp_path / "file", CPU)
+    spoilt(tmp_path / "file", change)
+    with pytest.raises(LSGMError, match="file: has changed, .*; delete it, and run the workflow or `lsgm statistics`"):
+        read_reference(tmp_path / "file", small_store)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda meta, tensors: None, ""),
+        (lambda meta, tensors: meta.update(images=-3), "images: "),
+        (lambda meta, tensors: meta.update(images="300"), "images: "),
+        (lambda meta, tensors: meta.update(source=[]), "source: "),
+        (lambda meta, tensors: meta.pop("extractor"), "extractor: "),
+        (lambda meta, tensors: meta.update(extractor="vgg"), "unknown extractor 'vgg'"),
+        (lambda meta, tensors: tensors.update(scatter=tensors["scatter"][1:]), "scatter: expected finite .* found"),
+        (lambda meta, tensors: tensors.update(mean=tensors["mean"].int()), "mean: expected finite numbers .64., found"),
+        (lambda meta, tensors: tensors["features"][0].fill_(float("nan")), "features: expected finite numbers"),
+        (lambda meta, tensors: tensors.update(features=tensors["features"].sum()), "features: expected finite"),
+    ],
+)
+def test_a_file_without_hashes_is_held_against_itself(
+    small_store: ImageStore, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], Any], says: str
+) -> None:
+    """As written before there were hashes."""
+    make_reference(STAGE, small_store.path, tmp_path / "file", CPU)
+    spoilt(tmp_path / "file", change, hashes=False)
+    if not says:
+        assert read_reference(tmp_path / "file", small_store).images == 300
+        return
+    with pytest.raises(LSGMError, match=says) as caught:
+        read_reference(tmp_path / "file", small_store)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

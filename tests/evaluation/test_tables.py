@@ -249,6 +249,39 @@ def test_nan_is_shown_as_such(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics/lsgm/mnist_demo.json").read_text())["nelbo"] == "nan"
 
 
+def test_null_is_nan(tmp_path: Path) -> None:
+    """What strict JSON has for it gives the tables of the NaN that older files have."""
+
+    def diverged(value: float | None) -> Callable[[dict[str, Any]], None]:
+        def change(metrics: dict[str, Any]) -> None:
+            metrics["model"] = "mnist_demo"
+            metrics["nelbo"]["lsgm"] |= {"nelbo": value, "stderr": value, "kl": value, "bpd": value, "iw_bound": value}
+            metrics["nelbo"]["lsgm"] |= {"iw_stderr": value}
+            metrics["nelbo"]["vae"] |= {"stderr": value}
+            metrics["nelbo"]["gain"] = {"nelbo": value, "stderr": value}
+            metrics["fidelity"]["lsgm"] |= {"kid_mnist_classifier": value}
+            metrics["fidelity"]["floor"] = {"frechet_mnist_classifier": value}
+            metrics["sampling"]["lsgm"]["nfe"] = value
+
+        return change
+
+    found = []
+    for name, value in (("null", None), ("nan", float("nan"))):
+        out = tmp_path / name / "out"
+        tabulate([folder(tmp_path / name / "in", diverged(value))], out)
+        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert found[0] == found[1] and len(found[0]) == 10
+
+
+def test_text_does_not_break_a_table(tmp_path: Path) -> None:
+    def odd(metrics: dict[str, Any]) -> None:
+        metrics["nelbo"]["unit"] = "nats | bits\n<b>"
+
+    tabulate([folder(tmp_path / "in" / "mnist_demo", odd)], tmp_path)
+    header, rule, *_ = (tmp_path / "tables" / "comparison.md").read_text().splitlines()
+    assert "NELBO (nats \\| bits &lt;b>) ↓" in header and header.replace("\\|", "").count("|") == rule.count("|")
+
+
 def test_same_bytes_every_time(tmp_path: Path) -> None:
     given = [folder(tmp_path / "in" / "small"), folder(tmp_path / "in" / "big")]
     found = []
@@ -299,6 +332,14 @@ def test_broken_files_are_named(tmp_path: Path, spoil: Callable[[Path], Any], sa
         (lambda m: m["nelbo"]["lsgm"].pop("kl"), r"nelbo\.lsgm\.kl: missing"),
         (lambda m: m.pop("fidelity"), r"metrics\.json: fidelity: missing"),
         (lambda m: m["fidelity"]["lsgm"].update(fid="low"), r"fidelity\.lsgm\.fid: expected a valid number.*'low'"),
+        (lambda m: m.update(model="../outside"), r"metrics\.json: model: expected .*'\.\./outside'"),
+        (lambda m: m.update(model="/tmp/outside"), r"metrics\.json: model: expected .*'/tmp/outside'"),
+        (lambda m: m.update(dataset="mnist | <b>"), r"metrics\.json: dataset: expected"),
+        (
+            lambda m: m["nelbo"].update({"lsgm_../x": m["nelbo"]["lsgm"]}),
+            r"metrics\.json: nelbo\.lsgm_\.\./x: expected",
+        ),
+        (lambda m: m["fidelity"]["lsgm"].update({"fid|x": 1.0}), r"metrics\.json: fidelity\.lsgm\.fid\|x: expected"),
     ],
 )
 def test_wrong_keys_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lsgm.errors import LSGMError
+from lsgm.files import sha256
 from lsgm.training import state
 from lsgm.training.state import States
 
@@ -31,7 +32,9 @@ def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path):
     assert not (tmp_path / "state").exists() and states.load() is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "no checksum", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "no checksum", "empty", "binary checksum", "folder", "checksum is a folder"]
+)
 def test_a_damaged_file_is_passed_over(tmp_path, damage):
     states = States(tmp_path, {})
     states.save(1, STATE)
@@ -45,9 +48,46 @@ def test_a_damaged_file_is_passed_over(tmp_path, damage):
         newest.write_bytes(content)
     elif damage == "empty":
         newest.write_bytes(b"")
+    elif damage == "binary checksum":
+        newest.with_suffix(".sha256").write_bytes(b"\xff\xfe\0")
+    elif damage in ("folder", "checksum is a folder"):
+        path = newest if damage == "folder" else newest.with_suffix(".sha256")
+        path.unlink()
+        path.mkdir()
     else:
         newest.with_suffix(".sha256").unlink()
     assert states.load()[0] == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        {"step": 1, "identity": {}, "state": {}},
+        {"step": 2, "state": {}},
+        {"step": 2, "identity": [], "state": {}},
+        {"step": 2, "identity": {}, "state": 3},
+    ],
+    ids=["list", "step", "no identity", "identity", "state"],
+)
+def test_what_is_no_state_is_passed_over(tmp_path, content):
+    states = States(tmp_path, {})
+    states.save(1, STATE)
+    states.save(2, STATE)
+    path = tmp_path / "step-000000002.pt"
+    torch.save(content, path)
+    path.with_suffix(".sha256").write_text(sha256(path) + "\n")
+    assert states.load()[0] == 1
+
+
+def test_a_part_that_a_state_lacks_is_named(tmp_path):
+    states = States(tmp_path, {})
+    states.save(1, STATE)
+    _, found = states.load()
+    assert "w" in found["parts"]
+    for look_up in (lambda: found["scaler"], lambda: found["parts"]["ema"]):
+        with pytest.raises(LSGMError, match=r"step-000000001.pt: has no (scaler|parts.ema), .*to begin anew"):
+            look_up()
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import sys
 
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 
 import lsgm
 from lsgm.config import ConfigError, PretrainStage, PriorConfig, TrainConfig, TrainStage, parse
+from lsgm.errors import LSGMError
 from lsgm.training.latents import encodings
 from lsgm.training.pretrain import pretrain
 from lsgm.training.train import train
@@ -48,6 +50,33 @@ def trained(vae, mnist_store, tmp_path):
         return lsgm.load(tmp_path), config, pd.read_csv(tmp_path / "history.csv")
 
     return run
+
+
+def test_damaged_data_and_facts_are_refused_before_a_step(vae, mnist_store, tmp_path):
+    """Of both splits: the test images are looked at on the way."""
+    config = json.loads((vae / "config.json").read_text())
+    first = PretrainStage.model_validate(config["stages"][0])
+    second = {"model": "tiny", "dataset": "mnist", "prior": PRIOR, "sde": {}, "train": SHORT}
+    second = parse(TrainStage, second, "test")
+    for split in ("train", "test"):
+        data = shutil.copytree(mnist_store.path, tmp_path / split)
+        with open(data / f"{split}_images.npy", "r+b") as file:
+            file.seek(10_000)
+            file.write(b"\1\2\3")
+        for run in (
+            lambda data=data: pretrain(first, data, tmp_path / "out", CPU),
+            lambda data=data: train(second, data, vae, tmp_path / "out", CPU),
+        ):
+            with pytest.raises(LSGMError, match=rf"{split}_images.npy: has changed: sha256"):
+                run()
+    start = tmp_path / "lsgm"
+    train(second, mnist_store.path, vae, start, CPU)
+    config = json.loads((start / "config.json").read_text()) | {"format": 1}
+    config["training"]["seconds"] = None
+    del config["config_sha256"]
+    (start / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LSGMError, match=r"lsgm/config.json: training.seconds: expected a number, found None"):
+        train(second, mnist_store.path, start, tmp_path / "out", CPU)
 
 
 @pytest.mark.parametrize(
