@@ -13,14 +13,12 @@ from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig, Section, StageConfig, parse
-from lsgm.data.store import seal
 from lsgm.errors import LSGMError
-from lsgm.files import atomic, read_json, sha256, write_json
+from lsgm.files import atomic, read_json, seal, sha256, write_json
 from lsgm.model import LSGM
+from lsgm.shapes import misfits
 
 RESTORE = "delete it, then restore it (`dvc checkout`, or `dvc pull`) or train again"
 
@@ -135,7 +133,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:
         with safe_open(path, "pt") as file:  # the header alone
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: (tuple(s.get_shape()), "F" in s.get_dtype()) for name, s in slices.items()}
-        model = skeleton(*parts, tensors=len(found))
+        model = skeleton(*parts)
         expected = {name: (tuple(t.shape), t.is_floating_point()) for name, t in model.state_dict().items()}
         if wrong := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
             raise ValueError(f"{len(wrong)} tensors are missing, unknown or of other shapes, such as {min(wrong)}")
@@ -150,31 +148,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:
     return model.requires_grad_(False).eval().to(device)
 
 
-def skeleton(
-    image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None, sde: SDEConfig | None, tensors: int
-) -> LSGM:
+def skeleton(image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None, sde: SDEConfig | None) -> LSGM:
     """The model without memory for its tensors: names, shapes and dtypes to hold a file against before it is read.
 
     Raises:
-        LSGMError: no such model exists, or it has far more than ``tensors`` tensors, the number in the file.
+        LSGMError: no such model exists.
     """
-    limit, found = 100 + 3 * tensors, 0
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        nonlocal found
-        found += parameter is not None and parameter.is_meta
-        if found > limit:
-            raise ValueError(f"a model of more than {limit} tensors, the file has {tensors}")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            return LSGM(image, vae, prior, sde)
-    except (RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise LSGMError(f"the configuration is that of no model which can be built ({reason})") from None
-    finally:
-        hook.remove()
+    if reasons := misfits(image, vae, prior):
+        raise LSGMError(f"the configuration is that of no model which can be built ({reasons[0]})")
+    with torch.device("meta"):
+        return LSGM(image, vae, prior, sde)
 
 
 def check_weights(weights: Mapping[str, Any], where: str | Path) -> None:

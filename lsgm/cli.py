@@ -28,7 +28,7 @@ from lsgm.config import (
     load_stage,
 )
 from lsgm.errors import LSGMError, SolverError, Stopped
-from lsgm.files import atomic, sha256, write_json
+from lsgm.files import atomic, seal, sha256, write_json
 from lsgm.progress import clock, log, set_up_logging
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ def sample(args: argparse.Namespace) -> str:
         "device": checkpoint.device_name(model.device),
         "code": stage.code,
         "model": checkpoint.read_config(args.model).sha256,
-        "sha256": digest,  # of samples.npy
+        "samples_sha256": digest,
     }
     if failed is not None:
         facts["failed"] = failed
-    write_json(args.out / "sampling.json", {**asdict(info), **facts})
+    write_json(args.out / "sampling.json", seal({**asdict(info), **facts}))
     if failed is not None:
         return f"given up: {failed}"
     return f"{info.images} images, NFE {info.nfe:.0f}, {info.images / info.seconds:.0f} img/s"
@@ -179,11 +179,11 @@ def verify(args: argparse.Namespace) -> None:
         raise LSGMError(f"{args.folder}: holds no model and no dataset; expected a folder of theirs, or one of them")
     for store in stores:
         ImageStore(store).verify()
-    unknown = [str(folder) for folder in models if checkpoint.verify(folder).sha256 is None]
+    unchecked = [f"{folder}/{name}" for folder in models for name in checkpoint.verify(folder).unchecked]
     counts = [f"{len(found)} {what}" for found, what in ((models, "models"), (stores, "datasets")) if found]
     log.info(f"{args.folder}: {' and '.join(counts)} are what was saved")
-    if unknown:
-        log.warning(f"{', '.join(unknown)}: cannot be checked, saved before their sha256 was recorded")
+    if unchecked:
+        log.warning(f"{', '.join(unchecked)}: cannot be checked, saved before their sha256 was recorded")
 
 
 def import_published(args: argparse.Namespace) -> None:

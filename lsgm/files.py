@@ -128,6 +128,21 @@ def write_json(path: str | Path, value: Any) -> None:
         part.write_text(to_json(value, indent=2) + "\n")
 
 
+def seal(content: dict[str, Any], key: str = "sha256") -> dict[str, Any]:
+    """``content`` with its hash under ``key``: the sha256 of its JSON without that key, as strict JSON reads it."""
+    rest = {name: value for name, value in content.items() if name != key}
+    canonical = json.dumps(json.loads(to_json(rest)), sort_keys=True)
+    return {**rest, key: hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def is_sealed(content: dict[str, Any], key: str = "sha256") -> bool:
+    """Whether ``content`` has a hash under ``key`` that is right."""
+    try:
+        return key in content and seal(content, key)[key] == content[key]
+    except RecursionError:
+        return False
+
+
 def sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
     digest = hashlib.sha256()

@@ -185,7 +185,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LSGM:
         vae_state = _tensors(checkpoint["vae_state_dict"], "vae_state_dict")
         prior_state = _averaged(checkpoint) if with_prior else {}
         # Held against a model without memory first: what the arguments ask for may be larger than the machine.
-        plan = skeleton(*parts, tensors=len(vae_state) + len(prior_state))
+        plan = skeleton(*parts)
         logits = _mixing_logits(plan, prior_state)
         networks: list[tuple[nn.Module, dict[str, Tensor], str]] = [(plan.vae, vae_state, "vae_state_dict")]
         networks += [(plan.prior.network, prior_state, "dae_state_dict")] if plan.prior is not None else []

@@ -30,7 +30,7 @@ from lsgm.data.registry import Dataset
 from lsgm.data.sources import Acquired, acquire
 from lsgm.data.store import MANIFEST, VERSION
 from lsgm.errors import LSGMError
-from lsgm.files import lock, write_json
+from lsgm.files import lock, seal, write_json
 from lsgm.progress import Progress
 
 logger = logging.getLogger("lsgm")
@@ -66,7 +66,7 @@ def build(
     described = originals.describe() if originals is not None else None
     with acquire(dataset, path) as acquired, ExitStack() as stack:
         try:
-            manifest = _write(dataset, acquired, described, part, shard_bytes, stack)
+            manifest = seal(_write(dataset, acquired, described, part, shard_bytes, stack))
             out.mkdir(exist_ok=True)
             (out / MANIFEST).unlink(missing_ok=True)
             for name in manifest["files"]:

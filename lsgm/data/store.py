@@ -8,7 +8,6 @@ manifest.json        written last: a folder with a manifest is whole
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,34 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from lsgm.config import ImageConfig, Name, Section
+from lsgm.bounds import Name
+from lsgm.config import ImageConfig, Section
 from lsgm.errors import LSGMError
-from lsgm.files import read_json, to_json
+from lsgm.files import is_sealed, read_json
 from lsgm.progress import Progress
 
 MANIFEST = "manifest.json"
 VERSION = 2
-WAY_OUT = "make the data again with `lsgm prepare`"
+WAY_OUT = "delete the folder, then restore it (`dvc checkout`) or make it again (`lsgm prepare`)"
 BUFFER = 1 << 22  # bytes
 SILENT = 1 << 30  # bytes that are hashed in about a second
 
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1)]
-
-
-def seal(content: dict[str, Any], key: str = "sha256") -> dict[str, Any]:
-    """``content`` with its hash under ``key``: the sha256 of its JSON without that key, as strict JSON reads it."""
-    rest = {name: value for name, value in content.items() if name != key}
-    canonical = json.dumps(json.loads(to_json(rest)), sort_keys=True)
-    return {**rest, key: hashlib.sha256(canonical.encode()).hexdigest()}
-
-
-def is_sealed(content: dict[str, Any], key: str = "sha256") -> bool:
-    """Whether ``content`` has a hash under ``key`` that is right."""
-    try:
-        return key in content and seal(content, key)[key] == content[key]
-    except RecursionError:
-        return False
 
 
 class _FileFacts(Section):

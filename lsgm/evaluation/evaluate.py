@@ -38,7 +38,7 @@ from lsgm.evaluation.fidelity import half_against_half, kept, metrics
 from lsgm.evaluation.likelihood import read_parts, standard_error
 from lsgm.evaluation.metrics import Sampling
 from lsgm.evaluation.statistics import Statistics, measure, read_reference
-from lsgm.files import read_json, sha256
+from lsgm.files import is_sealed, read_json, sha256
 from lsgm.progress import log
 
 DRAW_AGAIN = "run `lsgm sample` again"
@@ -49,7 +49,8 @@ class SamplingFile(Sampling):
 
     model: str | None = None  # sha256 of the weights
     code: str | None = None
-    sha256: str | None = None  # of samples.npy; None: written before this was recorded
+    samples_sha256: str | None = None  # None, both: written before they were recorded
+    sha256: str | None = None  # of this file
 
 
 def evaluate(
@@ -124,7 +125,7 @@ def evaluate(
         },
         "fidelity": fidelity,
         "sampling": {
-            kind: {k: v for k, v in facts.items() if k not in ("code", "model", "sha256")}
+            kind: {k: v for k, v in facts.items() if k not in ("code", "model", "samples_sha256", "sha256")}
             for kind, facts in sampling.items()
         },
         "training": {kind: c.training for kind, c in configs.items()},
@@ -198,7 +199,7 @@ def _check_samples(folder: Path, facts: dict[str, Any], image: ImageConfig) -> N
             f"{path}: expected {list(expected)} by the model and by sampling.json, found {list(found.shape)}; "
             f"{DRAW_AGAIN}"
         )
-    if facts.get("sha256") not in (None, sha256(path)):
+    if facts.get("samples_sha256") not in (None, sha256(path)):
         raise LSGMError(f"{path}: has changed, its sha256 is not the one in sampling.json; {DRAW_AGAIN}")
 
 
@@ -209,4 +210,6 @@ def _read_sampling(path: Path) -> dict[str, Any]:
         parse(SamplingFile, facts, path)
     except ConfigError as error:
         raise LSGMError(f"{str(error).splitlines()[0]}; {DRAW_AGAIN}") from None
+    if "sha256" in facts and not is_sealed(facts):
+        raise LSGMError(f"{path}: has changed, its sha256 is not that of its content; {DRAW_AGAIN}")
     return dict(facts)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from lsgm.config import ConfigError, Name, Section, parse
+from lsgm.bounds import Name
+from lsgm.config import ConfigError, Section, parse
 from lsgm.errors import LSGMError
 from lsgm.files import read_json
 

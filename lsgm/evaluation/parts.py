@@ -15,10 +15,9 @@ from typing import IO, Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from lsgm.config import Section
-from lsgm.data.store import is_sealed, seal
 from lsgm.errors import LSGMError
 from lsgm.evaluation.metrics import Number
-from lsgm.files import atomic, lock, parse_json, read_text, to_json
+from lsgm.files import atomic, is_sealed, lock, parse_json, read_text, seal, to_json
 from lsgm.progress import log
 
 FORMAT = 2  # of files whose lines have hashes

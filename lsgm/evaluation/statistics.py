@@ -23,10 +23,10 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from lsgm.config import Section, StatisticsStage
-from lsgm.data.store import ImageStore, is_sealed, seal
+from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor, weights_of
-from lsgm.files import atomic, parse_json, sha256
+from lsgm.files import atomic, is_sealed, parse_json, seal, sha256
 from lsgm.progress import Progress
 
 Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W] in 0..255; an array may be mapped from a file

@@ -15,8 +15,9 @@ import pytest
 from lsgm.config import DatasetConfig, PrepareStage
 from lsgm.data.prepare import build, prepare
 from lsgm.data.registry import Dataset
-from lsgm.data.store import ImageStore, is_sealed, seal
+from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
+from lsgm.files import is_sealed, seal
 
 
 @pytest.fixture

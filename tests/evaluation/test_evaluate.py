@@ -111,7 +111,7 @@ def samples(array: Any) -> Callable[[Path], object]:
 
 def altered_samples(root: Path) -> None:
     path = root / "lsgm_samples" / "samples.npy"
-    sampling(sha256=sha256(path))(root)
+    sampling(samples_sha256=sha256(path))(root)
     run(root)
     flip(path)
 
