@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,18 @@ from lsgm.data.store import ImageStore
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was() -> Iterator[None]:
+    """A command that runs in this process sends the log to handlers of its own."""
+    yield
+    logger = logging.getLogger("lsgm")
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+    for handler in [*logger.handlers]:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture(scope="session")

@@ -173,7 +173,7 @@ def test_an_altered_checkpoint_is_noticed(made, tmp_path):
     config = json.loads((tmp_path / "models/vae/config.json").read_text())
     del config["sha256"]
     (tmp_path / "models/vae/config.json").write_text(json.dumps(config))
-    assert "models/vae: cannot be checked" in run("verify", tmp_path / "models").stderr
+    assert "models/vae/model.safetensors: cannot be checked" in run("verify", tmp_path / "models").stderr
     assert "holds no model and no dataset" in run("verify", folder / "results").stderr
 
 

@@ -34,7 +34,7 @@ MODEL = {
     "dataset": "drawn",
     "vae": {
         **{"arch": "res_bnswish", "channels": 4, "channel_mult": [1, 1, 1], "groups_per_scale": 1},
-        **{"latents_per_group": 2, "cells_per_cond": 1, "use_se": False},
+        **{"latents_per_group": 2, "cells_per_cond": 1, "use_se": False, "likelihood": "dl"},
         **{"preprocess": {"blocks": 2, "cells": 1}, "postprocess": {"blocks": 2, "cells": 1}},
     },
     "pretrain": {**TRAINING, "kl_anneal_portion": 0.5, "kl_max_coeff": 0.7, "spectral_reg": 0.01},
@@ -70,9 +70,9 @@ class Made:
         draw = np.random.default_rng(0)
         (root / "originals").mkdir()
         for number in range(20):
-            pixels = 255 * draw.integers(0, 2, (28, 28), np.uint8)
+            pixels = draw.integers(0, 256, (16, 16, 3), np.uint8)
             Image.fromarray(pixels).save(root / f"originals/{number}.png")
-        images = {"size": 28, "channels": 1, "binary": True, "split": 0.25}
+        images = {"size": 16, "split": 0.25}
         params = {
             "run": ["tiny"],
             "datasets": {"drawn": {"path": str(root / "originals"), "images": images}},
@@ -94,7 +94,7 @@ class Made:
                 self.command("sample", root / "samples"),
                 self.command("nelbo", root / "nelbo.jsonl"),
                 self.command("evaluate", root / "results"),
-                ["export-published", "--model", root / "vae", "--out", root / "published.pt", "--dataset", "mnist"],
+                ["export-published", "--model", root / "vae", "--out", root / "published.pt", "--dataset", "lsun_16"],
             ):
                 status, said = run(*command)
                 assert status == 0, said

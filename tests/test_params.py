@@ -168,7 +168,9 @@ def test_names(changes, message):
 
 def test_the_rules_of_the_workflow_are_known():
     files = [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
-    assert {name for file in files for name in re.findall(r"^rule (\w+):", file.read_text(), re.M)} == set(RULES)
+    assert {
+        name for file in files for name in re.findall(r"^(?:rule|checkpoint) (\w+):", file.read_text(), re.M)
+    } == set(RULES)
 
 
 def test_the_shapes_of_extractors_are_known():

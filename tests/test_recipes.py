@@ -26,6 +26,7 @@ from lsgm.config import (
     TrainStage,
 )
 from lsgm.data import prepare, registry, store
+from lsgm.data.originals import read_source
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import EXTRACTORS
 from lsgm.evaluation.tables import tabulate
@@ -141,7 +142,7 @@ def test_the_third_stage_keeps_the_vae_of_the_second(made):
 
 def test_images_of_all_kinds_are_prepared_from_arrays(stores, tmp_path):
     found = store.ImageStore(stores("cifar10"), "cifar10")
-    assert found.images("train").shape == (4, 3, 32, 32) and found.manifest["source"]["kind"] == "arrays"
+    assert found.images("train").shape == (4, 3, 32, 32) and read_source(found.path)["kind"] == "arrays"
     found.verify()
     stage = PrepareStage(dataset="ffhq256", source=DatasetConfig(path=None))
     with pytest.raises(LSGMError, match=r"ffhq256: .*set datasets.ffhq256.path .*train_images.npy"):

@@ -66,10 +66,7 @@ def labels(path: Path) -> list[int]:
         return [int(label) for split in ("train", "test") for label in arrays[f"{split}_labels"][0:9]]
 
 
-def test_what_is_hidden_in_a_zip_is_no_data(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("lsgm"), "propagate", True)  # a test of the command line may have set it
+def test_what_is_hidden_in_a_zip_is_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lsgm")
     hidden = ["__MACOSX/._0.png", ".ipynb_checkpoints/0.png", "a/.b/c/0.png", "a\\.b\\0.png", "@eaDir/0.png", ".0.png"]
     others = {"readme.txt": b"", "folder.png/": b"", "labels.csv": b"", "more.csv": b""}

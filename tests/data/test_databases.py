@@ -50,8 +50,7 @@ def levels(path: Path, size: int = 8) -> list[int]:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("lsgm"), "propagate", True)  # a test of the command line may have set it
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, "lsgm")
     return caplog
 

@@ -21,6 +21,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c as slow_
 from lsgm.config import DatasetConfig, ImagesConfig
 from lsgm.data import registry, tfrecord
 from lsgm.data.images import Images
+from lsgm.data.originals import read_source
 from lsgm.data.pickles import load_batch
 from lsgm.data.prepare import build
 from lsgm.data.registry import Dataset
@@ -173,7 +174,7 @@ def test_cifar10_from_a_server(tmp_path: Path, server: Any) -> None:
     build(dataset, tmp_path / "out")
     store = ImageStore(tmp_path / "out")
     assert np.array_equal(store.images("train"), images[:10])
-    assert store.manifest["source"]["origin"] == f"{server.url}/plain"
+    assert read_source(store.path)["origin"] == f"{server.url}/plain"
     wrong = dataclasses.replace(dataset.downloads[0], sha256="0" * 64)
     with pytest.raises(LSGMError, match="wrong content .sha256"):
         build(dataclasses.replace(dataset, downloads=(wrong,)), tmp_path / "other")

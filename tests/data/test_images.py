@@ -45,8 +45,7 @@ def read(path: Path, images: Images | None = None) -> dict[str, list[int]]:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("lsgm"), "propagate", True)  # a test of the command line may have set it
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, "lsgm")
     return caplog
 

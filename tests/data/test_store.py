@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lsgm.config import DatasetConfig, PrepareStage
+from lsgm.data.originals import read_source
 from lsgm.data.prepare import build, prepare
 from lsgm.data.registry import Dataset
 from lsgm.data.store import ImageStore
@@ -60,8 +61,8 @@ def test_round_trip(originals: dict[str, bytes], small: Dataset, source: Path, t
 
 def test_manifest(small: Dataset, source: Path, out: Path) -> None:
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["source"]["kind"] == "local"
-    assert manifest["source"]["origin"] == str(source)
+    found = read_source(out)
+    assert (found["kind"], found["origin"]) == ("local", str(source))
     assert manifest["source"]["sha256"] == {file.name: file.sha256 for file in small.downloads}
     assert manifest["licence"] == small.licence
     for name, facts in manifest["files"].items():
@@ -73,7 +74,7 @@ def test_manifest(small: Dataset, source: Path, out: Path) -> None:
 def test_nothing_but_the_store_is_left(out: Path) -> None:
     assert os.listdir(out.parent) == ["small"]
     names = {f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")}
-    assert set(os.listdir(out)) == names | {"manifest.json"}
+    assert set(os.listdir(out)) == names | {"manifest.json", "source.json"}
 
 
 def test_a_second_run_gives_the_same_bytes(small: Dataset, source: Path, out: Path) -> None:
@@ -122,7 +123,7 @@ def swap_shape(path: Path) -> None:
         ("manifest.json", lambda p: p.write_text("{"), "is not valid JSON"),
         ("manifest.json", lambda p: p.write_text("[]"), "is damaged"),
         ("manifest.json", lambda p: p.write_text("{}"), "is damaged"),
-        ("manifest.json", lambda p: p.write_text(p.read_text().replace('"bytes"', '"size"')), "is damaged"),
+        ("manifest.json", lambda p: p.write_text(p.read_text().replace('"bytes"', '"size"')), "has changed"),
     ],
     ids=["gone", "short", "zeros", "shape", "no-manifest", "cut-manifest", "list", "empty", "key"],
 )

@@ -101,10 +101,7 @@ def test_a_record_that_would_fill_the_memory(tmp_path: Path) -> None:
         tfrecord.offsets(tmp_path / "a.tfrecords", 99)
 
 
-def test_hidden_and_empty_files_beside_the_records(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("lsgm"), "propagate", True)  # a test of the command line may have set it
+def test_hidden_and_empty_files_beside_the_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lsgm")
     (tmp_path / "a.tfrecords").write_bytes(b"".join(images(4)))
     for name in (".a.tfrecords", "._a.tfrecords", ".tmp/b.tfrecords", "__MACOSX/a.tfrecords"):
