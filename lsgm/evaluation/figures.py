@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W], C = 1 or 3, in 0..255
 
 SEPARATOR = 56  # a grey that parts black images without drawing the eye
+LARGEST = 1e9  # number in a figure
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#9AD0F2"
 COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -101,6 +102,11 @@ def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int | N
             left += w + gap
 
 
+def drawable(value: Any) -> Any:
+    """Whether a number, or each of an array, is finite and on the scale of a figure: matplotlib fails far from it."""
+    return np.abs(value) < LARGEST
+
+
 @dataclass(frozen=True)
 class Bar:
     """One row of the NELBO figure, all in nats/image."""
@@ -114,7 +120,7 @@ class Bar:
     @property
     def spread(self) -> float:
         """Half the length of the error bar."""
-        return self.stderr if math.isfinite(self.stderr) else 0.0
+        return self.stderr if drawable(self.stderr) else 0.0
 
 
 def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> None:
@@ -128,7 +134,7 @@ def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> No
             _draw_bars(axes, bars)
             axes.set_title(model)
         ends = [bar.nelbo + bar.spread for bars in groups.values() for bar in bars]
-        plots[0].set_xlim(0, 1.19 * max([end for end in ends if math.isfinite(end)], default=1))
+        plots[0].set_xlim(0, 1.19 * max([end for end in ends if drawable(end)], default=1))
         plots[-1].set_xlabel("NELBO on test images (nats/image, lower is better; error bar: one standard error)")
         handles, labels = plots[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=2)
@@ -137,13 +143,13 @@ def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> No
 def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
     rows = np.arange(len(bars))
     parts = np.array([[bar.reconstruction, bar.kl] for bar in bars], dtype=float)
-    known = np.isfinite(parts).all(1) & np.isfinite([bar.nelbo for bar in bars])
+    known = drawable(parts).all(1) & drawable(np.array([bar.nelbo for bar in bars]))
     drawn = np.where(known[:, None], parts, 0)
     axes.barh(rows, drawn[:, 0], color=BLUE, height=0.66, label="reconstruction")
     axes.barh(rows, drawn[:, 1], left=drawn[:, 0], color=SKY, height=0.66, label="KL to the prior")
     for row, bar in enumerate(bars):
         if not known[row]:
-            axes.text(0, row, "  not finite", va="center", color="#333333")
+            axes.text(0, row, "  not finite, or too large to draw", va="center", color="#333333")
             continue
         axes.errorbar(bar.nelbo, row, xerr=bar.spread, color="black", capsize=3, linewidth=1.2)
         for middle, value, colour in (
@@ -179,12 +185,13 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
             (vae, 0.0, BLUE, "first stage: VAE, N(0, I) prior"),
             (lsgm, change, VERMILLION, "second stage: LSGM"),
         ):
-            x, y = start + frame["step"], frame["nelbo"]
+            x, y = start + frame["step"], frame["nelbo"].where(drawable(frame["nelbo"]))
             smooth = y.rolling(max(1, len(y) // 12), center=True, min_periods=1).mean()
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
             axes.plot(x, smooth, color=colour, linewidth=2.2, label=label)
             if "test_nelbo" in frame:
-                axes.plot(x, frame["test_nelbo"], "o", color=colour, markersize=5, label="the same, test images")
+                test = frame["test_nelbo"].where(drawable(frame["test_nelbo"]))
+                axes.plot(x, test, "o", color=colour, markersize=5, label="the same, test images")
             tops.append(smooth.iloc[len(y) // 8 :].max())  # the first steps' plunge would flatten all that follows
             bottoms.append(y.min())
         top, bottom = pd.Series(tops).max(), pd.Series(bottoms).min()
@@ -206,7 +213,8 @@ def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str 
     with _figure(path, (9, 3.8), layout="constrained") as figure:
         course, end = figure.subplots(1, 2)
         if "alpha_mean" in history:
-            course.plot(history["epoch"], history["alpha_mean"], color=VERMILLION, linewidth=2.2)
+            mean = history["alpha_mean"].where(drawable(history["alpha_mean"]))
+            course.plot(history["epoch"], mean, color=VERMILLION, linewidth=2.2)
         else:
             course.text(0.5, 0.5, "no mixed score: 1 throughout", ha="center", transform=course.transAxes)
         course.set_xlabel("epochs of the second stage")
@@ -238,7 +246,7 @@ class Points:
 
 
 def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> None:
-    """Write panels of points, of the same series, side by side as a PNG; points that are not finite are left out."""
+    """Write panels of points, of the same series, side by side as a PNG; points off the scale are left out."""
     from matplotlib.lines import Line2D
 
     series = panels[0]
@@ -267,7 +275,7 @@ def _draw_points(
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     points = list(zip(panel.x, panel.y, panel.colour, panel.marker, panel.filling, panel.text, strict=True))
-    points = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
+    points = [point for point in points if drawable(point[0]) and drawable(point[1])]
     for x, y, colour, marker, filling, text in points:
         look = {"color": colours[colour], "fillstyle": fillings[filling]}
         axes.plot(x, y, markers[marker], markersize=7, alpha=0.85, **look)

@@ -35,6 +35,8 @@ def read_history(path: Path, way_out: str, columns: Sequence[str] = ("step", "ep
             raise LSGMError(f"{path}: the column {name!r:.100} has values that are no numbers; {way_out}")
     for name in {"step", "epoch"} & {*frame.columns}:
         values = frame[name].to_numpy(dtype=float)
-        if not (np.isfinite(values).all() and (values >= 0).all() and (np.diff(values) >= 0).all()):
+        if not (
+            np.isfinite(values).all() and (values >= 0).all() and (values < 1e15).all() and (np.diff(values) >= 0).all()
+        ):
             raise LSGMError(f"{path}: the column {name} does not grow from row to row; {way_out}")
     return frame
