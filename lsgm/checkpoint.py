@@ -83,10 +83,9 @@ def read_config(folder: str | Path) -> CheckpointConfig:
     if not path.exists():
         raise LSGMError(f"{path}: not found; expected the folder of a model that `lsgm pretrain` or `lsgm train` wrote")
     raw = read_json(path, RESTORE)
-    config = parse(CheckpointConfig, raw, path)
-    if (config.format > 1 or config.config_sha256 is not None) and _sealed(raw) != raw:
+    if isinstance(raw, dict) and (raw.get("format") == 2 or "config_sha256" in raw) and _sealed(raw) != raw:
         raise LSGMError(f"{path}: altered or damaged, its config_sha256 is not that of its content; {RESTORE}")
-    return config
+    return parse(CheckpointConfig, raw, path)
 
 
 def _sealed(config: dict[str, Any]) -> dict[str, Any]:

@@ -222,6 +222,11 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
         lsgm.load(folder)
     config["vae"]["channels"] = "four"
     (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LSGMError, match=r"config.json: altered or damaged"):
+        lsgm.load(folder)
+    config["format"] = 1  # earlier versions did not hash it
+    del config["config_sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(LSGMError, match=r"config.json: vae.channels: expected .* found 'four'"):
         lsgm.load(folder)
 

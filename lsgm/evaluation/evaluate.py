@@ -210,6 +210,6 @@ def _read_sampling(path: Path) -> dict[str, Any]:
         parse(SamplingFile, facts, path)
     except ConfigError as error:
         raise LSGMError(f"{str(error).splitlines()[0]}; {DRAW_AGAIN}") from None
-    if "sha256" in facts and not is_sealed(facts):
+    if facts.keys() & {"sha256", "samples_sha256"} and not is_sealed(facts):
         raise LSGMError(f"{path}: has changed, its sha256 is not that of its content; {DRAW_AGAIN}")
     return dict(facts)

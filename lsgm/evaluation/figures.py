@@ -143,7 +143,7 @@ def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> No
 def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
     rows = np.arange(len(bars))
     parts = np.array([[bar.reconstruction, bar.kl] for bar in bars], dtype=float)
-    known = drawable(parts).all(1) & drawable(np.array([bar.nelbo for bar in bars]))
+    known = drawable(parts).all(1) & np.array([drawable(bar.nelbo) and not bar.stderr >= LARGEST for bar in bars])
     drawn = np.where(known[:, None], parts, 0)
     axes.barh(rows, drawn[:, 0], color=BLUE, height=0.66, label="reconstruction")
     axes.barh(rows, drawn[:, 1], left=drawn[:, 0], color=SKY, height=0.66, label="KL to the prior")
@@ -156,7 +156,8 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
             (bar.reconstruction / 2, bar.reconstruction, "white"),
             (bar.reconstruction + bar.kl / 2, bar.kl, "black"),
         ):
-            axes.text(middle, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=10)
+            if abs(middle) <= 100 * max(1, abs(bar.nelbo)):  # far outside of the figure text cannot be drawn
+                axes.text(middle, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=10)
         axes.annotate(
             f"{bar.nelbo:.1f} ± {bar.stderr:.1f}",
             (bar.nelbo + bar.spread, row),
