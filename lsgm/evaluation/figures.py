@@ -120,7 +120,7 @@ class Bar:
     @property
     def spread(self) -> float:
         """Half the length of the error bar."""
-        return self.stderr if drawable(self.stderr) else 0.0
+        return self.stderr if 0 <= self.stderr < LARGEST else 0.0
 
 
 def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> None:
