@@ -51,7 +51,7 @@ Fraction = Annotated[float, Number, Field(ge=0, le=1), _finite]
 Share = Annotated[float, Number, Field(gt=0, le=1), _finite]
 BelowOne = Annotated[float, Number, Field(ge=0, lt=1), _finite]
 Epochs = Annotated[float, Number, Field(gt=0, le=1e6), _finite]
-Tolerance = Annotated[float, Number, Field(ge=1e-12, le=1e3), _finite]
+Tolerance = Annotated[float, Number, Field(ge=1e-12, le=1), _finite]
 TimeEps = Annotated[float, Number, Field(ge=SMALLEST, lt=1), _finite]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=NAME_MAX)]

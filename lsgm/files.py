@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,15 +30,34 @@ def atomic(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     handle = _create_locked(part)
     try:
-        yield part
-        os.replace(part, path)
+        with named(path):
+            yield part
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Give an OSError that has no file name, such as that of a write to a full disk, the name ``path``."""
+    try:
+        yield
     except OSError as error:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
-    finally:
-        part.unlink(missing_ok=True)
-        os.close(handle)
+
+
+def write_all(file: RawIOBase, content: bytes, path: str | Path) -> None:
+    """Write to an unbuffered file, which takes less than it is given where the disk is full, and put it on the disk.
+
+    Raises OSError with the name ``path``.
+    """
+    with named(path):
+        while content:
+            content = content[file.write(content) :]
+        os.fsync(file.fileno())
 
 
 def remove_abandoned(folder: Path) -> None:

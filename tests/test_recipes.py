@@ -152,7 +152,7 @@ def test_images_of_all_kinds_are_prepared_from_arrays(stores, tmp_path):
     with pytest.raises(LSGMError, match=r"expected uint8 \[N, 3, 32, 32\], found uint8 \[4, 32, 32, 3\]"):
         prepare.prepare(stage, tmp_path / "out")
     np.save(tmp_path / "train_images.npy", np.zeros((4, 3, 32, 32), np.uint8))
-    with pytest.raises(LSGMError, match=r"test_images.npy: cannot be read"):
+    with pytest.raises(LSGMError, match=r"test_images.npy: is missing"):
         prepare.prepare(stage, tmp_path / "out")
 
 

@@ -17,8 +17,9 @@ import math
 import os
 import shutil
 from contextlib import ExitStack
+from io import RawIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from lsgm.data.registry import Dataset
 from lsgm.data.sources import Acquired, acquire
 from lsgm.data.store import MANIFEST, VERSION
 from lsgm.errors import LSGMError
-from lsgm.files import lock, seal, write_json
+from lsgm.files import lock, named, seal, write_all, write_json
 from lsgm.progress import Progress
 
 logger = logging.getLogger("lsgm")
@@ -64,22 +65,22 @@ def build(
     # Before anything is read: where a file changes meanwhile, the next plan finds it changed.
     originals = Originals.at(path, out) if path is not None else None
     described = originals.describe() if originals is not None else None
-    with acquire(dataset, path) as acquired, ExitStack() as stack:
-        try:
+    try:
+        with acquire(dataset, path) as acquired, ExitStack() as stack:
             manifest = seal(_write(dataset, acquired, described, part, shard_bytes, stack))
-            out.mkdir(exist_ok=True)
-            (out / MANIFEST).unlink(missing_ok=True)
-            for name in manifest["files"]:
-                os.replace(part / name, out / name)
-            source = {"kind": acquired.kind, "origin": acquired.origin, "originals": described}
-            write_json(out / SOURCE, {**source, "stage": stage and stage.model_dump(mode="json")})
-            write_json(out / MANIFEST, manifest)
-            shutil.rmtree(part)
-        except OSError as error:
-            raise LSGMError(
-                f"{error.filename or out}: cannot be written ({error.strerror}); what is in {part} is kept, the same "
-                "command goes on from there"
-            ) from None
+        out.mkdir(exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
+        for name in manifest["files"]:
+            os.replace(part / name, out / name)
+        source = {"kind": acquired.kind, "origin": acquired.origin, "originals": described}
+        write_json(out / SOURCE, {**source, "stage": stage and stage.model_dump(mode="json")})
+        write_json(out / MANIFEST, manifest)
+        shutil.rmtree(part)
+    except OSError as error:
+        raise LSGMError(
+            f"{error.filename or out}: cannot be written ({error.strerror}); what is in {part} is kept, the same "
+            "command goes on from there"
+        ) from None
     counts = ", ".join(f"{count} {split}" for split, count in manifest["splits"].items())
     logger.info("%s: %s images in %s (source: %s %s)", dataset.name, counts, out, acquired.kind, acquired.origin)
     return manifest
@@ -136,12 +137,12 @@ class Journal:
     def __init__(self, part: Path, what: dict[str, Any], stack: ExitStack) -> None:
         part.mkdir(parents=True, exist_ok=True)
         self.path = part / JOURNAL
-        self._file: IO[str] = stack.enter_context(self.path.open("a+"))
+        self._file: RawIOBase = stack.enter_context(self.path.open("ab+", buffering=0))
         lock(self._file, f"{part}: another process is preparing this dataset; wait for it, or stop it")
         self._file.seek(0)
         lines = self._file.read().splitlines()
         self.shards: dict[tuple[str, int], str] = {}
-        if lines[:1] == [json.dumps(what)]:
+        if lines[:1] == [json.dumps(what).encode()]:
             for line in lines[1:]:
                 try:
                     file, first, sha256 = json.loads(line)
@@ -160,13 +161,12 @@ class Journal:
         self._append([file, first, sha256])
 
     def _append(self, entry: Any) -> None:
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        write_all(self._file, json.dumps(entry).encode() + b"\n", self.path)
 
 
 def write_array(path: Path, rows: Rows, journal: Journal, shard_bytes: int = SHARD_BYTES) -> None:
     """Write ``rows`` as a .npy file, without the shards that ``journal`` has and whose bytes are as they were."""
-    with path.open("r+b" if path.exists() else "w+b") as file:
+    with named(path), path.open("r+b" if path.exists() else "w+b") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": tuple(rows.shape)}
         np.lib.format.write_array_header_1_0(file, header)
         start, step, row_bytes = file.tell(), _rows_per_shard(rows.shape, shard_bytes), math.prod(rows.shape[1:])

@@ -51,7 +51,7 @@ def acquire(dataset: Dataset, path: str | Path | None = None) -> Iterator[Acquir
             yield _local(dataset, Path(path).expanduser(), str(path), stack)
         except LSGMError as error:
             source = f"datasets.{dataset.name}.path = {printable(str(path))}"
-            raise LSGMError(f"{error}\n(the source is {source}, the only one used)") from None
+            raise LSGMError(f"{error} (the source is {source}, the only one used)") from None
 
 
 def _local(dataset: Dataset, path: Path, origin: str, stack: ExitStack) -> Acquired:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from lsgm.config import Section
 from lsgm.errors import LSGMError
 from lsgm.evaluation.metrics import Number
-from lsgm.files import atomic, is_sealed, lock, parse_json, read_text, seal, to_json
+from lsgm.files import atomic, is_sealed, lock, parse_json, read_text, seal, to_json, write_all
 from lsgm.progress import log
 
 FORMAT = 2  # of files whose lines have hashes
@@ -200,10 +200,4 @@ class State:
         return f"is of another {' and '.join(keys)}" if keys else "is damaged"
 
     def _write(self, line: dict[str, Any]) -> None:
-        content = f"{to_json(line)}\n".encode()
-        try:
-            while content:
-                content = content[self._file.write(content) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(self._path)) from error
+        write_all(self._file, f"{to_json(line)}\n".encode(), self._path)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from lsgm.config import RescueConfig, ScheduleConfig
 from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
-from lsgm.files import atomic
+from lsgm.files import atomic, named
 from lsgm.model import LSGM
 from lsgm.networks.layers import NormalisedWeights
 from lsgm.progress import Progress, log
@@ -102,24 +101,18 @@ class History:
             log.info("no TensorBoard events: the package tensorboard is not installed")
             return
         threading.excepthook = _without_tensorboard
-        with self._names_folder():
+        with self._folder_named():
             self._writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1)
 
     def flush(self) -> None:
         """What TensorBoard has is on disk."""
         if self._writer is not None:
-            with self._names_folder():
+            with self._folder_named():
                 self._writer.flush()
 
-    @contextmanager
-    def _names_folder(self) -> Iterator[None]:
-        """Errors of TensorBoard's thread, such as that of a full disk, come without a file's name: give them one."""
-        try:
-            yield
-        except OSError as error:
-            if error.filename is None and error.errno is not None:
-                raise OSError(error.errno, os.strerror(error.errno), str(self.tensorboard)) from error
-            raise
+    def _folder_named(self) -> AbstractContextManager[None]:
+        """Errors of TensorBoard's thread, such as that of a full disk, come without a file name."""
+        return named(self.tensorboard or "")
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Sum on the device; nothing waits for it. A term is a scalar or a vector."""
@@ -140,14 +133,14 @@ class History:
         """A row; it has its `step`."""
         self.rows.append(row)
         if self._writer is not None:
-            with self._names_folder():
+            with self._folder_named():
                 for name, value in row.items():
                     self._writer.add_scalar(name, value, row["step"])
 
     def add_images(self, name: str, images: Tensor, step: int) -> None:
         """A grid of images [N, C, H, W] in [0, 1] for TensorBoard."""
         if self._writer is not None:
-            with self._names_folder():
+            with self._folder_named():
                 self._writer.add_images(name, images, step)
 
     @property
@@ -169,7 +162,7 @@ class History:
             writer.writeheader()
             writer.writerows({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()} for row in self.rows)
         if self._writer is not None:
-            with self._names_folder():
+            with self._folder_named():
                 self._writer.close()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lsgm.errors import LSGMError
-from lsgm.files import atomic, sha256
+from lsgm.files import atomic, remove_abandoned, sha256
 from lsgm.progress import log
 
 KEPT = 2
@@ -101,9 +101,10 @@ class States:
     def _forget(self, steps: list[int]) -> None:
         for step in steps:
             self._path(step).unlink(missing_ok=True)
-            self._path(step).with_suffix(".sha256").unlink(missing_ok=True)
-        for part in self.folder.glob(".step-*.part"):  # of a process that was killed while it wrote
-            part.unlink(missing_ok=True)
+        for checksum in self.folder.glob("step-*.sha256"):  # of these, or of a process that was killed before its state
+            if not checksum.with_suffix(".pt").exists():
+                checksum.unlink(missing_ok=True)
+        remove_abandoned(self.folder)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09}.pt"

@@ -142,10 +142,10 @@ def test_dvc_sees_changed_originals_as_snakemake_does(mine: Project) -> None:
     new = originals(mine) / "b/new.png"
     shutil.copy(originals(mine) / "b/1.png", new)
     said = mine.run("dvc", "repro", "data")
-    assert "rule prepare" in said
+    assert "checkpoint prepare:" in said
     new.unlink()
     said = mine.run("dvc", "repro", "data")
-    assert "rule prepare" in said
+    assert "checkpoint prepare:" in said
     assert mine.dry_run() == {}
 
 

@@ -1,18 +1,26 @@
-"""Damaged files of every kind: the same result, or a refusal in one line.
+"""Faults of files and of the machine: damaged files of every kind, full disks, signals.
 
+What is damaged gives the same result, or a refusal in one line.
 Bytes are flipped, cut, swapped, repeated and blanked, and values of JSON and YAML files replaced, in everything that a
 command reads. What a person writes (params.yaml) may turn into another valid file; what a command wrote may not.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import math
+import os
 import random
 import re
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -292,3 +300,60 @@ def test_published_files(made: Made, tmp_path: Path) -> None:
             said,
             lambda: sha(tmp_path / "out/model.safetensors") == sha(tmp_path / "right/model.safetensors"),
         )
+
+
+def start(*arguments: object, limit: int | None = None) -> subprocess.Popen[str]:
+    """Start a command as a process of its own; ``limit``: bytes that it can write to a file, as on a full disk."""
+
+    def prepare() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    command = [sys.executable, "-m", "lsgm.cli", *map(str, arguments)]
+    return subprocess.Popen(command, preexec_fn=prepare, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("prepare", "journal.jsonl"),
+        ("pretrain", "step-000000000.pt"),
+        ("train", "step-000000000.pt"),
+        ("sample", "samples.npy"),
+        ("nelbo", "out.state"),
+        ("evaluate", "samples.png"),
+    ],
+)
+def test_a_full_disk_names_the_file(made: Made, tmp_path: Path, stage: str, file: str) -> None:
+    process = start(*made.command(stage, tmp_path / "out"), limit=200)
+    said = process.communicate()[1]
+    assert process.returncode == 1, said
+    message = said.partition("error: ")[2].strip()
+    assert file in message.splitlines()[0], said
+    assert os.strerror(errno.EFBIG) in message
+    assert len(message.splitlines()) == 1
+    assert [path.name for path in tmp_path.rglob("*.part") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_part_files_of_ended_processes_go(made: Made, tmp_path: Path, number: signal.Signals) -> None:
+    """At SIGTERM by the process itself; at SIGKILL by the next one that writes there, which leaves a living one's."""
+    config = json.loads((made.root / "sample.json").read_text())
+    config["sample"] |= {"count": 10**6, "steps": 1000}
+    (tmp_path / "long.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    process = start("sample", "--config", tmp_path / "long.json", "--model", made.root / "lsgm", "--out", out)
+    while not (parts := list(out.glob(".samples.npy.*.part"))):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    assert run(*made.command("sample", out))[0] == 0
+    assert [path for path in out.iterdir() if path.suffix == ".part"] == parts  # its process lives
+    process.send_signal(number)
+    said = process.communicate()[1]
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "lsgm sample: terminated" in said
+    else:
+        assert list(out.glob("*.part")) == parts
+        assert run(*made.command("sample", out))[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["grid.png", "samples.npy", "sampling.json"]
