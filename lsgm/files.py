@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,7 +48,7 @@ def named(path: str | Path) -> Iterator[None]:
         raise
 
 
-def write_all(file: RawIOBase, content: bytes, path: str | Path) -> None:
+def write_all(file: IO[bytes], content: bytes, path: str | Path) -> None:
     """Write to an unbuffered file, which takes less than it is given where the disk is full, and put it on the disk.
 
     Raises OSError with the name ``path``.

@@ -17,9 +17,8 @@ import math
 import os
 import shutil
 from contextlib import ExitStack
-from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -68,14 +67,14 @@ def build(
     try:
         with acquire(dataset, path) as acquired, ExitStack() as stack:
             manifest = seal(_write(dataset, acquired, described, part, shard_bytes, stack))
-        out.mkdir(exist_ok=True)
-        (out / MANIFEST).unlink(missing_ok=True)
-        for name in manifest["files"]:
-            os.replace(part / name, out / name)
-        source = {"kind": acquired.kind, "origin": acquired.origin, "originals": described}
-        write_json(out / SOURCE, {**source, "stage": stage and stage.model_dump(mode="json")})
-        write_json(out / MANIFEST, manifest)
-        shutil.rmtree(part)
+            out.mkdir(exist_ok=True)
+            (out / MANIFEST).unlink(missing_ok=True)
+            for name in manifest["files"]:
+                os.replace(part / name, out / name)
+            source = {"kind": acquired.kind, "origin": acquired.origin, "originals": described}
+            write_json(out / SOURCE, {**source, "stage": stage and stage.model_dump(mode="json")})
+            write_json(out / MANIFEST, manifest)
+            shutil.rmtree(part)
     except OSError as error:
         raise LSGMError(
             f"{error.filename or out}: cannot be written ({error.strerror}); what is in {part} is kept, the same "
@@ -137,7 +136,7 @@ class Journal:
     def __init__(self, part: Path, what: dict[str, Any], stack: ExitStack) -> None:
         part.mkdir(parents=True, exist_ok=True)
         self.path = part / JOURNAL
-        self._file: RawIOBase = stack.enter_context(self.path.open("ab+", buffering=0))
+        self._file: IO[bytes] = stack.enter_context(self.path.open("ab+", buffering=0))
         lock(self._file, f"{part}: another process is preparing this dataset; wait for it, or stop it")
         self._file.seek(0)
         lines = self._file.read().splitlines()
