@@ -227,6 +227,25 @@ def test_a_bad_parameter_is_refused(finished: Project, key: str, value: object, 
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    "code", ["__use_yte__: true\n__definitions__:\n  - open('ran', 'w')\n", "? open('ran', 'w')\n: 1\n"]
+)
+def test_nothing_in_params_yaml_is_run(finished: Project, code: str) -> None:
+    """Snakemake's `configfile:` would pass it through its template engine, before any check."""
+    text = (finished.path / "params.yaml").read_text()
+    with finished.edited("params.yaml", text, code + text):
+        said = finished.run("snakemake", "--dry-run", fails=True)
+    assert "params.yaml: line 1: " in said or "params.yaml: open" in said
+    assert "Traceback" not in said
+    assert not (finished.path / "ran").exists()
+
+
+def test_the_command_line_changes_what_is_run(finished: Project) -> None:
+    plan = finished.run("snakemake", "--dry-run", "--config", "run=[unused]")
+    assert "checkpoints/vae/unused" in plan
+    assert "unknown key" in finished.run("snakemake", "--dry-run", "--config", "rum=[unused]", fails=True)
+
+
 def test_a_failed_job_says_why(finished: Project) -> None:
     with finished.parameter("datasets.mnist.path", "/nowhere"):
         said = finished.run("snakemake", "--profile", "local", "data/mnist/manifest.json", fails=True)
