@@ -268,7 +268,17 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def json_schema() -> str:
     """The JSON schema of ``params.yaml`` (kept in ``workflow/schemas``; `python -m lsgm.params` prints it)."""
-    return json.dumps(Params.model_json_schema(), indent=2) + "\n"
+    return json.dumps(_with_keywords(Params.model_json_schema()), indent=2) + "\n"
+
+
+def _with_keywords(node: Any) -> Any:
+    """A schema in which bounds have their names in JSON Schema: pydantic leaves its own where a validator is around."""
+    names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+    names |= {"multiple_of": "multipleOf"}
+    if isinstance(node, dict):
+        bounded = node.get("type") in ("integer", "number")
+        return {names.get(key, key) if bounded else key: _with_keywords(value) for key, value in node.items()}
+    return [_with_keywords(item) for item in node] if isinstance(node, list) else node
 
 
 if __name__ == "__main__":
