@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -39,8 +40,12 @@ from lsgm.config import (
     TrainStage,
     parse,
 )
+from lsgm.data.originals import read_source
 from lsgm.data.registry import Dataset, dataset
+from lsgm.errors import LSGMError
+from lsgm.files import read_json
 from lsgm.grids import AblationConfig, Cell
+from lsgm.mistakes import shown
 from lsgm.plan import COMPARISON
 from lsgm.yaml_reader import read_yaml
 
@@ -167,6 +172,22 @@ class Params(Section):
         assert vae is not None
         return vae
 
+    def wrong_counts(self, name: str, data: Path) -> list[str]:
+        """What the model ``name`` asks of its dataset and cannot have, by the store in the folder ``data``.
+
+        Empty where there is none yet, or one of other settings.
+        """
+        model = self.everything[name]
+        source = read_source(data / model.dataset).get("stage") or {}
+        try:
+            counts = read_json(data / model.dataset / "manifest.json")["splits"]
+        except (LSGMError, KeyError, TypeError):
+            return []
+        if source.get("source") != self.datasets[model.dataset].model_dump(mode="json"):
+            return []
+        dataset = replace(self.dataset(model), counts=counts)
+        return [f"params.yaml: models.{name}.{mistake}" for mistake in plan.wrong_counts(model, dataset)]
+
     def owner(self, what: Shared, name: str) -> str:
         """The model under whose name ``what`` the model ``name`` has is kept: the first with the same settings.
 
@@ -201,16 +222,16 @@ class Params(Section):
             sections = [_nelbo(model) if what == "nelbo" else model.sample]
         return "\n".join([start or model.dataset, *(s.model_dump_json() for s in sections if s is not None)])
 
-    def freeze(self, stage: Stage, name: str, code: str | None = None, originals: str | None = None) -> StageConfig:
+    def freeze(self, stage: Stage, name: str, code: str | None = None) -> StageConfig:
         """The sections that ``stage`` of the model ``name`` depends on, and no more.
 
-        For ``prepare`` the name is that of the dataset, whose files the hash ``originals`` identifies, for
-        ``statistics`` `DATASET.EXTRACTOR`, for ``tabulate`` that of an ablation or :data:`COMPARISON`.
+        For ``prepare`` the name is that of the dataset, for ``statistics`` `DATASET.EXTRACTOR`, for ``tabulate`` that
+        of an ablation or :data:`COMPARISON`.
         """
         dataset: Any
         extractor: Any
         if stage == "prepare":
-            return PrepareStage(code=code, dataset=name, source=self.datasets[name], originals=originals)
+            return PrepareStage(code=code, dataset=name, source=self.datasets[name])
         if stage == "statistics":
             dataset, _, extractor = name.partition(".")
             return StatisticsStage(code=code, dataset=dataset, extractor=extractor)
@@ -259,9 +280,14 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Read and check ``params.yaml``; raises :class:`ConfigError` with the path of each wrong key.
 
     Args:
-        overrides: top-level keys that replace those of the file, as `snakemake --config` gives them.
+        overrides: what `snakemake --config` sets; it may be `run` alone.
     """
     document, replaced = read_yaml(path), overrides or {}
+    if replaced.keys() - {"run"} or not isinstance(replaced.get("run", []), list):
+        raise ConfigError(
+            f"--config: expected 'run=[NAME]' with names of models and ablations, found {shown(dict(replaced))}; all "
+            f"other parameters stand in {path}"
+        )
     lines = {key: line for key, line in document.lines.items() if key.partition(".")[0] not in replaced}
     return parse(Params, {**document.value, **replaced}, path, lines)
 

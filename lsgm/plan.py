@@ -115,6 +115,9 @@ def misfits_of(model: ModelConfig, vae: AnyVAEConfig, dataset: Dataset) -> list[
             found.append(f"{stage}.batch: batch norm has nothing to average over one image with latents of 1x1; "
                          "expected at least 2 images in a part of a batch")  # fmt: skip
     sample = model.sample
+    images, jobs = model.evaluate.images, model.resources.evaluate.jobs
+    if images is not None and jobs > images:
+        found.append(f"resources.evaluate.jobs: {jobs} jobs cannot share the {images} images of evaluate.images")
     if point and sample.vae_batch_statistics and min(sample.batch, sample.count % sample.batch or sample.batch) == 1:
         found.append("sample.batch: batch norm has no statistics of a batch of one image with latents of 1x1; choose "
                      "another batch or count")  # fmt: skip
@@ -135,7 +138,7 @@ def wrong_counts(model: ModelConfig, dataset: Dataset) -> Iterator[str]:
             continue
         if schedule.batch > counts["train"]:
             yield f"{stage}.batch: {dataset.name} has {counts['train']} training images, not {schedule.batch}"
-        if schedule.look_images > counts["test"]:
+        if schedule.look_epochs > 0 and schedule.look_images > counts["test"]:
             yield f"{stage}.look_images: {dataset.name} has {counts['test']} test images, not {schedule.look_images}"
     extractor = model.evaluate.extractor
     if extractor is None:

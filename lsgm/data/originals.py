@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lsgm.config import PrepareStage
 from lsgm.data.walk import walk
 from lsgm.errors import LSGMError
 from lsgm.files import read_json, sha256, write_json
@@ -37,6 +38,8 @@ class Originals:
     def at(cls, path: str | Path, store: Path) -> Originals | None:
         """The files at ``path``, without what lies in the folder ``store``; None where there are none."""
         root = Path(path).expanduser()
+        if not (root.is_dir() or root.is_file()):  # a pipe or a device has no end
+            return None
         inside, ours = root.resolve(), store.resolve()
         own = os.fsencode(f"{ours.relative_to(inside)}/") if ours.is_relative_to(inside) else b"/"
         files = {}
@@ -71,28 +74,39 @@ class Originals:
         return {"sizes": self.sizes, "times": self.times, "contents": self.contents()}
 
 
-def identity(path: str | Path | None, store: Path, seen: Path) -> str | None:
-    """What to call the originals at ``path`` in the job that makes ``store``: another name for other originals.
+def plan(stage: PrepareStage, store: Path, seen: Path) -> PrepareStage:
+    """The job that makes ``store`` as ``stage`` says, which knows its originals: other ones make another job.
 
-    Where they are away (a folder without a file is a disk that is not mounted), they are taken for those that the
-    store was made from: it stays as it is.
+    Where they are away (a folder without a file is a disk that is not mounted), a store of the same settings stays as
+    it is: the job is the one that made it.
 
     Args:
         seen: a file that remembers which times were found to belong to the same contents.
+    Raises:
+        LSGMError: the originals are away, and there is no such store.
     """
+    path = stage.source.path
     if path is None:
-        return None
+        return stage
     source, found = read_source(store), Originals.at(path, store)
-    made_of, made_by = source.get("originals"), source.get("stage")
-    if not isinstance(made_of, dict) or not isinstance(made_by, dict):
-        return found.times if found is not None else None
-    known, times = made_by.get("originals") or made_of.get("times"), str(made_of.get("times"))
-    if found is None or found.times in (times, _read(seen).get(times)):
-        return known
-    if found.sizes == made_of.get("sizes") and found.contents() == made_of.get("contents"):
-        write_json(seen, {times: found.times})
-        return known
-    return found.times
+    made_of, made_by = source.get("originals") or {}, source.get("stage") or {}
+    known = bool(made_of and made_by) and (store / "manifest.json").exists()
+    if found is None:
+        if not known or made_by.get("source") != stage.source.model_dump(mode="json"):
+            raise LSGMError(
+                f"datasets.{stage.dataset}.path = {path}: does not exist, or holds no file (~ is expanded, variables "
+                "such as $HOME are not)"
+            )
+        return stage.model_copy(update={key: made_by.get(key) for key in ("code", "originals")})
+    originals = found.times
+    if known:
+        times = str(made_of.get("times"))
+        same = found.times in (times, _read(seen).get(times))
+        if not same and found.sizes == made_of.get("sizes") and found.contents() == made_of.get("contents"):
+            write_json(seen, {times: found.times})
+            same = True
+        originals = (made_by.get("originals") or times) if same else found.times
+    return stage.model_copy(update={"originals": originals})
 
 
 def read_source(store: Path) -> dict[str, Any]:

@@ -25,10 +25,10 @@ import numpy as np
 from lsgm.config import PrepareStage
 from lsgm.data import registry
 from lsgm.data.formats import Rows
-from lsgm.data.originals import SOURCE, Originals
+from lsgm.data.originals import SOURCE, Originals, read_source
 from lsgm.data.registry import Dataset
 from lsgm.data.sources import Acquired, acquire
-from lsgm.data.store import MANIFEST, VERSION
+from lsgm.data.store import MANIFEST, VERSION, ImageStore
 from lsgm.errors import LSGMError
 from lsgm.files import lock, named, seal, write_all, write_json
 from lsgm.progress import Progress
@@ -41,6 +41,12 @@ SHARD_BYTES = 1 << 26
 
 def prepare(stage: PrepareStage, out: str | Path) -> dict[str, Any]:
     """Get the dataset that ``stage`` names and write its store to the folder ``out``; returns the manifest."""
+    if stage.originals is not None and read_source(Path(out)).get("stage") == stage.model_dump(mode="json"):
+        store = ImageStore(out)
+        store.verify()
+        os.utime(store.path / MANIFEST)
+        logger.info("%s: is made of these originals already", out)
+        return store.manifest
     dataset = registry.dataset(stage.dataset, stage.source)
     return build(dataset, out, path=stage.source.path, stage=stage)
 

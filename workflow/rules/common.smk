@@ -23,7 +23,8 @@ sys.path[:0] = [HERE, str(Path(HERE) / "workflow" / "scripts")]
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
 from lsgm.config import STAGES, ConfigError, JobConfig
-from lsgm.data.originals import identity, read_source
+from lsgm.data.originals import plan, read_source
+from lsgm.errors import LSGMError
 from lsgm.params import COMPARISON, load_params
 from lsgm.progress import set_up_logging
 
@@ -34,6 +35,8 @@ try:
     PARAMS = load_params("params.yaml", config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+if mistakes := [mistake for model in PARAMS.models for mistake in PARAMS.wrong_counts(model, Path("data"))]:
+    raise WorkflowError("\n".join(mistakes))
 
 LIBRARY = Path(find_spec("lsgm").submodule_search_locations[0])
 
@@ -53,22 +56,29 @@ def frozen(wildcards):
     path = Path(f"configs/{wildcards.stage}/{wildcards.name}.json")
     if adopting() and path.exists():  # the restored files belong to this text, whatever params.yaml says by now
         return path.read_text().rstrip("\n")
-    code = fingerprint(wildcards.stage, LIBRARY)
-    originals = originals_of(wildcards.name) if wildcards.stage == "prepare" else None
-    return PARAMS.freeze(wildcards.stage, wildcards.name, code, originals).model_dump_json(indent=2)
+    return frozen_stage(wildcards.stage, wildcards.name).model_dump_json(indent=2)
 
 
 @functools.cache
-def originals_of(dataset):
-    """What the originals of a dataset are, as a hash."""
-    return identity(PARAMS.datasets[dataset].path, Path("data") / dataset, Path(f"states/originals/{dataset}.json"))
+def frozen_stage(stage, name):
+    """One job's configuration, with the fingerprint of its code and, for `prepare`, of its originals."""
+    found = PARAMS.freeze(stage, name, fingerprint(stage, LIBRARY))
+    if stage != "prepare":
+        return found
+    try:
+        return plan(found, Path("data") / name, Path(f"states/originals/{name}.json"))
+    except LSGMError as error:
+        raise WorkflowError(f"params.yaml: {error}") from None
 
 
 def store_of(wildcards):
     """The prepared dataset of a model: its manifest, which has the hashes of all that is in it."""
-    names = wildcards.keys()
-    dataset = wildcards.dataset if "dataset" in names else PARAMS.everything[wildcards.model].dataset
-    return checkpoints.prepare.get(dataset=dataset).output
+    model = wildcards.get("model")
+    dataset = PARAMS.everything[model].dataset if model else wildcards.dataset
+    manifest = checkpoints.prepare.get(dataset=dataset).output
+    if model and (mistakes := PARAMS.wrong_counts(model, Path("data"))):  # of a set that was counted just now
+        raise WorkflowError("\n".join(mistakes))
+    return manifest
 
 
 # Models with the same settings of a stage share what it makes; it is kept under the name of the first of them.

@@ -2,6 +2,9 @@
 
 RUN_MODELS = [PARAMS.everything[name] for name in PARAMS.running]
 RUN_DATASETS = sorted({model.dataset for model in RUN_MODELS})
+if workflow.is_main_process and not adopting():  # said here, it is not buried in Snakemake's report of a rule
+    for dataset in RUN_DATASETS:
+        frozen_stage("prepare", dataset)
 RUN_STATISTICS = sorted({(model.dataset, e) for model in RUN_MODELS for e in model.evaluate.extractors})
 RUN_PRETRAINED = owners("vae", PARAMS.running)
 RUN_TRAINED = trained(PARAMS.running)
