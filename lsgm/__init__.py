@@ -20,8 +20,11 @@ __all__ = ["load"]
 def load(folder: str | Path, device: str = "cpu") -> LSGM:
     """Read the model in ``folder``, as `lsgm pretrain` or `lsgm train` wrote it, or in a published checkpoint file.
 
-    See :func:`lsgm.checkpoint.load` and :func:`lsgm.published.load`.
+    See :func:`lsgm.checkpoint.load` and :func:`lsgm.published.load`; raises :class:`lsgm.errors.LSGMError` as they do,
+    and where ``device`` is not there.
     """
     from lsgm import checkpoint, published  # late: the workflow imports lsgm.config and must not wait for torch
+    from lsgm.arguments import check_device
 
+    check_device(device)
     return published.load(folder, device) if published.is_published(folder) else checkpoint.load(folder, device)

@@ -27,6 +27,21 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
         raise LSGMError(f"{name}: expected one of {', '.join(allowed)}, found {_shown(value)}{hint}")
 
 
+def check_device(name: object) -> torch.device:
+    """A device that is there: cpu, cuda, cuda:1, mps ..."""
+    try:
+        device = torch.device(name)  # type: ignore[call-overload]
+        torch.empty(1, device=device)
+        usable = device.type != "meta"
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        usable = False
+    if not usable:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise LSGMError(f"device: expected cpu{', or cuda' if gpus else ', as PyTorch finds no GPU here'}, found "
+                        f"{_shown(name) if not isinstance(name, torch.device) else name}")  # fmt: skip
+    return device
+
+
 def check_known(names: Iterable[str], allowed: Sequence[str]) -> None:
     """The ``names`` of keyword arguments are all among ``allowed``."""
     for name in names:

@@ -37,7 +37,8 @@ class CheckpointConfig(Section):
     stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were
     training: dict[str, JsonValue]  # of the last stage: seconds, steps, device, date ...
     sha256: str | None = None  # of model.safetensors
-    config_sha256: str | None = None  # of all other keys than these two
+    history_sha256: str | None = None  # of history.csv, where there is one
+    config_sha256: str | None = None  # of all other keys but `sha256`
 
     @property
     def unchecked(self) -> list[str]:
@@ -74,6 +75,8 @@ def save(
         "training": training,
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
+    if (folder / "history.csv").exists():
+        config["history_sha256"] = sha256(folder / "history.csv")
     write_json(folder / "config.json", _sealed(config))
 
 
@@ -116,6 +119,19 @@ def verify(folder: str | Path) -> CheckpointConfig:
             f"{path}: altered or damaged, its sha256 is not the one in the config.json beside it; {RESTORE}"
         )
     return config
+
+
+def verify_history(folder: str | Path) -> None:
+    """Check that history.csv in ``folder`` is the one that was saved with the model.
+
+    Raises:
+        LSGMError: it is missing, or was altered since.
+    """
+    path, expected = Path(folder) / "history.csv", read_config(folder).history_sha256
+    if expected is None:
+        return
+    if not path.is_file() or sha256(path) != expected:
+        raise LSGMError(f"{path}: missing, altered or damaged, by its sha256 in the config.json beside it; {RESTORE}")
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:

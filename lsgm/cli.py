@@ -6,6 +6,7 @@ import argparse
 import ctypes
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ from lsgm.config import (
     load_stage,
 )
 from lsgm.errors import LSGMError, SolverError, Stopped
-from lsgm.files import atomic, seal, sha256, write_json
+from lsgm.files import atomic, copy, seal, sha256, write_json
 from lsgm.progress import clock, log, set_up_logging
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc", re.IGNORECASE)
 GRID = 256  # images of a grid of samples
 
 # torch takes seconds to import: each command imports what it needs, and `lsgm --help` is there at once.
@@ -129,13 +131,14 @@ def nelbo(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    import shutil
-
     from lsgm.data.store import ImageStore
     from lsgm.evaluation import evaluate as evaluation
     from lsgm.evaluation.figures import save_panels
+    from lsgm.evaluation.history import read_history
 
     stage = load_stage(EvaluateStage, args.config)
+    for folder in (args.vae, args.model):  # copied in the end
+        read_history(folder / "history.csv", "restore it, or train the model again")
     metrics = evaluation.evaluate(
         stage,
         *(args.data, args.model, args.samples, args.vae, args.vae_samples),
@@ -148,8 +151,8 @@ def evaluate(args: argparse.Namespace) -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     save_panels(panels, args.out / "samples.png")
-    shutil.copyfile(args.vae / "history.csv", args.out / "history_vae.csv")
-    shutil.copyfile(args.model / "history.csv", args.out / "history_lsgm.csv")
+    copy(args.vae / "history.csv", args.out / "history_vae.csv")
+    copy(args.model / "history.csv", args.out / "history_lsgm.csv")
     write_json(args.out / "metrics.json", metrics)
 
 
@@ -173,17 +176,25 @@ def verify(args: argparse.Namespace) -> None:
     from lsgm import checkpoint
     from lsgm.data.store import MANIFEST, ImageStore
 
-    models = sorted(path.parent for path in args.folder.rglob("config.json"))
-    stores = sorted(path.parent for path in args.folder.rglob(MANIFEST))
+    models = folders(args.folder, "config.json", "model.safetensors")
+    stores = folders(args.folder, MANIFEST, "*_images.npy")
     if not models and not stores:
         raise LSGMError(f"{args.folder}: holds no model and no dataset; expected a folder of theirs, or one of them")
     for store in stores:
         ImageStore(store).verify()
+    for folder in models:
+        checkpoint.verify_history(folder)
     unchecked = [f"{folder}/{name}" for folder in models for name in checkpoint.verify(folder).unchecked]
     counts = [f"{len(found)} {what}" for found, what in ((models, "models"), (stores, "datasets")) if found]
     log.info(f"{args.folder}: {' and '.join(counts)} are what was saved")
     if unchecked:
         log.warning(f"{', '.join(unchecked)}: cannot be checked, saved before their sha256 was recorded")
+
+
+def folders(root: Path, *patterns: str) -> list[Path]:
+    """The folders below ``root`` that hold such files, without hidden ones: those of preparations that go on."""
+    found = {path.parent for pattern in patterns for path in root.rglob(pattern)}
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def import_published(args: argparse.Namespace) -> None:
@@ -360,6 +371,17 @@ def main(argv: list[str] | None = None) -> int:
     except LSGMError as error:
         log.error(f"lsgm {args.command}: error: {error}")
         return 1
+    except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        log.error(
+            f"lsgm {args.command}: error: out of memory ({' '.join(str(error).split())[:150]}); a smaller batch, or "
+            "accumulate and recompute of a training, need less"
+        )
+        return 1
+    except BrokenPipeError:  # nobody reads what is printed, as in `lsgm describe NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 141
     except OSError as error:
         place = error.filename or error.filename2
         log.error(f"lsgm {args.command}: error: {f'{place}: {error.strerror}' if place else error}")

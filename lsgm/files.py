@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -24,6 +25,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     An OSError without a file name, such as that of a full disk, is given the name ``path``.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -57,6 +60,13 @@ def write_all(file: IO[bytes], content: bytes, path: str | Path) -> None:
         while content:
             content = content[file.write(content) :]
         os.fsync(file.fileno())
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, atomically: an error names the one that cannot be read or that cannot be written."""
+    content = source.read_bytes()
+    with atomic(target) as part:
+        part.write_bytes(content)
 
 
 def remove_abandoned(folder: Path) -> None:

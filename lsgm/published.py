@@ -298,7 +298,11 @@ def export(model: LSGM, path: str | Path, dataset: str) -> None:
         raise LSGMError("the authors' code has the NVAE backbone only")
     if model.prior_config is not None and model.prior_config.attention_resolution != 16:
         raise LSGMError("the authors' code has attention at 16x16, prior.attention_resolution is another number")
-    if image_of(dataset) != model.image:
+    try:
+        image = image_of(dataset)
+    except LSGMError as error:
+        raise LSGMError(str(error).replace("args.dataset", "--dataset")) from None
+    if image != model.image:
         raise LSGMError(f"--dataset {dataset}: its published models see other images than this one ({model.image})")
     vae_state = _emitted(model.vae)
     for name, module in model.vae.named_modules():  # convolutions without weight norm carry a copy of their weight

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lsgm import load
 from lsgm.config import ImageConfig, PriorConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError, SolverError
 from lsgm.model import LSGM
@@ -85,6 +86,12 @@ def with_one(value):
         (X.to("meta"), "on cpu, where the model is, found it on meta"),
     ],
 )
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", None])
+def test_devices_that_are_not_there(device, tmp_path) -> None:
+    with pytest.raises(LSGMError, match="device: expected cpu"):
+        load(tmp_path, device)
+
+
 def test_images_that_are_none_of_the_models(colour, entry, x, message):
     with pytest.raises(LSGMError, match=rf"^x: expected .*{message}") as error:
         getattr(colour, entry)(x)

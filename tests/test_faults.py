@@ -29,10 +29,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from lsgm.cli import main
+from lsgm.model import LSGM
 from lsgm.params import load_params
 from lsgm.training.state import States
 
@@ -243,7 +245,15 @@ def nelbos(path: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["nelbo.jsonl", "samples/samples.npy", "samples/sampling.json", "lsgm/config.json", "data/test_images.npy"]
+    "name",
+    [
+        "nelbo.jsonl",
+        "samples/samples.npy",
+        "samples/sampling.json",
+        "lsgm/config.json",
+        "data/test_images.npy",
+        "vae/history.csv",
+    ],
 )
 def test_what_an_evaluation_reads(made: Made, tmp_path: Path, name: str) -> None:
     for case in each_damage(made.root / name):
@@ -254,6 +264,29 @@ def test_what_an_evaluation_reads(made: Made, tmp_path: Path, name: str) -> None
             said,
             lambda: numbers(tmp_path / "metrics.json") == numbers(made.root / "results/metrics.json"),
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["lsgm/config.json", "lsgm/model.safetensors", "lsgm/history.csv", "data/manifest.json"]
+)
+def test_what_is_incomplete_is_not_verified(made: Made, tmp_path: Path, name: str) -> None:
+    for folder in ("lsgm", "vae", "data"):
+        shutil.copytree(made.root / folder, tmp_path / folder)
+    assert run("verify", tmp_path)[0] == 0
+    (tmp_path / name).unlink()
+    status, said = run("verify", tmp_path)
+    check(name, status, said, lambda: False)
+    assert str(tmp_path / name) in said
+
+
+def test_memory_that_is_not_there(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(LSGM, "sample_batches", fails)
+    status, said = run(*made.command("sample", tmp_path))
+    check("memory", status, said, lambda: False)
+    assert "a smaller batch" in said
 
 
 def test_metrics(made: Made, tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def decode(data: bytes, name: str) -> Image.Image:
     Raises :class:`LSGMError` with ``name``.
     """
     kind = format_of(data[:START], name)
+    if data.startswith(b"version https://git-lfs"):
+        raise LSGMError(f"{name}: is a pointer of Git LFS, not the image itself; get it with `git lfs pull`")
     if kind is None:
         raise LSGMError(f"{name}: is no image that can be read (it begins with {data[:8]!r}); get it again")
     Image.init()
@@ -92,6 +94,8 @@ def decode(data: bytes, name: str) -> Image.Image:
         image.load()
     except UnidentifiedImageError:
         raise LSGMError(f"{name}: is a damaged image ({kind}); get it again") from None
+    except Image.DecompressionBombError:
+        raise LSGMError(f"{name}: has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels; make it smaller") from None
     except Exception as error:  # damaged images end in all kinds of them
         raise LSGMError(f"{name}: is a damaged image ({error}); get it again") from None
     turn = UPRIGHT.get(_orientation(image))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from lsgm.data.formats import Collection, Contents, Rows
 from lsgm.data.walk import children, printable, walk
 from lsgm.errors import LSGMError
 from lsgm.files import read_text
+
+logger = logging.getLogger("lsgm")
 
 PARTS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 
@@ -86,13 +89,17 @@ class Images:
     def _parts(self, path: Path, stack: ExitStack) -> dict[str, Collection]:
         """The collections at ``path`` by their splits; one that is not divided has the name ""."""
         divided = self.seed is None and self.partition is None
-        entries = children(path) if divided and path.is_dir() else []
+        entries = children(path) if self.partition is None and path.is_dir() else []
         found: dict[str, list[Path]] = defaultdict(list)
         for child in entries:
             words = [word for word in re.split("[^a-z]+", child.name.lower()) if word in PARTS]
             if len(words) == 1 and self.within in child.name and (child.is_dir() or child.suffix.lower() == ".zip"):
                 found[PARTS[words[0]]].append(child)
-        if "train" in found and found.keys() & {"valid", "test"}:
+        whole = "train" in found and bool(found.keys() & {"valid", "test"})
+        if whole and not divided:
+            names = ", ".join(printable(place.name) for places in found.values() for place in places)
+            logger.info("%s: the parts %s are mixed, and a test set is drawn; `split: null` keeps them", path, names)
+        elif whole:
             for split, places in found.items():
                 if len(places) > 1:
                     names = " and ".join(place.name for place in places)

@@ -83,8 +83,8 @@ def build(
             shutil.rmtree(part)
     except OSError as error:
         raise LSGMError(
-            f"{error.filename or out}: cannot be written ({error.strerror}); what is in {part} is kept, the same "
-            "command goes on from there"
+            f"{error.filename or out}: cannot be read or written ({error.strerror})"
+            + (f"; what is in {part} is kept, the same command goes on from there" if part.exists() else "")
         ) from None
     counts = ", ".join(f"{count} {split}" for split, count in manifest["splits"].items())
     logger.info("%s: %s images in %s (source: %s %s)", dataset.name, counts, out, acquired.kind, acquired.origin)

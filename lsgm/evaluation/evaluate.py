@@ -78,6 +78,8 @@ def evaluate(
     store.verify("test")
     header, nelbos = read_parts(nelbo)
     configs = {"vae": checkpoint.read_config(vae), "lsgm": checkpoint.read_config(model)}
+    for folder in (vae, model):
+        checkpoint.verify_history(folder)
     folders = {"vae": vae_samples, "lsgm": samples}
     sampling = {kind: _read_sampling(folder / "sampling.json") for kind, folder in folders.items()}
     # By the weights, not the name: models with the same settings share a training, its NELBO and its samples.

@@ -45,6 +45,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     prior = model.prior
     if prior is None:
         raise LSGMError(f"{folder}: is a VAE with the prior N(0, I); give the folder of an LSGM")
+    checkpoint.verify_history(folder)
     history = read_history(folder / "history.csv", "train the model again", ["epoch"])
     store = ImageStore(data, stage.dataset)
     store.verify("test")

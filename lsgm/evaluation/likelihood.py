@@ -97,8 +97,12 @@ def make_part(
         LSGMError: the data are damaged or do not have so many test images, a model is not what it should be, or another
             process is computing this part.
     """
+    if parts < 1:
+        raise LSGMError(f"--parts: expected at least 1, found {parts}")
     if not 0 <= part < parts:
         raise LSGMError(f"--part: expected 0 to {parts - 1}, found {part}")
+    if out.is_dir():
+        raise LSGMError(f"--out: expected a file, found the folder {out}")
     path = state if state is not None else out.with_name(f"{out.name}.state")
     what = "NELBO" if parts == 1 else f"NELBO, part {part} of {parts}"
     with locked(path) as file:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -19,7 +18,7 @@ from lsgm.errors import LSGMError
 from lsgm.evaluation.figures import Bar, save_curves, save_nelbo_bars
 from lsgm.evaluation.history import read_history
 from lsgm.evaluation.metrics import NELBO, Metrics, Sampling, Training, read_metrics
-from lsgm.files import atomic, write_json
+from lsgm.files import atomic, copy, write_json
 
 # What the paper (Vahdat et al., arXiv 2106.05931) reports for its LSGMs: NELBO in nats/image or bits per dim, FID.
 # A model that is not here has no such figure.
@@ -303,7 +302,6 @@ def write_text(path: Path, text: str) -> None:
 
 def _copy(source: Path, path: Path) -> None:
     try:
-        with atomic(path) as part:
-            shutil.copyfile(source, part)
+        copy(source, path)
     except FileNotFoundError:
         raise LSGMError(f"{source}: is missing; write it again with `lsgm evaluate`") from None

@@ -164,6 +164,27 @@ def test_a_clone_without_originals_and_extractors_has_nothing_to_do(mine: Projec
     away.rename(originals(mine))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "datasets.mine.path",
+            "/nowhere/images",
+            "datasets.mine.path = /nowhere/images: does not exist, or holds no file",
+        ),
+        ("datasets.mine.path", "$HOME", "variables such as $HOME are not"),
+        ("models.tiny.evaluate.images", 1000, "models.tiny.evaluate.images: mine has 4 test images, not 1000"),
+        ("models.tiny.train.batch", 64, "models.tiny.train.batch: mine has 36 training images, not 64"),
+    ],
+)
+def test_what_the_data_tell_is_said_before_the_first_job(mine: Project, key: str, value: object, message: str) -> None:
+    with mine.parameter(key, value):
+        said = mine.run("snakemake", "--dry-run", fails=True)
+    assert f"params.yaml: {message}" in said or message in said
+    assert "Traceback" not in said
+    assert mine.dry_run() == {}
+
+
 @pytest.mark.parametrize("name", ["2024-17", "all", "gpu", "0x10", "None"])
 def test_names_of_accounts_and_partitions_reach_slurm_as_they_are(mine: Project, name: str) -> None:
     names = {"SBATCH_ACCOUNT": name, "SBATCH_PARTITION": name}
