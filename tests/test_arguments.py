@@ -86,12 +86,6 @@ def with_one(value):
         (X.to("meta"), "on cpu, where the model is, found it on meta"),
     ],
 )
-@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", None])
-def test_devices_that_are_not_there(device, tmp_path) -> None:
-    with pytest.raises(LSGMError, match="device: expected cpu"):
-        load(tmp_path, device)
-
-
 def test_images_that_are_none_of_the_models(colour, entry, x, message):
     with pytest.raises(LSGMError, match=rf"^x: expected .*{message}") as error:
         getattr(colour, entry)(x)
@@ -283,3 +277,9 @@ def test_numbers_that_cannot_be_mixed(number):
     assert mix(-(2**63), 2**63 - 1, np.int64(3)) == mix(-(2**63), 2**63 - 1, 3)
     with pytest.raises(LSGMError, match="seed: expected whole numbers from -2.63 to 2.63 - 1, found .0, "):
         mix(0, number)
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", None])
+def test_devices_that_are_not_there(device, tmp_path) -> None:
+    with pytest.raises(LSGMError, match="device: expected cpu"):
+        load(tmp_path, device)
