@@ -243,7 +243,9 @@ def test_nothing_in_params_yaml_is_run(finished: Project, code: str) -> None:
 def test_the_command_line_changes_what_is_run(finished: Project) -> None:
     plan = finished.run("snakemake", "--dry-run", "--config", "run=[unused]")
     assert "checkpoints/vae/unused" in plan
-    assert "unknown key" in finished.run("snakemake", "--dry-run", "--config", "rum=[unused]", fails=True)
+    for wrong in ("rum=[unused]", "run=unused"):
+        said = finished.run("snakemake", "--dry-run", "--config", wrong, fails=True)
+        assert "--config: expected 'run=[NAME]'" in said
 
 
 def test_a_failed_job_says_why(finished: Project) -> None:
