@@ -24,7 +24,7 @@ from machine import machine, table
 from torch import Tensor
 
 from lsgm.cli import keep_freed_memory
-from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig
+from lsgm.config import BackboneConfig, ImageConfig, PriorConfig
 from lsgm.data.registry import DATASETS
 from lsgm.model import LSGM
 from lsgm.params import load_params
@@ -34,7 +34,7 @@ BATCH = {"mnist_demo": 64, "mnist": 16, "cifar10_slim": 8}
 LAYOUTS = {"default layout": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
-def configs(name: str) -> tuple[ImageConfig, AnyVAEConfig, PriorConfig]:
+def configs(name: str) -> tuple[ImageConfig, BackboneConfig, PriorConfig]:
     params = load_params("params.yaml")
     if name == "cifar10_slim":
         full = params.models["cifar10_best_fid"]

@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lsgm import checkpoint
 from lsgm.cli import device, keep_freed_memory
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.params import load_params
 from lsgm.training import pretrain, train
 from lsgm.training.draws import Draws

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lsgm.config import (
+from lsgm.config.stages import (
     STAGES,
     EvaluateStage,
     IllustrateStage,

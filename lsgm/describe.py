@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.config import BackboneConfig, ImageConfig, PriorConfig, SDEConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 from lsgm.shapes import misfits
@@ -80,7 +80,7 @@ class Description:
 
 def describe(
     image: ImageConfig,
-    vae: AnyVAEConfig,
+    vae: BackboneConfig,
     prior: PriorConfig | None = None,
     sde: SDEConfig | None = None,
     train_vae: bool = True,

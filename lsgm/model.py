@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lsgm import arguments
 from lsgm.arguments import check_choice, check_count
-from lsgm.config import AnyVAEConfig, ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.config import BackboneConfig, ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig
 from lsgm.errors import LSGMError, SolverError
 from lsgm.likelihoods import build_likelihood
 from lsgm.networks.convvae import ConvVAE
@@ -71,7 +71,7 @@ class LSGM(nn.Module):
     """
 
     def __init__(
-        self, image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None = None, sde: SDEConfig | None = None
+        self, image: ImageConfig, vae: BackboneConfig, prior: PriorConfig | None = None, sde: SDEConfig | None = None
     ) -> None:
         super().__init__()
         self.image = image
@@ -385,7 +385,7 @@ def importance_weighted(nelbo: Tensor) -> Tensor:
     return math.log(len(nelbo)) - torch.logsumexp(-nelbo, dim=0)
 
 
-def build_backbone(config: AnyVAEConfig, image: ImageConfig, output_channels: int) -> NVAE | ConvVAE:
+def build_backbone(config: BackboneConfig, image: ImageConfig, output_channels: int) -> NVAE | ConvVAE:
     """The VAE that the configuration names, a :class:`lsgm.networks.posterior.Backbone`. Raises :class:`LSGMError`."""
     conv = isinstance(config, ConvVAEConfig)
     keys = "channel_mult" if conv else "preprocess.blocks, vae.latent_scales"

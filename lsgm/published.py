@@ -16,15 +16,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lsgm.checkpoint import check_weights, skeleton
-from lsgm.config import (
-    GEOMETRIC_SIGMA2_MAX,
-    BlocksConfig,
-    ImageConfig,
-    LikelihoodName,
-    PriorConfig,
-    SDEConfig,
-    VAEConfig,
-)
+from lsgm.config import BlocksConfig, ImageConfig, LikelihoodName, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config.sdes import GEOMETRIC_SIGMA2_MAX
 from lsgm.errors import LSGMError
 from lsgm.files import atomic
 from lsgm.model import LSGM

@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lsgm.config import GEOMETRIC_SIGMA2_MAX, SDEConfig
+from lsgm.config import SDEConfig
+from lsgm.config.sdes import GEOMETRIC_SIGMA2_MAX
 from lsgm.errors import LSGMError
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsgm.config import ConfigError, TabulateStage, parse
+from lsgm.config import ConfigError
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import TabulateStage
 from lsgm.params import SHARED, Params, load_params
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import lsgm
 from lsgm import checkpoint
-from lsgm.config import ImageConfig, PretrainConfig, PretrainStage, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ImageConfig, PretrainConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config.stages import PretrainStage
 from lsgm.data.batches import preprocess
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM, importance_weighted

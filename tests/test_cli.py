@@ -18,7 +18,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lsgm.config import parse
+from lsgm.config.mistakes import parse
 from lsgm.params import Params
 
 TINY = """

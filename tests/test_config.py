@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsgm.config import ConfigError, PretrainStage, load_stage, parse
+from lsgm.config import ConfigError
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, load_stage
 from lsgm.params import Params, load_params
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"

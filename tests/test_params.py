@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsgm.config import ConfigError, DatasetConfig, PretrainStage, load_stage, parse
+from lsgm.config import ConfigError, DatasetConfig
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, load_stage
 from lsgm.evaluation.extractors import EXTRACTORS
 from lsgm.params import Params
-from lsgm.plan import ONLY_SHAPES, RULES
+from lsgm.params.plan import ONLY_SHAPES, RULES
 
 ROOT = Path(__file__).parents[1]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -16,15 +16,9 @@ import torch
 
 import lsgm
 from lsgm import checkpoint, cli
-from lsgm.config import (
-    BlocksConfig,
-    DatasetConfig,
-    ModelConfig,
-    PrepareStage,
-    PretrainStage,
-    ResourcesConfig,
-    TrainStage,
-)
+from lsgm.config import BlocksConfig, DatasetConfig, ResourcesConfig
+from lsgm.config.model import ModelConfig
+from lsgm.config.stages import PrepareStage, PretrainStage, TrainStage
 from lsgm.data import prepare, registry, store
 from lsgm.data.originals import read_source
 from lsgm.errors import LSGMError

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from lsgm.config import ConfigError, SDEConfig, parse
+from lsgm.config import ConfigError, SDEConfig
+from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE, build_sde
 

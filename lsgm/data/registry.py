@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lsgm.config import DatasetConfig, ImageConfig
+from lsgm.config import DatasetConfig, DatasetFormatConfig, ImageConfig
 from lsgm.data.formats import Format
 from lsgm.data.idx import IDXFile, IDXFiles
 from lsgm.data.images import Images
@@ -216,10 +216,12 @@ DATASETS = {
 }  # fmt: skip
 
 
-def dataset(name: str, config: DatasetConfig | None = None) -> Dataset:
+def dataset(name: str, config: DatasetConfig | DatasetFormatConfig | None = None) -> Dataset:
     """The entry called ``name``, or the user's own set that ``config`` describes; raises :class:`LSGMError`."""
     if name in DATASETS:
         return DATASETS[name]
+    if isinstance(config, DatasetFormatConfig):
+        return Dataset(name=name, image=config.image(), licence="the user's own", format=config.build())
     if config is None or config.images is None:
         raise LSGMError(f"there is no dataset {name!r}; the datasets are {', '.join(DATASETS)}")
     images = config.images

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from lsgm.bounds import Name
 from lsgm.config import ImageConfig, Section
+from lsgm.config.bounds import Name
 from lsgm.errors import LSGMError
 from lsgm.files import is_sealed, read_json
 from lsgm.progress import Progress

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lsgm.config import TabulateStage
+from lsgm.config.stages import TabulateStage
 from lsgm.errors import LSGMError
 from lsgm.evaluation.figures import Points, save_points
 from lsgm.evaluation.metrics import Metrics, read_metrics

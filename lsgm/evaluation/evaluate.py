@@ -30,7 +30,9 @@ import torch
 from numpy.typing import NDArray
 
 from lsgm import checkpoint
-from lsgm.config import ConfigError, EvaluateStage, ImageConfig, parse
+from lsgm.config import ConfigError, ImageConfig
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import EvaluateStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor

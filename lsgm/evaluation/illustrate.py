@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lsgm import checkpoint
-from lsgm.config import IllustrateStage
+from lsgm.config.stages import IllustrateStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError, SolverError

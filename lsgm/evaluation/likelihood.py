@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lsgm import checkpoint
-from lsgm.config import NELBOStage
+from lsgm.config.stages import NELBOStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError, SolverError

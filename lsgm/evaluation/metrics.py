@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from lsgm.bounds import Name
-from lsgm.config import ConfigError, Section, parse
+from lsgm.config import ConfigError, Section
+from lsgm.config.bounds import Name
+from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError
 from lsgm.files import read_json
 

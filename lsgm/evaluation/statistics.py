@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from lsgm.config import Section, StatisticsStage
+from lsgm.config import Section
+from lsgm.config.stages import StatisticsStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor, weights_of

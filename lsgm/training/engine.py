@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lsgm.config import RescueConfig, ScheduleConfig
+from lsgm.config import DivergenceConfig, ScheduleConfig
 from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
 from lsgm.files import atomic, named
@@ -269,10 +269,10 @@ class Care:
     seconds: float = 0.0  # before this process took over
     norms: list[float] = field(default_factory=list)  # of the last gradients
 
-    def lr_factor(self, config: RescueConfig) -> float:
+    def lr_factor(self, config: DivergenceConfig) -> float:
         return config.lr_factor**self.restarts
 
-    def spectral_factor(self, config: RescueConfig) -> float:
+    def spectral_factor(self, config: DivergenceConfig) -> float:
         return config.spectral_factor**self.restarts
 
 

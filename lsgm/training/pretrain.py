@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsgm import checkpoint
-from lsgm.config import PretrainStage
+from lsgm.config.stages import PretrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.files import sha256

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lsgm import checkpoint
-from lsgm.config import TrainStage
+from lsgm.config.stages import TrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError

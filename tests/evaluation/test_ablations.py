@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lsgm.config import TabulateStage
+from lsgm.config.stages import TabulateStage
 from lsgm.errors import LSGMError
 from lsgm.evaluation.ablations import tabulate
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lsgm import checkpoint
-from lsgm.config import ConvVAEConfig, IllustrateStage, ImageConfig, PriorConfig, SampleConfig, SDEConfig
+from lsgm.config import ConvVAEConfig, ImageConfig, PriorConfig, SampleConfig, SDEConfig
+from lsgm.config.stages import IllustrateStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation import illustrate as module

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from lsgm import checkpoint
-from lsgm.config import ImageConfig, NELBOConfig, NELBOStage, PriorConfig, SDEConfig
+from lsgm.config import ImageConfig, NELBOConfig, PriorConfig, SDEConfig
+from lsgm.config.stages import NELBOStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation import likelihood

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import lsgm
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.data import prepare, registry
 from lsgm.training import distributed
 

@@ -3,7 +3,8 @@
 import torch
 
 from lsgm import checkpoint
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.training import pretrain, train
 from lsgm.training.look import Look
 

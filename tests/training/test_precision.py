@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lsgm import checkpoint
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.training import pretrain, train
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.data import prepare, registry
 
 BLOCKS = {"blocks": 1, "cells": 1}

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import lsgm
-from lsgm.config import ConfigError, PretrainStage, PriorConfig, TrainConfig, TrainStage, parse
+from lsgm.config import ConfigError, PriorConfig, TrainConfig
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.errors import LSGMError
 from lsgm.training.latents import encodings
 from lsgm.training.pretrain import pretrain

@@ -22,7 +22,8 @@ sys.path[:0] = [HERE, str(Path(HERE) / "workflow" / "scripts")]
 
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
-from lsgm.config import STAGES, ConfigError, JobConfig
+from lsgm.config import ConfigError, JobConfig
+from lsgm.config.stages import STAGES
 from lsgm.data.originals import plan, read_source
 from lsgm.errors import LSGMError
 from lsgm.params import COMPARISON, load_params

@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from lsgm.bounds import NAME_MAX, Name, Seed
-from lsgm.config import ModelConfig, Section, backbone_of
-from lsgm.mistakes import SHOWN, explain, one_line, sections, shown, walk
+from lsgm.config import Section
+from lsgm.config.bounds import NAME_MAX, Name, Seed
+from lsgm.config.mistakes import SHOWN, explain, one_line, sections, shown, walk
+from lsgm.config.model import ModelConfig
+from lsgm.params.presets import CHOICES
 
 MAX_CELLS = 10_000  # of all grids together
 TABLE_COLUMNS = (  # of the table of an ablation, besides its axes
@@ -33,21 +35,23 @@ class AblationConfig(Section):
     """
 
     title: str
-    base: Name = Field(description="the model that all cells are, but for what is set here")
-    set: Settings = Field({}, description="of all cells: dotted key -> value, as `train.epochs: 0.2`")
+    base: Name = Field(description="name of the model that all cells start from")
+    set: Settings = Field({}, description="settings of all cells: dotted key -> value, as `train.epochs: 0.2`")
     axes: Annotated[dict[str, Annotated[dict[str, Settings], Field(min_length=1)]], Field(min_length=1)] = Field(
         description="axis -> choice -> dotted key -> value"
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
-        [1], description="of train and sample; the VAE is pretrained with that of the base, once for all cells"
+        [1],
+        description="seeds of training and sampling; the VAE is pretrained once for all cells, with the seed of the base",
     )
     columns: list[str] = Field(
-        [], description="axes in the columns of the table, whose cells are NELBO / Fréchet distance; []: measures are"
+        [],
+        description="axes that become columns of the table, whose cells are then NELBO / Fréchet distance; []: one column per metric",
     )
     against: Annotated[list[Literal["nelbo", "nfe", "seconds"]], Field(min_length=1)] = Field(
-        ["nelbo"], description="what the figure shows the Fréchet distance against"
+        ["nelbo"], description="what the figure plots the Fréchet distance against"
     )
-    note: str = Field("", description="below the table")
+    note: str = Field("", description="text below the table")
 
     @model_validator(mode="after")
     def _columns_are_axes(self) -> AblationConfig:
@@ -157,7 +161,8 @@ def _derived(base: ModelConfig, places: dict[str, Settings]) -> tuple[ModelConfi
     origin: dict[str, str] = {}
     for place, settings in places.items():
         for key, value in settings.items():
-            known = _dotted_keys(backbone_of(raw.get("vae") or {}))
+            key, value = _with_new_names(key, value)
+            known = _dotted_keys(tuple(_choice(raw, name) for name in CHOICES))
             if key not in known:
                 close = difflib.get_close_matches(key[:SHOWN], known, n=1)
                 known_first = ", ".join(ModelConfig.model_fields)
@@ -188,15 +193,37 @@ def _dotted(problem: Any) -> str:
     return ".".join(walk(ModelConfig, problem["loc"])[0])
 
 
+def _choice(raw: Settings, section: str) -> str:
+    """Which implementation a section of a model chooses."""
+    _, key, default = CHOICES[section]
+    found = raw.get(section)
+    return str(found.get(key, default)) if isinstance(found, dict) else default
+
+
 @functools.cache
-def _dotted_keys(backbone: str) -> list[str]:
-    """All settings of a model with this backbone; where there is no such, with the first."""
+def _dotted_keys(choices: tuple[str, ...]) -> list[str]:
+    """All settings of a model whose sections choose these implementations; of an unknown one, those of the first."""
 
     def below(section: type[BaseModel], path: list[str]) -> Iterator[str]:
         for name, field in section.model_fields.items():
             yield ".".join([*path, name])
             found = sections(field.annotation)
-            if inner := found.get("", found.get(backbone, next(iter(found.values()), None))):
+            chosen = dict(zip(CHOICES, choices, strict=True)).get(name, "")
+            if inner := found.get("", found.get(chosen, next(iter(found.values()), None))):
                 yield from below(inner, [*path, name])
 
     return list(below(ModelConfig, []))
+
+
+def _with_new_names(key: str, value: Any) -> tuple[str, Any]:
+    """A dotted key whose parts may be old names, and its value, as they are called now."""
+    section, path = ModelConfig, []
+    for part in key.split("."):
+        new = section.renamed.get(part)
+        path.append(new.key if new is not None else part)
+        field = section.model_fields.get(path[-1])
+        below = sections(field.annotation) if field is not None else {}
+        if not below:
+            return ".".join([*path, *key.split(".")[len(path) :]]), new.value(value) if new is not None else value
+        section = next(iter(below.values()))
+    return ".".join(path), value

@@ -1,14 +1,14 @@
 """``params.yaml`` as a whole: datasets, models, the grids of the ablations, and what of it each job reads.
 
 A grid is expanded here, once for Snakemake, DVC and the tables (:meth:`Params.cells`), and what models with the same
-settings share gets its owner (:meth:`Params.owner`). Without torch, as :mod:`lsgm.config`: the workflow imports it.
+settings share is kept under the name of one of them (:meth:`Params.canonical_model`). No torch, as in
+:mod:`lsgm.config`: the workflow imports it.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,38 +16,34 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from lsgm import grids, plan
-from lsgm.bounds import Name
-from lsgm.config import (
-    MISTAKES,
-    AnyVAEConfig,
-    ConfigError,
-    DatasetConfig,
+from lsgm.config import BackboneConfig, ConfigError, NELBOConfig, SampleConfig, Section
+from lsgm.config.bounds import Name
+from lsgm.config.mistakes import MISTAKES, parse, shown
+from lsgm.config.model import AnyDataset, ModelConfig
+from lsgm.config.stages import (
     EvaluateStage,
     GridCell,
     IllustrateStage,
-    ModelConfig,
-    NELBOConfig,
     NELBOStage,
     PrepareStage,
     PretrainStage,
     SampleStage,
-    Section,
     Stage,
     StageConfig,
     StatisticsStage,
     TabulateStage,
     TrainStage,
-    parse,
 )
 from lsgm.data.originals import read_source
+from lsgm.data.registry import DATASETS as KNOWN
 from lsgm.data.registry import Dataset, dataset
 from lsgm.errors import LSGMError
 from lsgm.files import read_json
-from lsgm.grids import AblationConfig, Cell
-from lsgm.mistakes import shown
-from lsgm.plan import COMPARISON
-from lsgm.yaml_reader import read_yaml
+from lsgm.params import grids, plan, presets
+from lsgm.params.grids import AblationConfig, Cell
+from lsgm.params.plan import COMPARISON
+from lsgm.params.yaml_reader import read_yaml
+from lsgm.registry import EXTRACTORS, LIKELIHOODS
 
 Shared = Literal["vae", "lsgm", "vae_samples", "lsgm_samples", "nelbo"]  # what models may have in common
 SHARED: tuple[Shared, ...] = get_args(Shared)
@@ -57,9 +53,11 @@ class Params(Section):
     """``params.yaml``: the one place for every parameter."""
 
     run: Annotated[list[Name], Field(min_length=1)] = Field(
-        description="what a plain `snakemake` makes: models, and ablations beside them"
+        description="what a plain `snakemake` makes: models and ablations"
     )
-    datasets: dict[Name, DatasetConfig] = Field(description="the known ones, and your own: any name with `images`")
+    datasets: dict[Name, AnyDataset] = Field(
+        description="the known datasets, and your own: any new name with `images` or another `format`"
+    )
     models: dict[Name, ModelConfig]
     ablations: dict[Name, AblationConfig] = Field({}, description="grids of models")
 
@@ -140,14 +138,14 @@ class Params(Section):
         return self._cells[ablation]
 
     @functools.cached_property
-    def everything(self) -> dict[str, ModelConfig]:
+    def all_models(self) -> dict[str, ModelConfig]:
         """The models, and the cells of all ablations."""
         grids = (cell for name in self.ablations for cell in self.cells(name))
         return self.models | {cell.name: cell.model for cell in grids if cell.model is not None}
 
     @property
-    def compared(self) -> list[str]:
-        """The models that `run` names, which one table compares."""
+    def table_models(self) -> list[str]:
+        """The models that `run` names: one table compares them."""
         return [name for name in self.run if name in self.models]
 
     def members(self, name: str) -> list[str]:
@@ -157,18 +155,18 @@ class Params(Section):
         return [cell.name for cell in self.cells(name) if cell.model is not None]
 
     @property
-    def running(self) -> list[str]:
-        """All models that `run` stands for, cells too."""
+    def selected_models(self) -> list[str]:
+        """All models that `run` stands for, including the cells of ablations."""
         return list(dict.fromkeys(model for name in self.run for model in self.members(name)))
 
     def lineage(self, name: str) -> list[str]:
         """The models trained on the way to the model ``name``, the last of them; the first one's VAE is pretrained."""
-        other = self.everything[name].vae_of
+        other = self.all_models[name].vae_of
         return [*(self.lineage(other) if other is not None else []), name]
 
-    def vae(self, name: str) -> AnyVAEConfig:
+    def vae(self, name: str) -> BackboneConfig:
         """The architecture of the VAE of the model ``name``."""
-        vae = self.everything[self.lineage(name)[0]].vae
+        vae = self.all_models[self.lineage(name)[0]].vae
         assert vae is not None
         return vae
 
@@ -177,7 +175,7 @@ class Params(Section):
 
         Empty where there is none yet, or one of other settings.
         """
-        model = self.everything[name]
+        model = self.all_models[name]
         source = read_source(data / model.dataset).get("stage") or {}
         try:
             counts = read_json(data / model.dataset / "manifest.json")["splits"]
@@ -188,45 +186,65 @@ class Params(Section):
         dataset = replace(self.dataset(model), counts=counts)
         return [f"params.yaml: models.{name}.{mistake}" for mistake in plan.wrong_counts(model, dataset)]
 
-    def owner(self, what: Shared, name: str) -> str:
-        """The model under whose name ``what`` the model ``name`` has is kept: the first with the same settings.
+    def canonical_model(self, what: Shared, name: str) -> str:
+        """The model under whose name ``what`` of the model ``name`` is kept: the first with the same settings.
 
-        So cells that differ in the prior share the pretrained VAE, those that differ in sampling the trained model.
+        So cells that differ in the prior share the pretrained VAE, and cells that differ in sampling the trained model.
         """
-        return self._owners[what, self._settings(what, name)]
+        return self._canonical[what, self._settings(what, name)]
 
     @functools.cached_property
-    def _owners(self) -> dict[tuple[Shared, str], str]:
-        owners: dict[tuple[Shared, str], str] = {}
-        for name, model in self.everything.items():
+    def _canonical(self) -> dict[tuple[Shared, str], str]:
+        found: dict[tuple[Shared, str], str] = {}
+        for name, model in self.all_models.items():
             for what in SHARED:
                 if what != "vae" or model.vae is not None:
-                    owners.setdefault((what, self._settings(what, name)), name)
-        return owners
+                    found.setdefault((what, self._settings(what, name)), name)
+        return found
 
     def _settings(self, what: Shared, name: str) -> str:
-        """All settings that ``what`` the model ``name`` has depends on, as text."""
-        model = self.everything[name]
+        """All settings on which ``what`` of the model ``name`` depends, as text."""
+        model = self.all_models[name]
         sections: list[Section | None]
         if what == "vae":
-            start, model = "", self.everything[self.lineage(name)[0]]
+            start, model = "", self.all_models[self.lineage(name)[0]]
             sections = [model.vae, model.pretrain]
         elif what == "lsgm":
             start = self._settings(what, model.vae_of) if model.vae_of is not None else self._settings("vae", name)
             sections = [model.prior, model.sde, model.train]
         elif what == "vae_samples":  # from N(0, I): no solver
-            of_prior = {"solver", "tol", "time_eps", "steps", "variances", "compile", "give_up"}
-            return f"{self._settings('vae', name)}\n{model.sample.model_dump_json(exclude=of_prior)}"
+            return f"{self._settings('vae', name)}\n{_without_solver(model.sample).model_dump_json()}"
         else:
             start = self._settings("lsgm", name)
             sections = [_nelbo(model) if what == "nelbo" else model.sample]
         return "\n".join([start or model.dataset, *(s.model_dump_json() for s in sections if s is not None)])
 
+    def parts(self, stage: Stage, name: str) -> list[Any]:
+        """The implementations that ``stage`` of ``name`` uses of what can be swapped; ``name`` as in :meth:`freeze`."""
+        if stage == "prepare":
+            found = self.datasets[name]
+            return [found.implementation] if name not in KNOWN else []
+        if stage == "statistics":
+            extractor = name.partition(".")[2]
+            return [EXTRACTORS.entry(extractor).implementation] if extractor in EXTRACTORS.names() else []
+        if stage == "tabulate":
+            return []
+        kind, _, model_name = name.rpartition(".")
+        model, vae = self.all_models[model_name], self.vae(model_name)
+        if stage == "evaluate":
+            return [EXTRACTORS.entry(model.evaluate.extractor).implementation] if model.evaluate.extractor else []
+        used = [vae, LIKELIHOODS.entry(vae.likelihood)]
+        if stage != "pretrain" and kind != "vae":
+            used += [model.prior, model.sde]
+        if stage == "illustrate" or kind == "lsgm":
+            used.append(model.sample)
+        return [part.implementation for part in used]
+
     def freeze(self, stage: Stage, name: str, code: str | None = None) -> StageConfig:
         """The sections that ``stage`` of the model ``name`` depends on, and no more.
 
-        For ``prepare`` the name is that of the dataset, for ``statistics`` `DATASET.EXTRACTOR`, for ``tabulate`` that
-        of an ablation or :data:`COMPARISON`.
+        ``name`` is that of a dataset for ``prepare``, `DATASET.EXTRACTOR` for ``statistics``, `vae.MODEL` or
+        `lsgm.MODEL` for ``sample``, an ablation or :data:`COMPARISON` for ``tabulate``.
         """
         dataset: Any
         extractor: Any
@@ -237,7 +255,7 @@ class Params(Section):
             return StatisticsStage(code=code, dataset=dataset, extractor=extractor)
         if stage == "tabulate":
             if name == COMPARISON:
-                return TabulateStage(code=code, name=name, models=self.compared)
+                return TabulateStage(code=code, name=name, models=self.table_models)
             grid, found = self.ablations[name], self.cells(name)
             return TabulateStage(
                 code=code,
@@ -247,7 +265,16 @@ class Params(Section):
                 cells=[GridCell(name=c.name, labels=c.labels, seed=c.seed, invalid=c.invalid) for c in found],
                 **grid.model_dump(include={"title", "note", "columns", "against"}),
             )
-        model = self.everything[name]
+        if stage == "sample":
+            kind, _, name = name.partition(".")
+            sample = self.all_models[name].sample
+            return SampleStage(
+                code=code,
+                kind=kind,  # type: ignore[arg-type]  # pydantic checks it
+                model=name,
+                sample=sample.resolved() if kind == "lsgm" else _without_solver(sample),
+            )
+        model = self.all_models[name]
         if stage == "pretrain":
             if model.vae is None or model.pretrain is None:
                 raise ConfigError(f"models.{name}: has no VAE to pretrain, it takes that of {model.vae_of}")
@@ -259,13 +286,11 @@ class Params(Section):
                 dataset=model.dataset,
                 vae_of=model.vae_of,
                 prior=model.prior,
-                sde=model.sde,
+                sde=model.sde.resolved(),
                 train=model.train,
             )
-        if stage == "sample":
-            return SampleStage(code=code, model=name, sample=model.sample)
         if stage == "illustrate":
-            return IllustrateStage(code=code, model=name, dataset=model.dataset, sample=model.sample)
+            return IllustrateStage(code=code, model=name, dataset=model.dataset, sample=model.sample.resolved())
         if stage == "nelbo":
             return NELBOStage(code=code, model=name, dataset=model.dataset, nelbo=_nelbo(model))
         return EvaluateStage(code=code, model=name, dataset=model.dataset, evaluate=model.evaluate)
@@ -276,11 +301,16 @@ def _nelbo(model: ModelConfig) -> NELBOConfig:
     return NELBOConfig(**model.evaluate.model_dump(include=set(NELBOConfig.model_fields)))
 
 
+def _without_solver(sample: SampleConfig) -> SampleConfig:
+    """What of the settings matters to samples of a VAE, whose prior N(0, I) needs no solver."""
+    return SampleConfig(**sample.model_dump(include={"count", "temperature", "vae_batch_statistics", "batch", "seed"}))
+
+
 def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
     """Read and check ``params.yaml``; raises :class:`ConfigError` with the path of each wrong key.
 
     Args:
-        overrides: what `snakemake --config` sets; it may be `run` alone.
+        overrides: what `snakemake --config` sets; only `run` may be set.
     """
     document, replaced = read_yaml(path), overrides or {}
     if replaced.keys() - {"run"} or not isinstance(replaced.get("run", []), list):
@@ -289,23 +319,5 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             f"other parameters stand in {path}"
         )
     lines = {key: line for key, line in document.lines.items() if key.partition(".")[0] not in replaced}
-    return parse(Params, {**document.value, **replaced}, path, lines)
-
-
-def json_schema() -> str:
-    """The JSON schema of ``params.yaml`` (kept in ``workflow/schemas``; `python -m lsgm.params` prints it)."""
-    return json.dumps(_with_keywords(Params.model_json_schema()), indent=2) + "\n"
-
-
-def _with_keywords(node: Any) -> Any:
-    """A schema in which bounds have their names in JSON Schema: pydantic leaves its own where a validator is around."""
-    names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-    names |= {"multiple_of": "multipleOf"}
-    if isinstance(node, dict):
-        bounded = node.get("type") in ("integer", "number")
-        return {names.get(key, key) if bounded else key: _with_keywords(value) for key, value in node.items()}
-    return [_with_keywords(item) for item in node] if isinstance(node, list) else node
-
-
-if __name__ == "__main__":
-    print(json_schema(), end="")
+    value, lines = presets.resolve({**document.value, **replaced}, lines, path)
+    return parse(Params, value, path, lines)

@@ -7,9 +7,11 @@ import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from lsgm.config import AnyVAEConfig, DatasetConfig, ModelConfig, PretrainConfig, TrainConfig
+from lsgm.config import BackboneConfig, DatasetConfig, PretrainConfig, TrainConfig
+from lsgm.config.model import ModelConfig
 from lsgm.data.registry import DATASETS, Dataset
-from lsgm.shapes import latent_shapes, misfits
+from lsgm.registry import EXTRACTORS
+from lsgm.shapes import misfits
 
 COMPARISON = "run"  # the name of the frozen configuration of the table that compares the models of `run`
 RULES = (  # of the workflow; models and ablations become rules beside them
@@ -18,8 +20,6 @@ RULES = (  # of the workflow; models and ablations become rules beside them
 )  # fmt: skip
 RULES_OF_A_MODEL = "ablations_of_"  # begins the name of the rule for all ablations of a model
 MAX_LINEAGE = 100  # trainings, each of which starts from the VAE of the one before
-ONLY_SHAPES = {"mnist_classifier": (1, 28, 28)}  # extractors for images of one shape
-FEWEST_SAMPLES = {"inception": 10}  # the Inception score is the mean over ten parts; a covariance needs two images
 
 
 def wrong_names(run: Iterable[str], models: Collection[str], ablations: Collection[str]) -> Iterator[str]:
@@ -59,8 +59,12 @@ def wrong_datasets(datasets: Mapping[str, DatasetConfig]) -> Iterator[str]:
     yield from same_but_for_case("datasets", datasets)
     for name, dataset in datasets.items():
         known = name in DATASETS
+        if not isinstance(dataset, DatasetConfig):  # the format of an installed package
+            if known:
+                yield f"datasets.{name}.format: how this dataset is read is known; to read it otherwise, rename it"
+            continue
         if known and dataset.images is not None:
-            yield f"datasets.{name}.images: how this dataset is read is known; for another way give it another name"
+            yield f"datasets.{name}.images: how this dataset is read is known; to read it otherwise, rename it"
         if not known and dataset.images is None:
             close = difflib.get_close_matches(name, DATASETS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"the known datasets are {', '.join(DATASETS)}"
@@ -93,12 +97,12 @@ def wrong_ancestry(models: Mapping[str, ModelConfig], datasets: Collection[str])
                 break
 
 
-def misfits_of(model: ModelConfig, vae: AnyVAEConfig, dataset: Dataset) -> list[str]:
+def misfits_of(model: ModelConfig, vae: BackboneConfig, dataset: Dataset) -> list[str]:
     """Sections of a model that do not fit together or do not fit the images; ``vae`` is that of its lineage."""
     found = misfits(dataset.image, vae, model.prior)
     if dataset.image.binary and vae.x_bits != 8:
         found.append(f"vae.x_bits: {vae.x_bits} has no meaning for binary images, which have one bit: leave it out")
-    point = not found and latent_shapes(vae, dataset.image)[0][1] == 1  # latents of 1x1
+    point = not found and vae.latent_shapes(dataset.image)[0][1] == 1  # latents of 1x1
     schedules: list[tuple[str, PretrainConfig | TrainConfig]] = [("train", model.train)]
     if model.pretrain is not None:
         schedules.insert(0, ("pretrain", model.pretrain))
@@ -138,18 +142,19 @@ def wrong_counts(model: ModelConfig, dataset: Dataset) -> Iterator[str]:
             continue
         if schedule.batch > counts["train"]:
             yield f"{stage}.batch: {dataset.name} has {counts['train']} training images, not {schedule.batch}"
-        if schedule.look_epochs > 0 and schedule.look_images > counts["test"]:
-            yield f"{stage}.look_images: {dataset.name} has {counts['test']} test images, not {schedule.look_images}"
+        if schedule.eval_every_epochs > 0 and schedule.eval_images > counts["test"]:
+            yield f"{stage}.eval_images: {dataset.name} has {counts['test']} test images, not {schedule.eval_images}"
     extractor = model.evaluate.extractor
     if extractor is None:
         return
-    only = ONLY_SHAPES.get(extractor, dataset.image_shape)
+    entry = EXTRACTORS.entry(extractor)
+    only = entry.image_shape or dataset.image_shape
     if only != dataset.image_shape:
         yield (
             f"evaluate.extractor: {extractor} is for images of {_by(only)} (channels, height, width), those of "
             f"{dataset.name} are {_by(dataset.image_shape)}; use another one, or null"
         )
-    fewest = FEWEST_SAMPLES.get(extractor, 2)
+    fewest = entry.min_samples
     if model.sample.count < fewest:
         yield (
             f"sample.count: {extractor} needs at least {fewest} samples to compare, found {model.sample.count}; draw "

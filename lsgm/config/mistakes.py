@@ -1,4 +1,4 @@
-"""Mistakes in a configuration, each explained in one line: file, key, what was expected, what was found, way out."""
+"""Check a configuration, and explain each mistake in one line: file, key, what was expected, what was found, way out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,32 @@ import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, Tag
+from pydantic import BaseModel, Tag, ValidationError
 
+from lsgm.config.section import ConfigError, Section
+
+MISTAKES = 20  # explained at once
 SHOWN = 100  # characters of a wrong value or key that a message repeats
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(kind: type[S], raw: Any, where: str | Path, lines: Mapping[str, int] | None = None) -> S:
+    """Check ``raw`` (as read from the file ``where``) against ``kind``; raises :class:`ConfigError`.
+
+    The message has a line for each mistake; it ends with the line of the key in the file where ``lines`` has it.
+    """
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)[: MISTAKES + 1]
+        found = [line for item in errors for line in explain(kind, item, where, lines).splitlines()]
+        if len(found) > MISTAKES:
+            found[MISTAKES:] = [f"{where}: and more mistakes; correct these first"]
+        raise ConfigError("\n".join(found)) from None
 
 
 def explain(kind: type[BaseModel], error: Any, where: str | Path, lines: Mapping[str, int] | None = None) -> str:
@@ -30,14 +51,18 @@ def explain(kind: type[BaseModel], error: Any, where: str | Path, lines: Mapping
         hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(known)}"
         said = [f"{key}: unknown key (its value is {value}); {hint}"]
     elif error["type"] == "union_tag_invalid":
-        tags = error["ctx"]["expected_tags"].replace(", ", " or ")
-        said = [f"{key}.backbone: expected {tags}, found {shown(error['ctx']['tag'])}"]
+        context = error["ctx"]
+        names = [name.strip("'") for name in context["expected_tags"].split(", ")]
+        close = difflib.get_close_matches(context["tag"][:SHOWN], names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        said = [f"{key}.{context['discriminator'].removesuffix('()')}: expected {' or '.join(map(repr, names))}, found "
+                f"{shown(context['tag'])}{hint}"]  # fmt: skip
     elif error["type"] == "missing":
         said = [f"{key}: missing, a value is required here"]
     elif error["type"] == "value_error":
         said = [f"{path}: {message}"] if path else message.splitlines()
     else:
-        said = [f"{key}: expected {message}, found {value}"]
+        said = [f"{key}: expected {message}, found {value}{error.get('ctx', {}).get('hint', '')}"]
         if isinstance(error["input"], bool):
             said[0] += "; YAML reads yes, no, on and off as true and false: put them in quotes where text is meant"
     return "\n".join(f"{where}: {one_line(line)}{_place(line, lines or {})}" for line in said)

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import yaml
 
 from lsgm.config import ConfigError
+from lsgm.config.mistakes import SHOWN, one_line, shown
 from lsgm.errors import LSGMError
 from lsgm.files import read_text
-from lsgm.mistakes import SHOWN, one_line, shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
