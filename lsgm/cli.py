@@ -90,13 +90,13 @@ def sample(args: argparse.Namespace) -> str:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         first = file.tell()
         try:
-            for images, evaluations in model.sample_batches(**config.model_dump(exclude={"compile", "give_up"})):
+            for images, evaluations in model.sample_batches(config):
                 pixels = images.mul(255).round().byte().cpu().contiguous().numpy()
                 file.write(pixels.data)
                 shown += [pixels[: max(0, GRID - done)]]
                 done, nfe = done + len(images), nfe + evaluations
         except SolverError as error:
-            if config.give_up == "fail":
+            if config.on_failure == "error":
                 raise
             failed, nfe, shown = str(error), math.nan, [np.zeros((min(GRID, shape[0]), *shape[1:]), np.uint8)]
             file.truncate(first)
@@ -229,9 +229,9 @@ def describe(args: argparse.Namespace) -> None:
         print(run(config.image, config.vae, config.prior, config.sde))
         return
     params = load_params("params.yaml")
-    if args.model not in params.everything:
+    if args.model not in params.all_models:
         raise LSGMError(f"{args.model}: neither a model's folder nor one of params.yaml: {', '.join(params.models)}")
-    model = params.everything[args.model]
+    model = params.all_models[args.model]
     image = dataset(model.dataset, params.datasets[model.dataset]).image
     print(run(image, params.vae(args.model), model.prior, model.sde, model.train.train_vae))
 
@@ -376,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         log.error(
             f"lsgm {args.command}: error: out of memory ({' '.join(str(error).split())[:150]}); a smaller batch, or "
-            "accumulate and recompute of a training, need less"
+            "accumulate and activation_checkpointing of a training, need less"
         )
         return 1
     except BrokenPipeError:  # nobody reads what is printed, as in `lsgm describe NAME | head`

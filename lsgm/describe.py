@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lsgm.config import BackboneConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.config import BackboneConfig, DiffusionConfig, ImageConfig, PriorConfig, SDEConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 from lsgm.shapes import misfits
@@ -82,14 +82,14 @@ def describe(
     image: ImageConfig,
     vae: BackboneConfig,
     prior: PriorConfig | None = None,
-    sde: SDEConfig | None = None,
+    sde: DiffusionConfig | None = None,
     train_vae: bool = True,
 ) -> Description:
     """Describe the model of these configurations. Raises :class:`LSGMError` where they fit no model."""
     if reasons := misfits(image, vae, prior):
         raise LSGMError("\n".join(reasons))
     batch = 2
-    if sde is not None and sde.name == "vesde":  # found when training starts; costs do not depend on it
+    if isinstance(sde, SDEConfig) and sde.name == "vesde":  # found when training starts; costs do not depend on it
         sde = sde.model_copy(update={"sigma2_max": sde.sigma2_max or 1000.0})
     with torch.device("meta"):
         model = LSGM(image, vae, prior, sde)

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsgm.config import BackboneConfig, ImageConfig
-from lsgm.errors import LSGMError
+from lsgm.config import ImageConfig
 from lsgm.networks.layers import wide
 
 COMPONENTS = 10
@@ -21,7 +20,10 @@ MIN_LOG_SCALE = -7.0
 
 
 class Likelihood(ABC):
-    """A distribution over images in [0, 1], given the decoder's parameters."""
+    """A distribution over images in [0, 1], given the decoder's parameters.
+
+    It is made with keyword arguments: ``image``, the images' format, and ``x_bits``, bits per value.
+    """
 
     parameters_per_pixel: int
 
@@ -52,12 +54,12 @@ def logistic_bin(x: Tensor, mean: Tensor, log_scale: Tensor, bits: int) -> Tenso
 
 
 class Bernoulli(Likelihood):
-    """One Bernoulli variable per pixel, over the central ``size`` x ``size`` pixels only (the rest is padding)."""
+    """One Bernoulli variable per pixel, over the central pixels only (the border is padding)."""
 
     parameters_per_pixel = 1
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, *, image: ImageConfig, x_bits: int = 8) -> None:
+        self.size = image.size
 
     def _crop(self, image: Tensor) -> Tensor:
         border = (image.shape[-1] - self.size) // 2
@@ -72,12 +74,12 @@ class Bernoulli(Likelihood):
         return torch.sigmoid(wide(self._crop(parameters)))
 
 
-class DiscretisedLogistic(Likelihood):
+class DiscretizedLogistic(Likelihood):
     """One discretised logistic per value; ``channels`` means, then as many log scales."""
 
-    def __init__(self, channels: int, bits: int) -> None:
-        self.bits = bits
-        self.parameters_per_pixel = 2 * channels
+    def __init__(self, *, image: ImageConfig, x_bits: int) -> None:
+        self.bits = x_bits
+        self.parameters_per_pixel = 2 * image.channels
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -97,13 +99,9 @@ class LogisticMixture(Likelihood):
     stand with the k-th colour. For grey images: 30 channels, no coefficients.
     """
 
-    def __init__(self, channels: int, bits: int) -> None:
-        if channels not in (1, 3):
-            raise LSGMError(
-                f"vae.likelihood: the mixture of logistics is for images of 1 or 3 channels, not {channels}"
-            )
-        self.channels, self.bits = channels, bits
-        self.parameters_per_pixel = COMPONENTS * (10 if channels == 3 else 3)
+    def __init__(self, *, image: ImageConfig, x_bits: int) -> None:
+        self.channels, self.bits = image.channels, x_bits
+        self.parameters_per_pixel = COMPONENTS * (10 if self.channels == 3 else 3)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits [B, 10, H, W]; means, log scales and coefficients [B, C, 10, H, W]."""
@@ -140,8 +138,8 @@ class Normal(Likelihood):
     """One normal density per value of the image in [-1, 1]; ``channels`` means, then as many log sigmas (a density, not
     a probability: its nats do not compare with the others')."""
 
-    def __init__(self, channels: int) -> None:
-        self.parameters_per_pixel = 2 * channels
+    def __init__(self, *, image: ImageConfig, x_bits: int = 8) -> None:
+        self.parameters_per_pixel = 2 * image.channels
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -152,19 +150,3 @@ class Normal(Likelihood):
 
     def mean(self, parameters: Tensor) -> Tensor:
         return (wide(parameters).chunk(2, dim=1)[0].clamp(-1, 1) + 1) / 2
-
-
-def build_likelihood(config: BackboneConfig, image: ImageConfig) -> Likelihood:
-    """The likelihood that the configuration names. Raises :class:`LSGMError`."""
-    if (config.likelihood == "bernoulli") != image.binary:
-        kind = "binary" if image.binary else "not binary"
-        raise LSGMError(
-            f"vae.likelihood: {config.likelihood!r} does not fit, the images are {kind}; see lsgm/config.py"
-        )
-    if config.likelihood == "bernoulli":
-        return Bernoulli(image.size)
-    if config.likelihood == "dml":
-        return LogisticMixture(image.channels, config.x_bits)
-    if config.likelihood == "dl":
-        return DiscretisedLogistic(image.channels, config.x_bits)
-    return Normal(image.channels)

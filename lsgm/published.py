@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lsgm.checkpoint import check_weights, skeleton
-from lsgm.config import BlocksConfig, ImageConfig, LikelihoodName, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import BlocksConfig, ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.config.sdes import GEOMETRIC_SIGMA2_MAX
 from lsgm.errors import LSGMError
 from lsgm.files import atomic
@@ -29,7 +29,7 @@ from lsgm.progress import log
 
 # Their arguments. What old files lack, as it was then:
 OLD = {"num_x_bits": 8, "channel_mult": [1, 2], "mixing_logit_init": -3.0, "progressive_input_vae": "none"}
-LIKELIHOODS: dict[str, LikelihoodName] = {"bin": "bernoulli", "dml": "dml", "dl": "dl", "normal": "normal"}
+LIKELIHOODS = {"bin": "bernoulli", "dml": "dml", "dl": "dl", "normal": "normal"}
 SDES = {"vpsde": "vpsde", "geometric_sde": "geometric_vpsde", "sub_vpsde": "sub_vpsde", "vesde": "vesde"}
 LARGEST = 1 << 13  # height and width of an image
 INACTIVE_BELOW = -12.0  # mixing logits of dropped channels stay near -15, trained ones end between -8 and 0
@@ -109,7 +109,7 @@ def _choice(args: dict[str, Any], key: str, choices: Mapping[str, str]) -> Any:
 
 def configs(
     args: dict[str, Any], with_prior: bool
-) -> tuple[ImageConfig, VAEConfig, PriorConfig | None, SDEConfig | None]:
+) -> tuple[ImageConfig, VAEConfig, NCSNppConfig | None, SDEConfig | None]:
     """Our configuration of a model with their arguments. Raises :class:`LSGMError`."""
     a: dict[str, Any] = OLD | args
     for ours, one, other in (("channels", "num_channels_enc", "num_channels_dec"),
@@ -139,7 +139,7 @@ def configs(
     for flag in ("progressive", "progressive_input"):
         if a.get(flag, "none") != "none":
             raise LSGMError(f"args.{flag}: {a[flag]!r} is not supported (no recipe of the paper uses it)")
-    prior = PriorConfig(
+    prior = NCSNppConfig(
         channels=a["num_channels_dae"],
         scales=a["num_scales_dae"],
         cells_per_scale=a["num_cell_per_scale_dae"],
@@ -289,7 +289,10 @@ def export(model: LSGM, path: str | Path, dataset: str) -> None:
     """
     if not isinstance(model.vae, NVAE):
         raise LSGMError("the authors' code has the NVAE backbone only")
-    if model.prior_config is not None and model.prior_config.attention_resolution != 16:
+    prior = model.prior_config
+    if not (prior is None or isinstance(prior, NCSNppConfig)) or not isinstance(model.sde_config, SDEConfig | None):
+        raise LSGMError("the authors' code has the NCSN++ and the SDEs of the paper only")
+    if prior is not None and prior.attention_resolution != 16:
         raise LSGMError("the authors' code has attention at 16x16, prior.attention_resolution is another number")
     try:
         image = image_of(dataset)
@@ -326,6 +329,8 @@ def _arguments(model: LSGM, dataset: str) -> argparse.Namespace:
     """Their arguments, as far as they shape the model."""
     vae, prior, sde = model.vae_config, model.prior_config, model.sde_config
     assert isinstance(vae, VAEConfig)
+    assert prior is None or isinstance(prior, NCSNppConfig)
+    assert sde is None or isinstance(sde, SDEConfig)
     a: dict[str, Any] = {
         "dataset": dataset,
         "arch_instance": vae.arch,

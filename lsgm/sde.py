@@ -12,13 +12,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lsgm.config import SDEConfig
-from lsgm.config.sdes import GEOMETRIC_SIGMA2_MAX
-from lsgm.errors import LSGMError
-
 
 class SDE(ABC):
     """A linear forward diffusion."""
+
+    variance_preserving: bool = False  # m_t^2 + sigma_t^2 = 1 but for the variance at t = 0
 
     @abstractmethod
     def drift(self, t: Tensor) -> Tensor:
@@ -86,6 +84,8 @@ class VPSDE(SDE):
     ``sigma2_0`` is the variance at t = 0.
     """
 
+    variance_preserving = True
+
     def __init__(self, beta_start: float, beta_end: float, sigma2_0: float = 0.0) -> None:
         self.beta_start = beta_start
         self.beta_end = beta_end
@@ -126,6 +126,8 @@ class VPSDE(SDE):
 
 class SubVPSDE(VPSDE):
     """Sub-VP SDE (arXiv 2011.13456, eq. 29): the VPSDE's drift with g^2 = beta (1 - e^-2B), a smaller variance."""
+
+    variance_preserving = False
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
         return -self.beta(t) * torch.expm1(-2 * self.beta_integral(t))
@@ -178,6 +180,8 @@ class GeometricVPSDE(_Geometric):
     For sigma2_0 = sigma2_min d log sigma_t^2 / dt is constant: uniform t is optimal for the weighting `ll`.
     """
 
+    variance_preserving = True
+
     def drift(self, t: Tensor) -> Tensor:
         return -0.5 * self.diffusion_squared(t)
 
@@ -220,16 +224,3 @@ class VESDE(_Geometric):
     @property
     def base_variance(self) -> float:
         return self.sigma2_max
-
-
-def build_sde(config: SDEConfig) -> SDE:
-    """The diffusion that the configuration names. Raises :class:`LSGMError`."""
-    if config.name in ("vpsde", "sub_vpsde"):
-        kind = VPSDE if config.name == "vpsde" else SubVPSDE
-        return kind(config.beta_start, config.beta_end, config.sigma2_0 or 0.0)
-    if config.name == "geometric_vpsde":
-        sigma2_0 = config.sigma2_min if config.sigma2_0 is None else config.sigma2_0
-        return GeometricVPSDE(config.sigma2_min, config.sigma2_max or GEOMETRIC_SIGMA2_MAX, sigma2_0)
-    if config.sigma2_max is None:
-        raise LSGMError("sde.sigma2_max: the VESDE needs a value; training estimates it from the encodings")
-    return VESDE(config.sigma2_min, config.sigma2_max)

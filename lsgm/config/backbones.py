@@ -36,7 +36,7 @@ class BackboneConfig(Part):
     backbone: str
     likelihood: Annotated[str, one_of(LIKELIHOODS)] = Field(
         "bernoulli",
-        description="p(x | z). bernoulli; dml: mixture of ten discretized logistics; dl: one discretized logistic; normal",
+        description="p(x | z). bernoulli; dml: mixture of ten discretized logistics; dl: one such logistic; normal",
         json_schema_extra={"enum": [*LIKELIHOODS.names()]},
     )
     x_bits: Annotated[int, Number, Field(ge=1, le=8)] = Field(

@@ -61,8 +61,8 @@ class EvaluateConfig(NELBOConfig):
     """NELBO on test images; FID (or the Fréchet distance of other features), KID, precision and recall of samples."""
 
     extractor: Annotated[str, one_of(EXTRACTORS)] | None = Field(
-        description="network whose features compare the samples with the training images: inception (FID, as published; "
-        "its weights are downloaded), efficientnet_lite0 (trained on ImageNet, weights from a package), "
+        description="network whose features compare samples with training images: inception (FID, as published; its "
+        "weights are downloaded), efficientnet_lite0 (trained on ImageNet, weights from a package), "
         "mnist_classifier (weights in this repository); null: they are not compared",
         json_schema_extra={"anyOf": [{"enum": [*EXTRACTORS.names()]}, {"type": "null"}]},
     )

@@ -1,4 +1,4 @@
-"""Check a configuration, and explain each mistake in one line: file, key, what was expected, what was found, way out."""
+"""Check a configuration, and explain each mistake in one line: file, key, what was expected and found, way out."""
 
 from __future__ import annotations
 

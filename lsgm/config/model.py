@@ -19,7 +19,10 @@ from lsgm.config.training import PretrainConfig, TrainConfig
 from lsgm.registry import BACKBONES, DATASETS, SCORE_NETWORKS, SDES, SOLVERS
 
 if TYPE_CHECKING:
-    AnyBackbone, AnyPrior, AnySDE, AnySampling = BackboneConfig, PriorConfig, DiffusionConfig, SampleConfig
+    AnyBackbone = BackboneConfig
+    AnyPrior = PriorConfig
+    AnySDE = DiffusionConfig
+    AnySampling = SampleConfig
     AnyDataset = DatasetConfig
 else:  # what is installed beside us adds entries
     AnyBackbone = any_of(BACKBONES, "backbone", "nvae")

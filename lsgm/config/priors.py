@@ -85,16 +85,16 @@ class NCSNppConfig(PriorConfig):
             yield f"prior.scales: {self.scales} scales need latents of a size divisible by {step}, not {size}x{size}"
 
 
-def width_multipliers(scales: int, large: bool) -> tuple[int, ...]:
-    """Width of each resolution of the score network in multiples of `channels`; ``large``: images of 64 pixels on."""
-    if not large or scales <= 3:
+def width_multipliers(scales: int, image_size: int) -> tuple[int, ...]:
+    """Width of each resolution of the NCSN++ in multiples of `channels` (LSGM, appendix G, tables 7 and 8)."""
+    if image_size < LARGE or scales <= 3:
         return (1,) * scales
     return {4: (1, 2, 2, 2), 5: (1, 1, 2, 2, 2)}[scales]
 
 
 def _wrong_norms(prior: NCSNppConfig, image: ImageConfig) -> Iterator[str]:
     """Each group norm parts its feature maps into groups of at least four, as many as there can be up to 32."""
-    multipliers = width_multipliers(prior.scales, image.padded_size >= LARGE)
+    multipliers = width_multipliers(prior.scales, image.padded_size)
 
     def bad(channels: int) -> int | None:
         widths = _normalized(channels, multipliers)

@@ -52,7 +52,7 @@ class SampleConfig(Part):
     seed: Seed = 1
 
     @property
-    def implementation(self) -> str:  # type: ignore[override]
+    def implementation(self) -> str:
         return {
             "rk45": "lsgm.solvers.probability_flow:rk45_sample",
             "ancestral": "lsgm.solvers.ancestral:ancestral_sample",
@@ -60,6 +60,5 @@ class SampleConfig(Part):
 
     def resolved(self) -> Self:
         """With the number of steps that null stands for."""
-        return self.model_copy(
-            update={"steps": self.steps or (ANCESTRAL_STEPS if self.solver == "ancestral" else STEPS)}
-        )
+        steps = ANCESTRAL_STEPS if self.solver == "ancestral" else STEPS
+        return self.model_copy(update={"steps": steps}) if self.steps is None else self

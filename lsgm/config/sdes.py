@@ -69,7 +69,7 @@ class SDEConfig(DiffusionConfig):
         return self.name in ("vpsde", "geometric_vpsde")
 
     @property
-    def implementation(self) -> str:  # type: ignore[override]
+    def implementation(self) -> str:
         classes = {"vpsde": "VPSDE", "sub_vpsde": "SubVPSDE", "geometric_vpsde": "GeometricVPSDE", "vesde": "VESDE"}
         return f"lsgm.sde:{classes[self.name]}"
 

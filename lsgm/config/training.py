@@ -85,14 +85,14 @@ class ScheduleConfig(Section):
     )
     accumulate: Few = Field(
         1,
-        description="number of parts in which a process takes its share of a batch; batch norm and KL balancing see one part",
+        description="number of parts that a process splits its share of a batch into; batch norm and KL balancing see one part",
     )
     grad_clip: NonNegative = Field(0.0, description="largest norm of the gradient; 0: no clipping")
     checkpoint_minutes: Positive = Field(10.0, description="minutes between two saved states of the training")
     eval_every_epochs: NonNegative = Field(
         0.0,
-        description="epochs between two evaluations during training, for history and TensorBoard: NELBO of test images, "
-        "NFE, samples; 0: none",
+        description="epochs between two evaluations during training, for history and TensorBoard: NELBO of test "
+        "images, NFE, samples; 0: none",
     )
     eval_images: Count = Field(36, description="number of test images, and of samples, of such an evaluation")
     divergence: DivergenceConfig = DivergenceConfig()
@@ -175,12 +175,13 @@ class TrainConfig(ScheduleConfig):
         if self.algorithm == 1 and self.p_weighting != "ll" and self.train_vae:
             raise ValueError(
                 "algorithm: 1 trains the VAE with the prior's weighting, which must then be 'll', not "
-                f"{self.p_weighting!r}; with p_weighting: {self.p_weighting} use algorithm: 3 (faster) or 2 (less memory)"
+                f"{self.p_weighting!r}; with p_weighting: {self.p_weighting} use algorithm: 3 (faster) or 2 (less "
+                "memory)"
             )
         if self.q_uses_ema and (self.algorithm, self.q_pass) != (2, "in_turn"):
             raise ValueError(
-                "q_uses_ema: the VAE can see other weights than the prior's only in a pass of its own: use algorithm: 2 "
-                "with q_pass: in_turn"
+                "q_uses_ema: the VAE can see other weights than the prior's only in a pass of its own: use algorithm: "
+                "2 with q_pass: in_turn"
             )
         if self.kl_balance and (self.algorithm != 1 or not self.train_vae):
             raise ValueError("kl_balance: implemented for algorithm: 1 only")

@@ -122,7 +122,7 @@ def evaluate(
             "settings": {
                 key: value
                 for key, value in header["stage"]["nelbo"].items()
-                if key not in ("images", "batch", "give_up")
+                if key not in ("images", "batch", "on_failure")
             },
             **{key: found.summary() for key, found in nelbos.items()},
             "gain": {"nelbo": gain.mean().item(), "stderr": standard_error(gain)},

@@ -22,7 +22,8 @@ from lsgm.model import LSGM
 from lsgm.networks.layers import batch_statistics
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
-from lsgm.sampling import ode
+from lsgm.solvers.probability_flow import drift
+from lsgm.solvers.rk45 import rk45
 from lsgm.streams import Streams
 
 RECONSTRUCTED = 64  # images, at most, and at most a batch of the samples'
@@ -38,7 +39,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
 
     Raises:
         LSGMError: ``folder`` holds no LSGM, the data are damaged or another dataset, or the ODE could not be solved
-            and ``sample.give_up`` is `fail`.
+            and ``sample.on_failure`` is `error`.
     """
     config = stage.sample
     model = checkpoint.load(folder, device).eval()
@@ -53,7 +54,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     rows = min(ROWS, len(x) // 2)
     draws = Streams(config.seed, range(len(x)), device)
     posterior = model.encode(x, [draws.normal(shape) for shape in (model.latent_shape, *model.vae.further_shapes)])
-    solve = partial(ode.rk45, partial(ode.drift, prior), tol=config.tol)
+    solve = partial(rk45, partial(drift, prior), tol=config.tol)
     decode = partial(_decode, model, config.vae_batch_statistics)
 
     save_panels(
@@ -79,7 +80,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
         try:
             _save_columns(columns(), path)
         except SolverError as error:
-            if config.give_up == "fail":
+            if config.on_failure == "error":
                 raise
             log.warning(f"{path}: only says so: {error}")
             _save_columns({"the ODE cannot be solved": to_bytes(x[:rows])}, path)
@@ -101,7 +102,7 @@ def along_the_ode(
     columns = {}
     for before, t in zip([1.0, *times], times, strict=False):
         if t < before:
-            z = ode.rk45(partial(ode.drift, prior), z, before, t, tol).y
+            z = rk45(partial(drift, prior), z, before, t, tol).y
         columns["t = 1" if t == 1 else f"{t:g}"] = _decode(model, vae_batch_statistics, z, further)
     return columns
 

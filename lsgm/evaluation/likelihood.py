@@ -169,7 +169,7 @@ def _plan(stage: NELBOStage, data: Path, model: Path, vae: Path, device: torch.d
         return preprocess(torch.from_numpy(np.array(test[chosen[chunk.numpy()]])), None, image.padded_size, False, bits)
 
     compared = {"vae": (backbone, None, config.estimator), "lsgm": (lsgm, lsgm.prior, config.estimator)}
-    compared |= {f"lsgm_{estimator}": (lsgm, lsgm.prior, estimator) for estimator in config.further_estimators}
+    compared |= {f"lsgm_{estimator}": (lsgm, lsgm.prior, estimator) for estimator in config.extra_estimators}
     compared["lsgm_with_normal_prior"] = (lsgm, None, config.estimator)  # its own encoder and decoder
     settings = config.model_dump(include={"tol", "time_eps", "probe", "probes", "steps"})
     chunks = torch.arange(count).split(config.batch)
@@ -182,7 +182,7 @@ def _plan(stage: NELBOStage, data: Path, model: Path, vae: Path, device: torch.d
             return _measure(network, seen(chunks[index]), chunks[index], config.seed, config.iw_samples,
                             estimator=estimator, **settings)  # fmt: skip
         except SolverError as error:
-            if config.give_up == "fail":
+            if config.on_failure == "error":
                 raise
             log.info(f"NELBO: images {chunks[index][0]} to {chunks[index][-1]} have none ({key}): {error}")
         unknown = [math.nan] * len(chunks[index])
@@ -219,7 +219,7 @@ def read_parts(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, SetNELB
 
 def priors(header: dict[str, Any]) -> list[str]:
     """Those that are compared: of the VAE, of the LSGM by each estimator, and the LSGM's VAE under N(0, I)."""
-    further = header["stage"]["nelbo"].get("further_estimators", [])
+    further = header["stage"]["nelbo"].get("extra_estimators", [])
     return ["vae", "lsgm", *(f"lsgm_{estimator}" for estimator in further), "lsgm_with_normal_prior"]
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lsgm.config import ConvVAEConfig
 from lsgm.networks.layers import BatchNormSwish, WNConv2d, soft_clamp
 from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 
@@ -20,25 +19,37 @@ class ConvVAE(nn.Module):
     """Strided convolutions down to the latents, upsampling and convolutions back.
 
     Args:
-        config: the architecture.
+        channels, channel_mult: width at each resolution.
+        latents: latent channels.
+        log_sigma_clamp: soft clamp of the posterior's log sigma.
         image_channels, image_size: of the images; the size must be divisible by 2 ** (len(channel_mult) - 1).
         output_channels: parameters per pixel that the likelihood wants.
     """
 
     further_shapes: tuple[tuple[int, int, int], ...] = ()
 
-    def __init__(self, config: ConvVAEConfig, image_channels: int, image_size: int, output_channels: int) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        channel_mult: Sequence[int],
+        latents: int,
+        log_sigma_clamp: float = 5.0,
+        image_channels: int,
+        image_size: int,
+        output_channels: int,
+    ) -> None:
         super().__init__()
-        self.log_sigma_clamp = config.log_sigma_clamp
-        widths = [config.channels * m for m in config.channel_mult]
+        self.log_sigma_clamp = log_sigma_clamp
+        widths = [channels * m for m in channel_mult]
         size = image_size // 2 ** (len(widths) - 1)
-        self.latent_shape = (config.latents, size, size)
-        self.latent_groups = (config.latents,)
+        self.latent_shape = (latents, size, size)
+        self.latent_groups = (latents,)
         self.encoder = nn.Sequential(WNConv2d(image_channels, widths[0], 3))
         for c_in, c_out in itertools.pairwise(widths):
             self.encoder.extend([BatchNormSwish(c_in), WNConv2d(c_in, c_out, 3, stride=2)])
-        self.encoder.extend([BatchNormSwish(widths[-1]), WNConv2d(widths[-1], 2 * config.latents, 3)])
-        self.decoder = nn.Sequential(WNConv2d(config.latents, widths[-1], 3))
+        self.encoder.extend([BatchNormSwish(widths[-1]), WNConv2d(widths[-1], 2 * latents, 3)])
+        self.decoder = nn.Sequential(WNConv2d(latents, widths[-1], 3))
         for c_in, c_out in itertools.pairwise(reversed(widths)):
             self.decoder.extend([BatchNormSwish(c_in), nn.Upsample(scale_factor=2), WNConv2d(c_in, c_out, 3)])
         self.decoder.extend([BatchNormSwish(widths[0]), WNConv2d(widths[0], output_channels, 3)])

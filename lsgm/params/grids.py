@@ -42,11 +42,12 @@ class AblationConfig(Section):
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         [1],
-        description="seeds of training and sampling; the VAE is pretrained once for all cells, with the seed of the base",
+        description="seeds of training and sampling; the VAE is pretrained once for all cells, with the base's seed",
     )
     columns: list[str] = Field(
         [],
-        description="axes that become columns of the table, whose cells are then NELBO / Fréchet distance; []: one column per metric",
+        description="axes that become columns of the table, whose cells are then NELBO / Fréchet distance; []: one column "
+        "per metric",
     )
     against: Annotated[list[Literal["nelbo", "nfe", "seconds"]], Field(min_length=1)] = Field(
         ["nelbo"], description="what the figure plots the Fréchet distance against"
@@ -217,7 +218,8 @@ def _dotted_keys(choices: tuple[str, ...]) -> list[str]:
 
 def _with_new_names(key: str, value: Any) -> tuple[str, Any]:
     """A dotted key whose parts may be old names, and its value, as they are called now."""
-    section, path = ModelConfig, []
+    section: type[Section] = ModelConfig
+    path: list[str] = []
     for part in key.split("."):
         new = section.renamed.get(part)
         path.append(new.key if new is not None else part)
@@ -225,5 +227,5 @@ def _with_new_names(key: str, value: Any) -> tuple[str, Any]:
         below = sections(field.annotation) if field is not None else {}
         if not below:
             return ".".join([*path, *key.split(".")[len(path) :]]), new.value(value) if new is not None else value
-        section = next(iter(below.values()))
+        section = next(iter(below.values()))  # type: ignore[assignment]  # all of ours are sections
     return ".".join(path), value

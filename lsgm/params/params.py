@@ -236,7 +236,7 @@ class Params(Section):
         used = [vae, LIKELIHOODS.entry(vae.likelihood)]
         if stage != "pretrain" and kind != "vae":
             used += [model.prior, model.sde]
-        if stage == "illustrate" or kind == "lsgm":
+        if kind == "lsgm":
             used.append(model.sample)
         return [part.implementation for part in used]
 
@@ -270,7 +270,7 @@ class Params(Section):
             sample = self.all_models[name].sample
             return SampleStage(
                 code=code,
-                kind=kind,  # type: ignore[arg-type]  # pydantic checks it
+                kind=kind,
                 model=name,
                 sample=sample.resolved() if kind == "lsgm" else _without_solver(sample),
             )

@@ -1,8 +1,8 @@
 """Models that say `extends: OTHER`: the settings of the other one, but for what they set themselves.
 
 Sections are merged key by key, however deep; lists and values are replaced, and null takes a section away. Where a
-section chooses another implementation (`vae.backbone`, `prior.network`, `sde.name`, `sample.solver`) that has other keys,
-it replaces the inherited section.
+section chooses another implementation (`vae.backbone`, `prior.network`, `sde.name`, `sample.solver`) with other
+keys, it replaces the inherited section.
 """
 
 from __future__ import annotations

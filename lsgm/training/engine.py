@@ -204,7 +204,7 @@ def rows_every(config: ScheduleConfig, steps_per_epoch: int) -> int:
 
 def compile_networks(model: LSGM) -> None:
     """Compile what a training step runs most."""
-    model.vae.encode = torch.compile(model.vae.encode, dynamic=False)  # type: ignore[method-assign]
+    model.vae.encode = torch.compile(model.vae.encode, dynamic=False)
     if model.prior is not None:
         model.prior.network.compile(dynamic=False)
 
@@ -228,7 +228,7 @@ class Task:
         parts: what a state holds beside optimisers and history, by name.
         networks: the networks whose gradients are looked at when a step is bad, by name.
         summarise: (means of the objective's vectors) -> what the history keeps of them.
-        look: (step) -> what is measured on the model every `look_epochs`, and pictures, by name.
+        look: (step) -> what is measured on the model every `eval_every_epochs`, and pictures, by name.
     """
 
     optimised: list[Optimised]
@@ -361,8 +361,8 @@ class Engine:
 
         Raises:
             Stopped: on SIGTERM or an interrupt from the keyboard, after the state was saved.
-            LSGMError: the training diverged and did not recover (with `rescue.give_up: record` it then ends with the
-                last good state); or its states cannot be read or written.
+            LSGMError: the training diverged and did not recover (with `divergence.on_failure: keep_last` it then ends
+                with the last good state); or its states cannot be read or written.
         """
         self._began = time.monotonic()
         found = self._restore()
@@ -409,7 +409,7 @@ class Engine:
         """One batch: gradients, optimisers, history, and the state if it is time. Raises as :meth:`fit`."""
         step, config = self.step, self.config
         for item in self.task.optimised:
-            lr = self.schedule.learning_rate(step, item.lr, item.lr_min) * self.care.lr_factor(config.rescue)
+            lr = self.schedule.learning_rate(step, item.lr, item.lr_min) * self.care.lr_factor(config.divergence)
             for group in item.optimiser.param_groups:
                 group["lr"] = lr
         terms, norm = self._gradients(step)
@@ -440,7 +440,7 @@ class Engine:
             self._save()
             barrier()  # a process that ends takes the others down
             raise Stopped(f"{self.what}: told to stop after step {self.step}; the same command goes on from here")
-        if time.monotonic() - self._saved > 60 * config.state_minutes and not self.care.bad:
+        if time.monotonic() - self._saved > 60 * config.checkpoint_minutes and not self.care.bad:
             self._save()
 
     def _gradients(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -463,7 +463,7 @@ class Engine:
                 loss, terms = value.loss, value.terms
                 if part == 0 and self.task.regularisers:
                     weighted = [weight * regulariser() for weight, regulariser in self.task.regularisers]
-                    spectral = self.care.spectral_factor(config.rescue) * parts * torch.stack(weighted).sum()
+                    spectral = self.care.spectral_factor(config.divergence) * parts * torch.stack(weighted).sum()
                     loss, terms = loss + spectral, {**terms, "spectral": spectral.detach()}
                 self.scaler.scale(loss / parts).backward()
             for name, term in {"loss": loss.detach(), **terms}.items():
@@ -482,7 +482,7 @@ class Engine:
     def _explodes(self, norm: float) -> bool:
         """Far beyond what the last hundred steps had."""
         norms = self.care.norms
-        return len(norms) >= 20 and norm > self.config.rescue.explosion * statistics.median(norms)
+        return len(norms) >= 20 and norm > self.config.divergence.explosion_factor * statistics.median(norms)
 
     def _looks_for_scale(self) -> bool:
         """Whether steps are left out because the loss, in fp16, is scaled too much."""
@@ -497,7 +497,7 @@ class Engine:
         with torch.no_grad():
             torch._foreach_copy_(self._buffers, self._buffers_before)
         self.step += 1
-        if care.bad >= self.config.rescue.bad_steps and not self._looks_for_scale():
+        if care.bad >= self.config.divergence.skip_limit and not self._looks_for_scale():
             self._go_back(diagnosis)
 
     def _wrong_at_the_end(self) -> str:
@@ -511,10 +511,10 @@ class Engine:
 
     def _go_back(self, diagnosis: str) -> None:
         """To the last state, with lower learning rates; or give up, after so many times."""
-        rescue, care = self.config.rescue, self.care
+        rescue, care = self.config.divergence, self.care
         self._spoilt = ""
-        if care.restarts >= rescue.tries:
-            if rescue.give_up == "record" and self.states is not None:
+        if care.restarts >= rescue.max_restarts:
+            if rescue.on_failure == "keep_last" and self.states is not None:
                 self._give_up(diagnosis)
                 return
             raise LSGMError(
@@ -531,7 +531,7 @@ class Engine:
         self.history.begin(self.step)
         log.info(
             f"{self.what}: back to step {self.step}, learning rates x {self.care.lr_factor(rescue):g}, spectral "
-            f"regularisation x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.tries})"
+            f"regularisation x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.max_restarts})"
         )
 
     def _restore_good(self, diagnosis: str) -> None:
@@ -579,7 +579,7 @@ class Engine:
         row |= {f"lr_{item.name}": item.optimiser.param_groups[0]["lr"] for item in self.task.optimised}
         scalars, vectors = history.close_row()
         row |= scalars | self.task.summarise(vectors) | {"skipped": self.care.skipped, "restarts": self.care.restarts}
-        look_every = self.config.look_epochs * len(self.batches)
+        look_every = self.config.eval_every_epochs * len(self.batches)
         if self.ranks.first and look_every and (last or step % look_every < every):
             facts, pictures = self.task.look()
             row |= facts

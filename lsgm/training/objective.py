@@ -17,7 +17,7 @@ from lsgm.training.distributed import average
 from lsgm.training.draws import Draws, all_of
 from lsgm.weighting import TimeDraw, TimeSampler
 
-QSamples = Literal["shared", "own", "reweighted"]
+Algorithm = Literal[1, 2, 3]
 
 
 @dataclass
@@ -97,39 +97,39 @@ class LSGMObjective:
             with CE = E[w_q ||noise - eps(z_t, t)||^2] + constant
         p:  E[w_p ||noise - eps(z_t, t)||^2], z0 held fixed
 
-    w_q is the weighting of the likelihood (theorem 1), w_p any. The algorithms of appendix G.6, by ``q_samples``:
+    w_q is the weighting of the likelihood (theorem 1), w_p any. The algorithms of appendix G.6, by ``algorithm``:
 
-    1. `shared`: the weightings are the same. The q loss is everybody's (so beta scales the prior's gradient too).
-    2. `own`: q draws its own t for w_ll, through ``q``, and passes the network on its own.
-    3. `reweighted`: q takes p's t with the weight of the likelihood. The two losses differ by a factor per image, so
+    1. The weightings are the same. The q loss is everybody's (so beta scales the prior's gradient too).
+    2. q draws its own t for w_ll, through ``q``, and passes the network on its own.
+    3. q takes p's t with the weight of the likelihood. The two losses differ by a factor per image, so
        one backward pass of p's loss gives both: on its way to the encoder an image's gradient is multiplied by
        beta w_q / w_p. (The paper takes two passes over one graph.)
 
     Args:
         p: draws t for the prior.
-        q: draws t for the VAE; `own` only.
-        joint: `own` takes both through the network in one pass of twice the batch, else in turn.
-        q_prior: the prior that q's pass sees (`own` in turn), one with averaged weights; the trained one where None.
-        draws: (t, noise) per latent and step. More cost passes of the score network and lower the gradient's variance,
-            the encoder's too.
-        balance: balance the groups' KLs (`shared` only).
+        q: draws t for the VAE; algorithm 2 only.
+        joint: algorithm 2 takes both through the network in one pass of twice the batch, else in turn.
+        q_prior: the prior that q's pass sees (algorithm 2, in turn), one with averaged weights; None: the trained one.
+        time_samples: samples of (t, noise) per latent and step. More cost passes of the score network and lower the
+            variance of the gradient, the encoder's too.
+        balance: balance the groups' KLs (algorithm 1 only).
         train_vae: False: p's loss alone, on samples of a frozen VAE.
     """
 
     def __init__(
         self,
         p: TimeSampler,
-        q_samples: QSamples = "shared",
+        algorithm: Algorithm = 1,
         *,
         q: TimeSampler | None = None,
         joint: bool = False,
         q_prior: ScorePrior | None = None,
-        draws: int = 1,
+        time_samples: int = 1,
         balance: bool = False,
         train_vae: bool = True,
     ) -> None:
-        self.p, self.q_samples, self.q, self.joint, self.q_prior = p, q_samples, q, joint, q_prior
-        self.draws, self.balance, self.train_vae = draws, balance, train_vae
+        self.p, self.algorithm, self.q, self.joint, self.q_prior = p, algorithm, q, joint, q_prior
+        self.time_samples, self.balance, self.train_vae = time_samples, balance, train_vae
 
     def __call__(self, model: LSGM, x: Tensor, beta: float, random: Draws | None = None) -> Objective:
         prior = model.prior
@@ -142,31 +142,31 @@ class LSGMObjective:
         negative_entropy = per_group(posterior.log_q, groups)  # [B, G]
         further_kl = posterior.further_kl()  # of the scales that the prior does not cover, [B, F]
         kl_without_prior = torch.cat([negative_entropy, further_kl], dim=1).sum(dim=1).mean()
-        z0 = posterior.z.repeat(self.draws, 1, 1, 1)
-        draw = self.p(random.uniform(self.draws))
-        noise = random.normal(model.latent_shape, self.draws)
+        z0 = posterior.z.repeat(self.time_samples, 1, 1, 1)
+        draw = self.p(random.uniform(self.time_samples))
+        noise = random.normal(model.latent_shape, self.time_samples)
         constant = self.p.cross_entropy_constant() * z0[0].numel()
 
         if not self.train_vae:
             error = self.squared_error(prior, z0, noise, draw.t).sum(dim=1)
             loss = loss_prior = (draw.weight * error).mean()
             cross_entropy = (draw.likelihood_weight * error).mean()
-        elif self.q_samples == "shared":
+        elif self.algorithm == 1:
             error = draw.weight[:, None] * self.squared_error(prior, z0, noise, draw.t, groups)  # [B, G]
             cross_entropy = loss_prior = error.sum(dim=1).mean()
             shares = torch.tensor(groups, device=x.device) / sum(groups)
-            kl = negative_entropy + error.view(self.draws, -1, len(groups)).mean(dim=0) + constant * shares
+            kl = negative_entropy + error.view(self.time_samples, -1, len(groups)).mean(dim=0) + constant * shares
             kl = torch.cat([kl, further_kl], dim=1)
             gamma = balancing(kl, beta, len(groups)) if self.balance else 1.0
             loss = reconstruction + beta * (kl * gamma).sum(dim=1).mean()
-        elif self.q_samples == "reweighted":
+        elif self.algorithm == 3:
             factor = beta * draw.likelihood_weight / draw.weight
             error = self.squared_error(prior, z0, noise, draw.t, factor=factor).sum(dim=1)
             loss_prior = (draw.weight * error).mean()
             cross_entropy = (draw.likelihood_weight * error.detach()).mean()
             loss = reconstruction + beta * kl_without_prior + loss_prior
         else:
-            cross_entropy, loss_prior = self._own(prior, z0, noise, draw, random.uniform(self.draws))
+            cross_entropy, loss_prior = self._own(prior, z0, noise, draw, random.uniform(self.time_samples))
             loss = reconstruction + beta * (kl_without_prior + cross_entropy) + loss_prior
 
         terms = {

@@ -77,7 +77,7 @@ def build(
     )
     vae_objective = VAEObjective()
     regulariser = SpectralRegulariser(model.vae)
-    if config.recompute:
+    if config.activation_checkpointing:
         recompute(model)
     if config.compile:
         compile_networks(model)
@@ -98,7 +98,7 @@ def build(
         parts={"model": model, "regulariser": regulariser},
         networks={"vae": model.vae},
         summarise=summarise_kl(model.vae.latent_groups),
-        look=Look(model, store, config.look_images),
+        look=Look(model, store, config.eval_images),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("VAE", task, batches, config, history, states, ranks, device), model

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lsgm import checkpoint
+from lsgm.config import SDEConfig
 from lsgm.config.stages import TrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
@@ -102,7 +103,7 @@ def build(
     pretrained.to(device)
     torch.manual_seed(config.seed)
     sde = stage.sde
-    if sde.name == "vesde" and sde.sigma2_max is None:
+    if isinstance(sde, SDEConfig) and sde.name == "vesde" and sde.sigma2_max is None:
         sde = sde.model_copy(update={"sigma2_max": largest_squared_distance(encodings(pretrained, batches))})
         log.info(f"VESDE: sigma2_max = {sde.sigma2_max:.1f}, the largest squared distance of two encodings")
     torch.manual_seed(config.seed)
@@ -137,18 +138,18 @@ def build(
         if spectral_reg > 0:
             convs = name == "vae" or config.spectral_reg_prior_convs
             regularisers.append((spectral_reg, SpectralRegulariser(network, convs=convs)))
-    if config.recompute:
+    if config.activation_checkpointing:
         recompute(model)
     ema = EMA(prior, config.ema)
     if config.compile:
         compile_networks(model)
     lsgm_objective = LSGMObjective(
         TimeSampler(prior.sde, config.p_weighting, config.p_sampling, sde.time_eps),
-        config.q_samples,
+        config.algorithm,
         q=TimeSampler(prior.sde, "ll", config.q_sampling, sde.time_eps),
         joint=config.q_pass == "joint",
         q_prior=ema.module if config.q_uses_ema else None,
-        draws=config.draws,
+        time_samples=config.time_samples,
         balance=config.kl_balance,
         train_vae=config.train_vae,
     )
@@ -172,7 +173,7 @@ def build(
         parts=parts,
         networks={name: network for name, (network, *_) in networks.items()},
         summarise=summarise_kl(model.vae.latent_groups),
-        look=Look(model, store, config.look_images, ema.module),
+        look=Look(model, store, config.eval_images, ema.module),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema

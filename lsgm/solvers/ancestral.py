@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ from torch import Tensor
 from lsgm.arguments import check_choice, check_count
 from lsgm.errors import LSGMError
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ode import Solution, check_finite
-from lsgm.sde import SDE, VPSDE, GeometricVPSDE, SubVPSDE
+from lsgm.sde import SDE
+from lsgm.solvers.solution import Solution, check_finite
 
-Variances = Literal["beta", "posterior"]
-VARIANCES: tuple[Variances, ...] = get_args(Variances)
+Variance = Literal["fixed_large", "fixed_small"]  # beta, or that of the true posterior
+VARIANCES: tuple[Variance, ...] = get_args(Variance)
 LATENT_LIMIT = 3.0  # what the published sampler clamps its result to
 
 
@@ -32,7 +32,7 @@ class Discretisation:
 
     def __init__(self, sde: SDE, steps: int) -> None:
         steps = check_count("steps", steps)
-        if isinstance(sde, SubVPSDE) or not isinstance(sde, (VPSDE, GeometricVPSDE)):
+        if not sde.variance_preserving:
             raise LSGMError(
                 f"ancestral sampling and the discretised bound need a variance-preserving diffusion, not the "
                 f"{type(sde).__name__}: use the solver rk45 and the estimator ode, or sde.name vpsde or geometric_vpsde"
@@ -58,20 +58,20 @@ class Discretisation:
 
 @torch.no_grad()
 def sample(
-    prior: ScorePrior, noise: Tensor, steps: int, draw: Callable[[], Tensor], variances: Variances = "beta"
+    prior: ScorePrior, noise: Tensor, steps: int, draw: Callable[[], Tensor], variance: Variance = "fixed_large"
 ) -> Solution:
     """Latents z0 [B, C, H, W] from ``noise`` ~ N(0, I), in ``steps`` evaluations.
 
     Args:
         draw: gives N(0, I) like ``noise``, once for each step but the last, which returns the mean.
-        variances: of a step: beta, or that of the true posterior (`posterior`).
+        variance: of a step: beta (`fixed_large`), or that of the true posterior (`fixed_small`).
     Raises:
         SolverError: the latents are not finite.
-        LSGMError: as :class:`Discretisation`, or the variances are others.
+        LSGMError: as :class:`Discretisation`, or the variance is another one.
     """
-    check_choice("variances", variances, VARIANCES)
+    check_choice("variance", variance, VARIANCES)
     process = Discretisation(prior.sde, steps)
-    spread = (process.beta if variances == "beta" else process.posterior_beta).sqrt()
+    spread = (process.beta if variance == "fixed_large" else process.posterior_beta).sqrt()
     z = noise
     for i in reversed(range(steps)):
         z = process.mean(i, z, prior(z, z.new_full((1,), process.t[i].item())))
@@ -81,9 +81,14 @@ def sample(
     return Solution(check_finite(z, "ancestral").clamp(-LATENT_LIMIT, LATENT_LIMIT), steps)
 
 
+def ancestral_sample(prior: ScorePrior, noise: Tensor, draw: Callable[[], Tensor], settings: Any) -> Solution:
+    """:func:`sample` with the `steps` and the `variance` of the ``settings``."""
+    return sample(prior, noise, settings.steps, draw, settings.variance)
+
+
 @torch.no_grad()
 def elbo(prior: ScorePrior, z0: Tensor, steps: int, draw: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """A lower bound of log p(z0) in nats, [B], by ancestral sampling with variances beta, and the NFE.
+    """A lower bound of log p(z0) in nats, [B], by ancestral sampling with the variance beta, and the NFE.
 
         sum_{i>0} KL(q(z_{i-1} | z_i, z0) || p(z_{i-1} | z_i)) - log p(z0 | z_1) + KL(q(z_K | z0) || N(0, I)),
 
