@@ -30,7 +30,7 @@ from torchdiffeq import odeint
 
 import lsgm
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ode import drift, sample
+from lsgm.solvers.probability_flow import drift, sample
 
 Solve = Callable[[], tuple[Tensor, int]]
 Make = Callable[[ScorePrior, Tensor, float, float], Solve]

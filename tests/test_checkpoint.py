@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import lsgm
 from lsgm import checkpoint
-from lsgm.config import ImageConfig, PretrainConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ImageConfig, NCSNppConfig, PretrainConfig, SDEConfig, VAEConfig
 from lsgm.config.stages import PretrainStage
 from lsgm.data.batches import preprocess
 from lsgm.errors import LSGMError
@@ -23,7 +23,7 @@ VAE = VAEConfig(
     arch="res_mbconv", channels=4, channel_mult=[1, 1, 2], groups_per_scale=2, latents_per_group=1,
     cells_per_cond=1, preprocess=BLOCK, postprocess=BLOCK,
 )  # fmt: skip
-PRIOR = PriorConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
+PRIOR = NCSNppConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
 IMAGE = ImageConfig(channels=1, size=28, padded_size=32, binary=True)
 STAGE = PretrainStage(
     model="m",
@@ -146,7 +146,7 @@ def test_nelbo_of_a_model_with_a_closed_form():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"probe": "gaussian", "probes": 2}, {"estimator": "discretised", "steps": 5}],
+    [{"probe": "gaussian", "probes": 2}, {"estimator": "discretized", "steps": 5}],
 )
 def test_likelihoods_can_be_chosen(folder, settings):
     """Draws belong to images: one by one or together, the same NELBO (to the solver's tolerance)."""
@@ -160,7 +160,8 @@ def test_likelihoods_can_be_chosen(folder, settings):
 def test_exact_trace_can_be_chosen(folder, monkeypatch):
     model, seen = lsgm.load(folder), []
     monkeypatch.setattr(
-        "lsgm.sampling.ode.log_prob", lambda prior, z, probes, *_: (seen.append(probes), (z[:, 0, 0, 0], 1))[1]
+        "lsgm.solvers.probability_flow.log_prob",
+        lambda prior, z, probes, *_: (seen.append(probes), (z[:, 0, 0, 0], 1))[1],
     )
     model.nelbo(torch.zeros(2, 1, 28, 28), probe="exact")
     model.nelbo(torch.zeros(2, 1, 28, 28), probes=3)

@@ -141,8 +141,8 @@ def test_the_papers_models_ask_for_the_papers_gpus(model, pretrain, train):
     ("key", "value"),
     [
         ("sample.solver", "ancestral"),
-        ("evaluate.estimator", "discretised"),
-        ("evaluate.further_estimators", ["discretised"]),
+        ("evaluate.estimator", "discretized"),
+        ("evaluate.extra_estimators", ["discretized"]),
     ],
 )
 def test_discretised_diffusions_must_preserve_variance(key, value):
@@ -156,7 +156,7 @@ def test_discretised_diffusions_must_preserve_variance(key, value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("further_estimators", ["ode"], r"evaluate: further_estimators: \['ode'\] with estimator: ode names one twice"),
+        ("extra_estimators", ["ode"], r"evaluate: extra_estimators: \['ode'\] with estimator: ode names one twice"),
         (
             "cross_check",
             True,

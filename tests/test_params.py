@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lsgm import registry
 from lsgm.config import ConfigError, DatasetConfig
 from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, load_stage
-from lsgm.evaluation.extractors import EXTRACTORS
+from lsgm.evaluation.extractors import extractor
 from lsgm.params import Params
-from lsgm.params.plan import ONLY_SHAPES, RULES
+from lsgm.params.plan import RULES
 
 ROOT = Path(__file__).parents[1]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -119,7 +120,7 @@ def test_numbers_that_yaml_reads_as_text(value, read):
          r"train.batch: expected a multiple of 12, which is processes .*: 6. x accumulate .2., found 64"),
         ({f"{DEMO}.resources.pretrain.gpus": 3}, "mnist_demo.pretrain.batch: expected a multiple of 3"),
         ({f"{DEMO}.train.batch": 60001}, "mnist_demo.train.batch: mnist has 60000 training images, not 60001"),
-        ({f"{DEMO}.train.look_images": 10001}, "train.look_images: mnist has 10000 test images, not 10001"),
+        ({f"{DEMO}.train.eval_images": 10001}, "train.eval_images: mnist has 10000 test images, not 10001"),
         ({f"{DEMO}.sample.count": 1}, "sample.count: mnist_classifier needs at least 2 samples to compare, found 1"),
         ({f"{OWN}.sample.count": 9, f"{OWN}.evaluate.extractor": "inception"}, "inception needs at least 10 samples"),
         ({f"{OWN}.evaluate.extractor": "mnist_classifier"}, "mnist_classifier is for images of 1 x 28 x 28 .* 3 x 32"),
@@ -176,7 +177,8 @@ def test_the_rules_of_the_workflow_are_known():
 
 
 def test_the_shapes_of_extractors_are_known():
-    assert {name: e.image_shape for name, e in EXTRACTORS.items() if e.image_shape is not None} == ONLY_SHAPES
+    for name in registry.EXTRACTORS.ours:
+        assert extractor(name).image_shape == registry.EXTRACTORS.entry(name).image_shape
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 import lsgm
 from lsgm import cli, published
-from lsgm.config import ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ConvVAEConfig, ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 
@@ -48,7 +48,7 @@ MODELS = {
 def make(name):
     image, vae, prior, sde = MODELS[name]
     torch.manual_seed(0)
-    model = LSGM(image, VAEConfig(**vae), PriorConfig(**prior), SDEConfig(**sde))
+    model = LSGM(image, VAEConfig(**vae), NCSNppConfig(**prior), SDEConfig(**sde))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.02 * torch.randn_like(p))

@@ -13,9 +13,9 @@ import torch
 from lsgm import published
 from lsgm.config import PretrainConfig
 from lsgm.published import published_names
-from lsgm.sampling import ancestral, ode
-from lsgm.sampling.ancestral import Discretisation
 from lsgm.sde import VPSDE, GeometricVPSDE
+from lsgm.solvers import ancestral, ode
+from lsgm.solvers.ancestral import Discretisation
 from lsgm.training.ema import EMA
 from lsgm.training.engine import Schedule
 from lsgm.training.objective import LSGMObjective, VAEObjective, linear_anneal

@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 from lsgm.config import ConfigError, SDEConfig
 from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError
-from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE, build_sde
+from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
 
 SDES = [
     VPSDE(0.1, 20.0),
@@ -120,14 +120,14 @@ def test_normal_noise_is_the_conditional_expectation(sde):
 
 
 def test_build():
-    assert isinstance(build_sde(SDEConfig()), VPSDE)
-    geometric = build_sde(SDEConfig(name="geometric_vpsde"))
+    assert isinstance(SDEConfig().build(), VPSDE)
+    geometric = SDEConfig(name="geometric_vpsde").build()
     assert (geometric.sigma2_min, geometric.sigma2_max, geometric.sigma2_0) == (3e-5, 0.999, 3e-5)
-    assert build_sde(SDEConfig(name="geometric_vpsde", sigma2_0=0.0)).sigma2_0 == 0
-    assert type(build_sde(SDEConfig(name="sub_vpsde", beta_end=10.0))) is SubVPSDE
-    assert build_sde(SDEConfig(name="vesde", sigma2_max=100.0)).base_variance == 100
+    assert SDEConfig(name="geometric_vpsde", sigma2_0=0.0).build().sigma2_0 == 0
+    assert type(SDEConfig(name="sub_vpsde", beta_end=10.0).build()) is SubVPSDE
+    assert SDEConfig(name="vesde", sigma2_max=100.0).build().base_variance == 100
     with pytest.raises(LSGMError, match="sigma2_max"):
-        build_sde(SDEConfig(name="vesde"))
+        SDEConfig(name="vesde").build()
 
 
 @pytest.mark.parametrize(

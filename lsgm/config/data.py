@@ -22,7 +22,7 @@ class ImagesConfig(Section):
     )
     split: Annotated[BelowOne, Field(gt=0)] | None = Field(
         0.1,
-        description="fraction of the images that becomes the test set, at random; null: there are folders train and test",
+        description="fraction of the images in the random test set; null: there are folders train and test",
     )
     seed: Seed = Field(0, description="seed of the random train/test split")
     binary: bool = Field(

@@ -60,7 +60,8 @@ def explain(kind: type[BaseModel], error: Any, where: str | Path, lines: Mapping
     elif error["type"] == "missing":
         said = [f"{key}: missing, a value is required here"]
     elif error["type"] == "value_error":
-        said = [f"{path}: {message}"] if path else message.splitlines()
+        place = f"{path}." if path == "models" else f"{path}: "  # models: what a model extends
+        said = [f"{place}{message}"] if path else message.splitlines()
     else:
         said = [f"{key}: expected {message}, found {value}{error.get('ctx', {}).get('hint', '')}"]
         if isinstance(error["input"], bool):

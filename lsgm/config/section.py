@@ -90,7 +90,7 @@ class Part(Section):
 
 
 def any_of(registry: Registry, key: str, default: str) -> Any:
-    """The type of a section that any entry of ``registry`` may describe; ``key`` says which, by ``default`` that one."""
+    """The type of a section that any entry of ``registry`` may describe; ``key`` says which (``default``)."""
     entries = registry.entries()
 
     def which(value: Any) -> str:

@@ -85,7 +85,7 @@ class ScheduleConfig(Section):
     )
     accumulate: Few = Field(
         1,
-        description="number of parts that a process splits its share of a batch into; batch norm and KL balancing see one part",
+        description="parts that a process splits its share of a batch into; batch norm and KL balancing see one",
     )
     grad_clip: NonNegative = Field(0.0, description="largest norm of the gradient; 0: no clipping")
     checkpoint_minutes: Positive = Field(10.0, description="minutes between two saved states of the training")

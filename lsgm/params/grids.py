@@ -46,7 +46,7 @@ class AblationConfig(Section):
     )
     columns: list[str] = Field(
         [],
-        description="axes that become columns of the table, whose cells are then NELBO / Fréchet distance; []: one column "
+        description="axes that become columns of the table, whose cells are then NELBO / Fréchet distance; []: a column "
         "per metric",
     )
     against: Annotated[list[Literal["nelbo", "nfe", "seconds"]], Field(min_length=1)] = Field(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lsgm.config import BackboneConfig, ConfigError, NELBOConfig, SampleConfig, Section
 from lsgm.config.bounds import Name
@@ -60,6 +60,15 @@ class Params(Section):
     )
     models: dict[Name, ModelConfig]
     ablations: dict[Name, AblationConfig] = Field({}, description="grids of models")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _extend(cls, models: Any) -> Any:
+        """Put in what models extend."""
+        try:
+            return presets.resolve(models) if isinstance(models, dict) else models
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("models.")) from None
 
     @model_validator(mode="after")
     def _the_plan_holds(self) -> Params:
@@ -319,5 +328,5 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             f"other parameters stand in {path}"
         )
     lines = {key: line for key, line in document.lines.items() if key.partition(".")[0] not in replaced}
-    value, lines = presets.resolve({**document.value, **replaced}, lines, path)
-    return parse(Params, value, path, lines)
+    value = {**document.value, **replaced}
+    return parse(Params, value, path, presets.inherited_lines(value.get("models"), lines))

@@ -10,10 +10,8 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from lsgm.config import ConfigError
 from lsgm.config.mistakes import shown
 from lsgm.registry import BACKBONES, SCORE_NETWORKS, SDES, SOLVERS, Registry
 
@@ -27,46 +25,54 @@ CHOICES: dict[str, tuple[Registry, str, str]] = {
 }
 
 
-def resolve(
-    raw: Mapping[str, Any], lines: Mapping[str, int], where: str | Path
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """params.yaml with every model as it is when what it extends is put in, and the line of each key.
-
-    An inherited key has the line where it stands.
+def resolve(models: Mapping[str, Any]) -> dict[str, Any]:
+    """The models with what they extend put in.
 
     Raises:
-        ConfigError: a model extends itself, by whatever way round, or one that is not there.
+        ValueError: a model extends itself, by whatever way round, or one that is not there.
     """
-    models = raw.get("models")
-    if not isinstance(models, dict):
-        return dict(raw), dict(lines)
-    found_lines = dict(lines)
     done: dict[str, Any] = {}
 
     def resolved(name: str, way: tuple[str, ...]) -> Any:
-        if name in done:
-            return done[name]
-        model = models[name]
-        if isinstance(model, dict) and KEY in model:
-            parent, key = model[KEY], f"models.{name}.{KEY}"
-            line = f" (line {lines[key]})" if key in lines else ""
-            if not isinstance(parent, str) or parent not in models:
-                close = difflib.get_close_matches(str(parent)[:100], [str(other) for other in models], n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"the models are {', '.join(map(str, models))}"
-                raise ConfigError(f"{where}: {key}: there is no model {shown(parent)}; {hint}{line}")
-            if parent in (*way, name):
-                circle = " -> ".join([*way, name, parent])
-                raise ConfigError(f"{where}: {key}: is a circle: {circle}; one of them must not extend another{line}")
-            base = resolved(parent, (*way, name))
-            own = {key: value for key, value in model.items() if key != KEY}
-            model = merged(base, own)
-            for key, line_number in list(found_lines.items()):
-                if key.startswith(f"models.{parent}."):
-                    found_lines.setdefault(f"models.{name}.{key.removeprefix(f'models.{parent}.')}", line_number)
-        done[name] = model
-        return model
+        if name not in done:
+            model = models[name]
+            if isinstance(model, dict) and KEY in model:
+                base = resolved(_parent(models, name, way), (*way, name))
+                model = merged(base, {key: value for key, value in model.items() if key != KEY})
+            done[name] = model
+        return done[name]
 
-    return {**raw, "models": {name: resolved(name, ()) for name in models}}, found_lines
+    return {name: resolved(name, ()) for name in models}
+
+
+def _parent(models: Mapping[str, Any], name: str, way: tuple[str, ...]) -> str:
+    """The model that ``name`` extends, where ``way`` are the models that extend it."""
+    parent, key = models[name][KEY], f"models.{name}.{KEY}"
+    if not isinstance(parent, str) or parent not in models:
+        close = difflib.get_close_matches(str(parent)[:100], [str(other) for other in models], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the models are {', '.join(map(str, models))}"
+        raise ValueError(f"{key}: there is no model {shown(parent)}; {hint}")
+    if parent in (*way, name):
+        circle = " -> ".join([*way, name, parent])
+        raise ValueError(f"{key}: is a circle ({circle}); one of these models must not extend another")
+    return parent
+
+
+def inherited_lines(models: Any, lines: Mapping[str, int]) -> dict[str, int]:
+    """The line of each key of params.yaml; an inherited key has the line where it stands."""
+    found = dict(lines)
+    for name in models if isinstance(models, dict) else ():
+        seen, parent = {name}, name
+        while isinstance(models.get(parent), dict) and isinstance(models[parent].get(KEY), str):
+            parent = models[parent][KEY]
+            if parent in seen:
+                break
+            seen.add(parent)
+            start = f"models.{parent}."
+            for key, line in lines.items():
+                if key.startswith(start):
+                    found.setdefault(f"models.{name}.{key.removeprefix(start)}", line)
+    return found
 
 
 def merged(base: Any, own: Any, top: bool = True) -> Any:

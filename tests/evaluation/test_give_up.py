@@ -40,8 +40,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "lsgm", root / "vae"
 
 
-def sample(model: Path, out: Path, give_up: str) -> int:
-    stage = SampleStage(model="tiny", sample=SampleConfig(count=6, give_up=give_up, **SHORT))  # type: ignore[arg-type]
+def sample(model: Path, out: Path, on_failure: str) -> int:
+    stage = SampleStage(model="tiny", sample=SampleConfig(count=6, on_failure=on_failure, **SHORT))  # type: ignore[arg-type]
     out.mkdir(exist_ok=True)
     (out / "c.json").write_text(stage.model_dump_json())
     return main(["sample", "--config", str(out / "c.json"), "--model", str(model), "--out", str(out)])
@@ -67,7 +67,7 @@ def test_it_is_recorded(folders: tuple[Path, Path], mnist_store: ImageStore, tmp
     assert not np.load(tmp_path / "lsgm" / "samples.npy").any()
     assert "failed" not in json.loads((tmp_path / "vae" / "sampling.json").read_text())
 
-    nelbo = NELBOConfig(images=6, give_up="record", **SHORT)  # type: ignore[arg-type]
+    nelbo = NELBOConfig(images=6, on_failure="record", **SHORT)  # type: ignore[arg-type]
     make_part(
         NELBOStage(model="tiny", dataset="mnist", nelbo=nelbo), mnist_store.path, *folders, tmp_path / "part", CPU
     )
@@ -93,10 +93,10 @@ def test_what_was_not_drawn_is_not_compared(small_store: ImageStore, tmp_path: P
 
 def test_a_figure_says_so(folders: tuple[Path, Path], mnist_store: ImageStore, tmp_path: Path) -> None:
     pd.DataFrame({"epoch": [0.5, 1.0], "alpha_mean": [0.4, 0.5]}).to_csv(folders[0] / "history.csv", index=False)
-    for give_up, code in (("fail", 1), ("record", 0)):
-        config = SampleConfig(count=8, give_up=give_up, **SHORT)  # type: ignore[arg-type]
+    for on_failure, code in (("error", 1), ("record", 0)):
+        config = SampleConfig(count=8, on_failure=on_failure, **SHORT)  # type: ignore[arg-type]
         stage = IllustrateStage(model="tiny", dataset="mnist", sample=config)
         (tmp_path / "c.json").write_text(stage.model_dump_json())
         options = ["--config", str(tmp_path / "c.json"), "--data", str(mnist_store.path), "--model", str(folders[0])]
-        assert main(["illustrate", *options, "--out", str(tmp_path / give_up)]) == code
+        assert main(["illustrate", *options, "--out", str(tmp_path / on_failure)]) == code
     assert len(list((tmp_path / "record").glob("tiny_*.png"))) == 4

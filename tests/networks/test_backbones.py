@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from lsgm.config import ConvVAEConfig, VAEConfig
-from lsgm.networks.convvae import ConvVAE
 from lsgm.networks.layers import batch_statistics
-from lsgm.networks.nvae import NVAE
 from lsgm.training.objective import kl_to_normal
 
 NVAE_SETTINGS = {
@@ -31,7 +29,7 @@ SIZE = 8
 def vae(request):
     torch.manual_seed(0)
     config = CONFIGS[request.param]
-    vae = (ConvVAE if isinstance(config, ConvVAEConfig) else NVAE)(config, 1, SIZE, 1).double().eval()
+    vae = config.build(image_channels=1, image_size=SIZE, output_channels=1).double().eval()
     with torch.no_grad():
         for p in vae.parameters():
             p.add_(0.1 * torch.randn_like(p))

@@ -9,8 +9,8 @@ from torch import nn
 
 from lsgm.errors import LSGMError, SolverError
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ancestral import Discretisation, elbo, sample
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
+from lsgm.solvers.ancestral import Discretisation, elbo, sample
 
 SHAPE = (2, 2, 2)
 DIMENSIONS = math.prod(SHAPE)
@@ -46,17 +46,17 @@ def test_steps_compose_to_the_diffusion(sde, steps):
     assert (process.posterior_beta <= process.beta + 1e-15).all() and (process.posterior_beta > 0).all()
 
 
-@pytest.mark.parametrize("variances", ["beta", "posterior"])
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 @pytest.mark.parametrize("sde", SDES, ids=["vpsde", "geometric"])
-def test_samples_of_a_gaussian_have_its_variance(sde, variances):
+def test_samples_of_a_gaussian_have_its_variance(sde, variance):
     """z0 ~ N(0, 0.25 I), 300 steps, 3,000 samples: the variance that the linear recursion gives, to four standard
     errors, and within 5 % of the truth (10 % for the geometric SDE, whose first steps are coarse)."""
     prior, steps, n = gaussian(sde, 0.25), 300, 3000
     draw = draws((n, *SHAPE))
-    solution = sample(prior, draw(), steps, draw, variances)
+    solution = sample(prior, draw(), steps, draw, variance)
     assert solution.nfe == steps
     process = Discretisation(sde, steps)
-    spread = process.beta if variances == "beta" else process.posterior_beta
+    spread = process.beta if variance == "fixed_large" else process.posterior_beta
     variance = 1.0
     for i in reversed(range(steps)):
         v = process.variance[i].item()

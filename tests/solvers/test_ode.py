@@ -9,10 +9,13 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
+from lsgm.config import SampleConfig
 from lsgm.errors import LSGMError, SolverError
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ode import FIXED, drift, fixed_grid, log_prob, rk45, sample
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
+from lsgm.solvers.fixed_steps import FIXED, fixed_steps
+from lsgm.solvers.probability_flow import drift, fixed_steps_sample, log_prob, rk45_sample
+from lsgm.solvers.rk45 import rk45
 
 SHAPE = (2, 2, 2)
 DIMENSIONS = math.prod(SHAPE)
@@ -86,12 +89,20 @@ def test_rk45_reports_a_state_that_is_not_finite():
         rk45(lambda t, y: y * math.nan, torch.ones(3), 0.0, 1.0, 1e-5)
 
 
+def unused():
+    raise AssertionError("the ODE draws no noise")
+
+
+def by_rk45(prior, noise, tol, time_eps):
+    return rk45_sample(prior, noise, unused, SampleConfig.model_construct(tol=tol, time_eps=time_eps))
+
+
 def test_sampler_reproduces_a_gaussian(gaussian):
     """The ODE is linear here: 2,000 equal and opposite starts give mean and covariance by their exact propagation."""
     prior, mean, covariance = gaussian
     basis = torch.eye(DIMENSIONS, dtype=torch.float64)
     starts = torch.cat([torch.zeros(1, DIMENSIONS, dtype=torch.float64), basis]).view(-1, *SHAPE)
-    ends = sample(prior, starts, tol=1e-8, time_eps=EPS).y.flatten(1)
+    ends = by_rk45(prior, starts, tol=1e-8, time_eps=EPS).y.flatten(1)
     propagated_mean, columns = ends[0], (ends[1:] - ends[0]).T  # z0 = propagated_mean + columns @ z1
     # the base has mean 0, not m_1 mean: that is left of it, 1 in 50 for the VESDE
     np.testing.assert_allclose(propagated_mean, mean, atol=1e-2)
@@ -103,7 +114,7 @@ def test_sampler_statistics(gaussian):
     prior, mean, covariance = gaussian
     n = 20_000
     noise = torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    z = sample(prior, noise, tol=1e-5, time_eps=EPS).y.flatten(1)
+    z = by_rk45(prior, noise, tol=1e-5, time_eps=EPS).y.flatten(1)
     np.testing.assert_allclose(z.mean(0), mean, atol=4 * covariance.diagonal().max().sqrt().item() / n**0.5 + 5e-3)
     np.testing.assert_allclose(z.T.cov(), covariance, atol=4 * 1.5 * covariance.diagonal().max().item() / n**0.5)
 
@@ -156,8 +167,8 @@ def test_fixed_grids_have_their_order(method, order):
 
     for steps in (40, 80):
         times.clear()
-        solution = fixed_grid(f, torch.ones(3, dtype=torch.float64), 0.0, 1.5, steps, method)
-        assert solution.nfe == len(times) == steps * FIXED[method]
+        solution = fixed_steps(f, torch.ones(3, dtype=torch.float64), 0.0, 1.5, steps, method)
+        assert solution.nfe == len(times) == steps * FIXED[method][1]
         assert max(times) <= 1.5
         errors.append((solution.y - exact).abs().max().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
@@ -168,9 +179,10 @@ def test_fixed_grids_have_their_order(method, order):
 def test_fixed_grids_reach_what_rk45_reaches(gaussian, solver):
     prior, _, _ = gaussian
     noise = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    exact = sample(prior, noise, tol=1e-9, time_eps=1e-3).y
-    found = sample(prior, noise, time_eps=1e-3, solver=solver, steps=400)
-    assert found.nfe == 400 * FIXED[solver]
+    exact = by_rk45(prior, noise, tol=1e-9, time_eps=1e-3).y
+    settings = SampleConfig(count=1, solver=solver, steps=400, time_eps=1e-3)
+    found = fixed_steps_sample(prior, noise, unused, settings)
+    assert found.nfe == 400 * FIXED[solver][1]
     np.testing.assert_allclose(found.y, exact, atol={"euler": 0.1, "heun": 5e-3, "rk4": 1e-3}[solver])
 
 
@@ -179,7 +191,7 @@ def test_normal_prior_is_a_fixed_point():
     prior = ScorePrior(VPSDE(0.1, 20.0), nn.Identity(), SHAPE, mixing_logit=-60.0).double()
     prior.network.forward = lambda z, t: torch.zeros_like(z)
     z = torch.randn(16, *SHAPE, dtype=torch.float64)
-    solution = sample(prior, z, tol=1e-6, time_eps=EPS)
+    solution = by_rk45(prior, z, tol=1e-6, time_eps=EPS)
     np.testing.assert_allclose(solution.y, z, atol=1e-9)
     values, _ = log_prob(prior, z, torch.randn_like(z), 1e-6, EPS)
     np.testing.assert_allclose(values, torch.distributions.Normal(0, 1).log_prob(z).sum(dim=(1, 2, 3)), atol=1e-8)
@@ -201,11 +213,14 @@ def growth(t, y):
         (lambda y: rk45(growth, y[:0], 0.0, 1.0, 1e-3), r"y: expected .*, found torch.float64 of the shape \[0\]"),
         (lambda y: rk45(growth, y.long(), 0.0, 1.0, 1e-3), r"y: expected floating-point values, found torch.int64"),
         (lambda y: rk45(growth, y, 0.0, 1.0, 1e-3, math.nan), "max_nfe: expected a whole number of at least 1, found"),
-        (lambda y: fixed_grid(growth, y, 0.0, 1.0, 0, "heun"), "steps: expected a whole number of at least 1, found 0"),
-        (lambda y: fixed_grid(growth, y, 0.0, 1.0, 2.5, "heun"), "steps: expected .*, found 2.5"),
-        (lambda y: fixed_grid(growth, y, 1.0, 1.0, 2, "heun"), "t0, t1: expected two different times"),
-        (lambda y: fixed_grid(growth, y, 0.0, 1.0, 2, "midpoint"), "method: expected one of euler, heun, rk4, found"),
-        (lambda y: fixed_grid(growth, y / 0, 0.0, 1.0, 2, "euler"), "euler: the result is not finite; more steps may"),
+        (
+            lambda y: fixed_steps(growth, y, 0.0, 1.0, 0, "heun"),
+            "steps: expected a whole number of at least 1, found 0",
+        ),
+        (lambda y: fixed_steps(growth, y, 0.0, 1.0, 2.5, "heun"), "steps: expected .*, found 2.5"),
+        (lambda y: fixed_steps(growth, y, 1.0, 1.0, 2, "heun"), "t0, t1: expected two different times"),
+        (lambda y: fixed_steps(growth, y, 0.0, 1.0, 2, "midpoint"), "method: expected one of euler, heun, rk4, found"),
+        (lambda y: fixed_steps(growth, y / 0, 0.0, 1.0, 2, "euler"), "euler: the result is not finite; more steps may"),
     ],
 )
 def test_solvers_refuse_what_they_cannot_solve(call, message):
@@ -216,11 +231,9 @@ def test_solvers_refuse_what_they_cannot_solve(call, message):
 @pytest.mark.parametrize("gaussian", ["vpsde"], indirect=True)
 def test_the_flow_refuses_what_it_cannot_solve(gaussian):
     prior, z = gaussian[0], torch.zeros(2, *SHAPE, dtype=torch.float64)
-    with pytest.raises(LSGMError, match="solver: expected one of rk45, euler, heun, rk4, found 'eular'; did you mean"):
-        sample(prior, z, solver="eular")
     for time_eps in (0.0, 1.0, -1.0, math.nan):
         with pytest.raises(LSGMError, match="time_eps: expected a number above 0 and below 1, found"):
-            sample(prior, z, time_eps=time_eps)
+            by_rk45(prior, z, tol=1e-5, time_eps=time_eps)
         with pytest.raises(LSGMError, match="time_eps: expected a number above 0 and below 1, found"):
             log_prob(prior, z, z, time_eps=time_eps)
     for probes in (z[:1], z.new_zeros(0, *z.shape), z[None, :, :1]):

@@ -26,7 +26,7 @@ def engines(mnist_store, folder, **options):
     engine, model = pretrain.build(stage, mnist_store.path, CPU)
     checkpoint.save(model, folder, stages=[stage], summary={})
     prior = {"channels": 16, "scales": 2, "cells_per_scale": 1, "embedding_dim": 16, "mixing_logit_init": -1}
-    second = {**SHORT, "q_samples": "reweighted", "spectral_reg_prior": 1e-3, **options}
+    second = {**SHORT, "algorithm": 3, "spectral_reg_prior": 1e-3, **options}
     sections = {"prior": {**prior, "attention_resolution": 2}, "sde": {}, "train": second}
     return {
         "VAE": engine,
