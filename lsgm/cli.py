@@ -221,6 +221,7 @@ def export_published(args: argparse.Namespace) -> None:
 def describe(args: argparse.Namespace) -> None:
     from lsgm import checkpoint
     from lsgm.data.registry import dataset
+    from lsgm.describe import as_yaml
     from lsgm.describe import describe as run
     from lsgm.params import load_params
 
@@ -232,6 +233,9 @@ def describe(args: argparse.Namespace) -> None:
     if args.model not in params.all_models:
         raise LSGMError(f"{args.model}: neither a model's folder nor one of params.yaml: {', '.join(params.models)}")
     model = params.all_models[args.model]
+    if args.config:
+        print(as_yaml(model), end="")
+        return
     image = dataset(model.dataset, params.datasets[model.dataset]).image
     print(run(image, params.vae(args.model), model.prior, model.sde, model.train.train_vae))
 
@@ -338,6 +342,7 @@ def parser() -> argparse.ArgumentParser:
     write.add_argument("--dataset", help="their name of the dataset; the one that the model was trained on")
     about = command("describe", describe, "Layers, parameters, latents, FLOPs and memory of a model.")
     about.add_argument("model", help="a model of params.yaml, or the folder of one")
+    about.add_argument("--config", action="store_true", help="print its settings in place, with all that it inherits")
     check = command("verify", verify, "Check that models and prepared datasets are those that were saved.")
     check.add_argument("folder", type=Path, help="the folder of one, or one that holds such, as checkpoints/ or data/")
     tables = command("tabulate", tabulate, "Tables and figures of evaluated models.", ("--out", "folder"))

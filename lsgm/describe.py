@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsgm.config import BackboneConfig, DiffusionConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.config.model import ModelConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 from lsgm.shapes import misfits
@@ -112,6 +114,11 @@ def describe(
         for name, child in network.named_children()
     ]
     return Description(model.latent_shape, model.vae.further_shapes, parts, cost, cost_prior, train_vae)
+
+
+def as_yaml(model: ModelConfig) -> str:
+    """A model's settings as params.yaml would hold them if it extended no other: every key, defaults too."""
+    return yaml.safe_dump(model.model_dump(mode="json", exclude={"extends"}), sort_keys=False, default_flow_style=None)
 
 
 def _cost(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, ...]) -> NetworkCost:

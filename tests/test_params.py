@@ -15,11 +15,13 @@ from lsgm.config import ConfigError, DatasetConfig
 from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, load_stage
 from lsgm.evaluation.extractors import extractor
+from lsgm.params import presets
 from lsgm.params import Params
 from lsgm.params.plan import RULES
 
 ROOT = Path(__file__).parents[1]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
+RAW["models"] = {name: {**model, "extends": None} for name, model in presets.resolve(RAW["models"]).items()}
 RAW["datasets"]["mine"] = {"path": "/x", "images": {"size": 32}}
 RAW["models"]["own"] = copy.deepcopy(RAW["models"]["cifar10_small"]) | {"dataset": "mine"}
 DEMO, OWN = "models.mnist_demo", "models.own"

@@ -274,7 +274,7 @@ def test_end_to_end_loss_and_gradients(model, vectors, run, joint):
     balance = "balance" in run
     objective = LSGMObjective(
         Published(sde, weighting, sampling, 0.01),
-        "own" if own else "shared" if weighting == "ll" else "reweighted",
+        2 if own else 1 if weighting == "ll" else 3,
         q=TimeSampler(sde, *MODES[expected["iw_sample_q"]], 0.01) if own else None,
         joint=joint,
         balance=balance,

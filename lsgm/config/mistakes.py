@@ -27,7 +27,7 @@ def parse(kind: type[S], raw: Any, where: str | Path, lines: Mapping[str, int] |
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        errors = error.errors(include_url=False)[: MISTAKES + 1]
+        errors = kind.distinct(raw, error.errors(include_url=False))[: MISTAKES + 1]
         found = [line for item in errors for line in explain(kind, item, where, lines).splitlines()]
         if len(found) > MISTAKES:
             found[MISTAKES:] = [f"{where}: and more mistakes; correct these first"]

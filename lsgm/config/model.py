@@ -39,6 +39,7 @@ class ModelConfig(Section):
     (``vae_of``).
     """
 
+    extends: Name | None = Field(None, description="name of the model whose settings hold where this one sets none")
     dataset: Name
     vae: AnyBackbone | None = None
     pretrain: PretrainConfig | None = None

@@ -51,6 +51,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     renamed: ClassVar[Mapping[str, Renamed]] = {}
 
+    @classmethod
+    def distinct(cls, raw: Any, errors: list[Any]) -> list[Any]:
+        """The mistakes that pydantic found in ``raw``, each once where it is found in several places."""
+        return errors
+
     @model_validator(mode="before")
     @classmethod
     def _read_old_names(cls, raw: Any) -> Any:

@@ -46,8 +46,8 @@ class AblationConfig(Section):
     )
     columns: list[str] = Field(
         [],
-        description="axes that become columns of the table, whose cells are then NELBO / Fréchet distance; []: a column "
-        "per metric",
+        description="axes that become columns of the table, whose cells are then NELBO / Fréchet distance; []: one "
+        "column per metric",
     )
     against: Annotated[list[Literal["nelbo", "nfe", "seconds"]], Field(min_length=1)] = Field(
         ["nelbo"], description="what the figure plots the Fréchet distance against"
@@ -166,7 +166,7 @@ def _derived(base: ModelConfig, places: dict[str, Settings]) -> tuple[ModelConfi
             known = _dotted_keys(tuple(_choice(raw, name) for name in CHOICES))
             if key not in known:
                 close = difflib.get_close_matches(key[:SHOWN], known, n=1)
-                known_first = ", ".join(ModelConfig.model_fields)
+                known_first = ", ".join(name for name in ModelConfig.model_fields if name != "extends")
                 hint = f"did you mean {close[0]!r}?" if close else f"it begins with one of {known_first}"
                 raise ValueError(f"{place}: {one_line(key[:SHOWN])}: no setting of a model; {hint}")
             *parents, last = key.split(".")
@@ -213,7 +213,7 @@ def _dotted_keys(choices: tuple[str, ...]) -> list[str]:
             if inner := found.get("", found.get(chosen, next(iter(found.values()), None))):
                 yield from below(inner, [*path, name])
 
-    return list(below(ModelConfig, []))
+    return [key for key in below(ModelConfig, []) if key != "extends"]
 
 
 def _with_new_names(key: str, value: Any) -> tuple[str, Any]:

@@ -61,6 +61,19 @@ class Params(Section):
     models: dict[Name, ModelConfig]
     ablations: dict[Name, AblationConfig] = Field({}, description="grids of models")
 
+    @classmethod
+    def distinct(cls, raw: Any, errors: list[Any]) -> list[Any]:
+        """A mistake in a setting that other models inherit is told once, where it stands."""
+        found: dict[tuple[Any, ...], set[Any]] = {}  # rest of the key, message -> models
+        kept = []
+        for error in errors:
+            models = found.setdefault((*error["loc"][2:], error["msg"]), set())
+            name = error["loc"][1] if error["loc"][:1] == ("models",) and len(error["loc"]) > 1 else None
+            if not models & {*presets.ancestors(raw.get("models"), name)}:
+                kept.append(error)
+            models.add(name)
+        return kept
+
     @field_validator("models", mode="before")
     @classmethod
     def _extend(cls, models: Any) -> Any:
@@ -84,10 +97,13 @@ class Params(Section):
         yield from plan.wrong_ancestry(self.models, self.datasets)
 
     def _wrong_models(self) -> Iterator[str]:
-        for name, model in self.models.items():
-            dataset = self.dataset(model)
-            for mistake in [*self._misfits(model), *plan.wrong_counts(model, dataset)]:
-                yield f"models.{name}.{mistake}"
+        found = {
+            name: [*self._misfits(model), *plan.wrong_counts(model, self.dataset(model))]
+            for name, model in self.models.items()
+        }
+        for name, mistakes in found.items():
+            inherited = {mistake for parent in presets.ancestors(self.models, name) for mistake in found[parent]}
+            yield from (f"models.{name}.{mistake}" for mistake in mistakes if mistake not in inherited)
 
     def _wrong_grids(self) -> Iterator[str]:
         sizes = {name: grids.size(grid) for name, grid in self.ablations.items()}

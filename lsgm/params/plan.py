@@ -79,7 +79,7 @@ def wrong_datasets(datasets: Mapping[str, DatasetConfig]) -> Iterator[str]:
 def wrong_ancestry(models: Mapping[str, ModelConfig], datasets: Collection[str]) -> Iterator[str]:
     """Models on data that are not there, and those whose VAE comes from nowhere."""
     for name, model in models.items():
-        if model.dataset not in datasets:
+        if model.dataset not in datasets and not (model.extends and models[model.extends].dataset == model.dataset):
             yield f"models.{name}.dataset: {model.dataset!r} is missing under datasets"
         seen = [name]
         while (other := models[seen[-1]].vae_of) is not None:

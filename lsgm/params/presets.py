@@ -36,13 +36,25 @@ def resolve(models: Mapping[str, Any]) -> dict[str, Any]:
     def resolved(name: str, way: tuple[str, ...]) -> Any:
         if name not in done:
             model = models[name]
-            if isinstance(model, dict) and KEY in model:
+            if isinstance(model, dict) and model.get(KEY) is not None:
                 base = resolved(_parent(models, name, way), (*way, name))
-                model = merged(base, {key: value for key, value in model.items() if key != KEY})
+                model = merged(base, model)
             done[name] = model
         return done[name]
 
     return {name: resolved(name, ()) for name in models}
+
+
+def ancestors(models: Any, name: Any) -> list[Any]:
+    """What the model ``name`` extends, the nearest first; ``models`` as they are in the file or checked."""
+    found: list[Any] = []
+    while isinstance(models, Mapping) and name in models:
+        model = models[name]
+        name = model.get(KEY) if isinstance(model, Mapping) else getattr(model, KEY, None)
+        if not isinstance(name, str) or name in found:
+            break
+        found.append(name)
+    return found
 
 
 def _parent(models: Mapping[str, Any], name: str, way: tuple[str, ...]) -> str:
@@ -62,12 +74,7 @@ def inherited_lines(models: Any, lines: Mapping[str, int]) -> dict[str, int]:
     """The line of each key of params.yaml; an inherited key has the line where it stands."""
     found = dict(lines)
     for name in models if isinstance(models, dict) else ():
-        seen, parent = {name}, name
-        while isinstance(models.get(parent), dict) and isinstance(models[parent].get(KEY), str):
-            parent = models[parent][KEY]
-            if parent in seen:
-                break
-            seen.add(parent)
+        for parent in ancestors(models, name):
             start = f"models.{parent}."
             for key, line in lines.items():
                 if key.startswith(start):

@@ -18,10 +18,6 @@ def json_schema() -> str:
     sections = schema["$defs"]
     sections |= {f"{PARTIAL}{name}": _partial(section) for name, section in copy.deepcopy(sections).items()}
     partial = sections[f"{PARTIAL}ModelConfig"]
-    partial["properties"] = {
-        "extends": {"type": "string", "description": "the model whose settings hold where this one has none"},
-        **partial["properties"],
-    }
     partial["required"] = ["extends"]
     schema["properties"]["models"]["additionalProperties"] = {
         "if": {"required": ["extends"]},

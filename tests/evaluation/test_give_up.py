@@ -50,7 +50,7 @@ def sample(model: Path, out: Path, on_failure: str) -> int:
 def test_it_is_an_error(
     folders: tuple[Path, Path], mnist_store: ImageStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sample(folders[0], tmp_path, "fail") == 1
+    assert sample(folders[0], tmp_path, "error") == 1
     assert "the ODE solver failed at t = 1" in capsys.readouterr().err
     assert not (tmp_path / "samples.npy").exists()
     stage = NELBOStage(model="tiny", dataset="mnist", nelbo=NELBOConfig(images=6, **SHORT))  # type: ignore[arg-type]

@@ -88,14 +88,14 @@ def test_the_numbers_are_those_of_the_model(
     models: tuple[Path, Path], mnist_store: ImageStore, whole: dict[str, SetNELBO]
 ) -> None:
     """Image by image, and in nats and bits per dimension with their standard errors."""
-    assert list(whole) == ["vae", "lsgm", "lsgm_discretised", "lsgm_with_normal_prior"]
+    assert list(whole) == ["vae", "lsgm", "lsgm_discretized", "lsgm_with_normal_prior"]
     lsgm = checkpoint.load(models[0])
     test = mnist_store.images("test")
     chosen = np.sort(np.random.default_rng(3).permutation(len(test))[:22])
     from lsgm.data.batches import preprocess
 
     x = preprocess(torch.from_numpy(np.array(test[chosen])), torch.Generator().manual_seed(3), 32)
-    for key, estimator in (("lsgm", "ode"), ("lsgm_discretised", "discretized")):
+    for key, estimator in (("lsgm", "ode"), ("lsgm_discretized", "discretized")):
         streams = lsgm.streams(3, range(4))
         settings: dict[str, Any] = {"estimator": estimator, "tol": 1e-2, "time_eps": 1e-2, "steps": 6}
         terms = [lsgm.nelbo_terms(x[:4], streams, **settings) for _ in range(2)]

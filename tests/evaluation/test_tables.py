@@ -206,12 +206,12 @@ def test_each_extractor_has_its_own_column(tmp_path: Path) -> None:
 
 def test_a_further_estimator_has_a_row_of_its_own(tmp_path: Path) -> None:
     def discretised(metrics: dict[str, Any]) -> None:
-        metrics["nelbo"]["lsgm_discretised"] = metrics["nelbo"]["lsgm"] | {"nelbo": 96.5}
+        metrics["nelbo"]["lsgm_discretized"] = metrics["nelbo"]["lsgm"] | {"nelbo": 96.5}
         metrics["nelbo"]["settings"] = {"estimator": "ode", "extra_estimators": ["discretized"]}
 
     tabulate([folder(tmp_path / "in" / "mnist_demo", discretised)], tmp_path)
     assert "| LSGM (discretised bound) | 96.50 ± 1.25 |" in (tmp_path / "tables" / "comparison.md").read_text()
-    found = json.loads((tmp_path / "metrics" / "lsgm_discretised" / "mnist_demo.json").read_text())
+    found = json.loads((tmp_path / "metrics" / "lsgm_discretized" / "mnist_demo.json").read_text())
     assert found == {"nelbo": 96.5, "stderr": 1.25, "reconstruction": 70.0, "kl": 25.12}
 
 

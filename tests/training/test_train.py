@@ -135,16 +135,16 @@ def test_inactive_latents_are_dropped_and_stored(trained):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"p_weighting": "un"}, r"algorithm: 'shared' .* must then be 'll', not 'un'.* use algorithm: 3"),
+        ({"p_weighting": "un"}, r"algorithm: 1 .* must then be 'll', not 'un'.* use algorithm: 3"),
         ({"q_uses_ema": True}, "use algorithm: 2 with q_pass: in_turn"),
         ({"q_uses_ema": True, "algorithm": 2, "q_pass": "joint"}, "q_pass: in_turn"),
         ({"kl_balance": True, "algorithm": 2}, "kl_balance"),
         ({"kl_balance": True}, "kl_balance: .* set kl_anneal too"),
-        ({"algorithm": "other"}, "algorithm: expected 'shared', 'own' or 'reweighted', found 'other'"),
+        ({"algorithm": "other"}, "algorithm: expected 1, 2 or 3, found 'other'"),
     ],
 )
 def test_combinations_that_fit_no_algorithm_are_refused(section, message):
     with pytest.raises(ConfigError, match=message):
         parse(TrainConfig, {**SHORT, **section}, "params.yaml")
     with pytest.raises(ConfigError, match="mixed_prediction"):
-        parse(PriorConfig, {**PRIOR, "mixed_prediction": False, "drop_inactive": {}}, "params.yaml")
+        parse(NCSNppConfig, {**PRIOR, "mixed_prediction": False, "drop_inactive": {}}, "params.yaml")

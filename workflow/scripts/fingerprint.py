@@ -23,10 +23,11 @@ ENTRIES = {
     "statistics": ["lsgm.evaluation.statistics"],
     "pretrain": ["lsgm.training.pretrain"],
     "train": ["lsgm.training.train"],
-    "sample": ["lsgm.checkpoint", "lsgm.sampling.ode"],
+    "sample": ["lsgm.checkpoint"],
+    "sample.vae": ["lsgm.checkpoint"],
     "nelbo": ["lsgm.evaluation.likelihood"],
     "evaluate": ["lsgm.evaluation.evaluate"],
-    "illustrate": ["lsgm.evaluation.illustrate", "lsgm.sampling.ode"],
+    "illustrate": ["lsgm.evaluation.illustrate"],
     "tabulate": ["lsgm.evaluation.ablations", "lsgm.evaluation.figures"],
 }
 
@@ -34,7 +35,7 @@ ENTRIES = {
 # the values of the configuration, defaults resolved, are in the frozen file already (a new key must not retrain a model
 # that has no use for it); error messages, atomic writing and progress bars change no result.
 IGNORED = {
-    "lsgm", "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.params", "lsgm.progress", "lsgm.registry",
+    "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.params", "lsgm.progress", "lsgm.registry",
     "lsgm.shapes",
 }  # fmt: skip
 
@@ -51,7 +52,7 @@ ONLY_FOR = {
 
 
 def fingerprint(stage: str, root: Path, parts: Sequence[Any] = ()) -> str:
-    """Fingerprint of ``stage``; ``root`` is the folder of the package ``lsgm``.
+    """Fingerprint of ``stage``, a key of :data:`ENTRIES`; ``root`` is the folder of the package ``lsgm``.
 
     Args:
         parts: where what the job uses of what can be swapped is implemented, "module:name" or the object itself; of an
@@ -67,20 +68,18 @@ def fingerprint(stage: str, root: Path, parts: Sequence[Any] = ()) -> str:
 
 
 def sources(stage: str, root: Path, parts: Sequence[Any] = ()) -> dict[str, Path]:
-    """The files that ``stage`` uses, by name: the modules it imports, directly or not, and the weights beside them."""
+    """The files that ``stage`` uses, by name: the modules it imports, directly or not, and the weights that they name."""
     roots = {"lsgm": root}
     for module in map(module_of, parts):
         package = module.partition(".")[0]
         if package not in roots:
             roots[package] = _root(package)
-    others = {module for module, stages in ONLY_FOR.items() if stage not in stages}
+    left_out = IGNORED | {module for module, stages in ONLY_FOR.items() if stage not in stages}
     found: dict[str, Path] = {}
     todo = [*ENTRIES[stage], *map(module_of, parts)]
     while todo:
         module = todo.pop()
-        if module in found or any(module == name or module.startswith(f"{name}.") for name in others | (IGNORED - {"lsgm"})):
-            continue
-        if module in ("", "lsgm"):
+        if module in ("", "lsgm", *found) or any(f"{module}.".startswith(f"{name}.") for name in left_out):
             continue
         path = _file(module, roots)
         if path is None:
@@ -88,8 +87,12 @@ def sources(stage: str, root: Path, parts: Sequence[Any] = ()) -> dict[str, Path
         found[module] = path
         todo.append(module.rpartition(".")[0])  # importing a module runs its package's __init__ first
         todo.extend(_imports(path, module, roots))
-    folders = [path.parent for path in found.values() if path.name == "__init__.py"]
-    weights = {f"{folder.name}/{path.name}": path for folder in folders for path in folder.rglob("*.safetensors")}
+    weights = {
+        f"{path.parents[1].name}/weights/{path.name}": path
+        for module in found.values()
+        for path in (module.parent / "weights").glob("*")
+        if path.name in module.read_text(encoding="utf-8")
+    }
     return dict(sorted({**found, **weights}.items()))
 
 
@@ -112,16 +115,25 @@ def _file(module: str, roots: Mapping[str, Path]) -> Path | None:
 
 def _imports(path: Path, module: str, roots: Mapping[str, Path]) -> Iterator[str]:
     """The modules of the packages that a file imports anywhere, in a function or under TYPE_CHECKING too."""
+    for base, names in _imported(path, module):
+        if base.split(".")[0] in roots:
+            yield base
+            yield from (name for name in names if _file(name, roots))
+
+
+@functools.cache
+def _imported(path: Path, module: str) -> list[tuple[str, list[str]]]:
+    """What a file imports: modules, and what it takes from them, which may be modules too."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found: list[tuple[str, list[str]]] = []
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in roots)
+            found += [(alias.name, []) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            if base.split(".")[0] in roots:
-                yield base
-                yield from (n for n in (f"{base}.{a.name}" for a in node.names) if _file(n, roots))
+            found.append((base, [f"{base}.{alias.name}" for alias in node.names]))
+    return found
 
 
 @functools.cache
