@@ -59,14 +59,14 @@ def pretrain(args: argparse.Namespace) -> str:
     from lsgm.training.pretrain import pretrain as run
 
     stage = load_stage(PretrainStage, args.config)
-    return str(run(stage, args.data, args.out, device(args.device), args.tensorboard, args.state))
+    return str(run(stage, args.data, args.out, device(args.device), args.tensorboard, args.resume))
 
 
 def train(args: argparse.Namespace) -> str:
     from lsgm.training.train import train as run
 
     stage = load_stage(TrainStage, args.config)
-    return str(run(stage, args.data, args.vae, args.out, device(args.device), args.tensorboard, args.state))
+    return str(run(stage, args.data, args.vae, args.out, device(args.device), args.tensorboard, args.resume))
 
 
 def sample(args: argparse.Namespace) -> str:
@@ -127,7 +127,7 @@ def nelbo(args: argparse.Namespace) -> None:
 
     stage = load_stage(NELBOStage, args.config)
     where = device(args.device)
-    likelihood.make_part(stage, args.data, args.model, args.vae, args.out, where, args.part, args.parts, args.state)
+    likelihood.make_part(stage, args.data, args.model, args.vae, args.out, where, args.part, args.parts, args.resume)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -310,7 +310,7 @@ def parser() -> argparse.ArgumentParser:
     second = command("train", train, "Train VAE and score prior end to end.", config, data, vae, ("--out", "folder"))
     for sub in (first, second):
         sub.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
-        sub.add_argument("--state", type=Path, help="folder for what an interrupted training goes on from; OUT/state")
+        sub.add_argument("--resume", type=Path, help="folder for what an interrupted training goes on from; OUT/resume")
     model = ("--model", "folder of a model")
     command("sample", sample, "Draw images from a model.", config, model, ("--out", "folder"))
     bound = command(
@@ -318,7 +318,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bound.add_argument("--part", type=int, default=0, help="which of the parts (0, 1 ...) that share the images")
     bound.add_argument("--parts", type=int, default=1, help="how many there are")
-    bound.add_argument("--state", type=Path, help="file that an interrupted job goes on from; OUT.state")
+    bound.add_argument("--resume", type=Path, help="file that an interrupted job goes on from; OUT.resume")
     judge = command(
         "evaluate",
         evaluate,
@@ -359,7 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     if on_main_thread:  # unwind, so that temporary files are removed; a training saves its state first
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        state = getattr(args, "state", None)
+        state = getattr(args, "resume", None)
         goes_on = state is not None and state.exists()
         set_up_logging(args.log, quiet=os.environ.get("RANK", "0") != "0", goes_on=goes_on)
         keep_freed_memory()

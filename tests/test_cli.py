@@ -150,7 +150,7 @@ def test_metrics_hold_together(made):
     )
     assert 0 <= metrics["fidelity"]["lsgm"]["precision_mnist_classifier"] <= 1
     assert metrics["code"]["nelbo"] == metrics["code"]["evaluate"] == "c0de"
-    assert not (folder / "nelbo.state").exists()
+    assert not (folder / "nelbo.resume").exists()
     assert metrics["training"]["lsgm"]["seconds"] > 0 and metrics["code"]["train"] == "c0de"
     assert (folder / "tables" / "tables" / "comparison.md").exists()
 

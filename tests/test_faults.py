@@ -318,7 +318,7 @@ def test_parts_that_go_on(made: Made, tmp_path: Path) -> None:
     state, lines = tmp_path / "state.jsonl", (made.root / "nelbo.jsonl").read_bytes().splitlines(keepends=True)
     state.write_bytes(b"".join(lines[:-3]))
     for case in each_damage(state):
-        status, said = run(*made.command("nelbo", tmp_path / "out.jsonl"), "--state", state)
+        status, said = run(*made.command("nelbo", tmp_path / "out.jsonl"), "--resume", state)
         check(case, status, said, lambda: nelbos(tmp_path / "out.jsonl") == nelbos(made.root / "nelbo.jsonl"))
 
 
@@ -352,7 +352,7 @@ def start(*arguments: object, limit: int | None = None) -> subprocess.Popen[str]
         ("pretrain", "step-000000000.pt"),
         ("train", "step-000000000.pt"),
         ("sample", "samples.npy"),
-        ("nelbo", "out.state"),
+        ("nelbo", "out.resume"),
         ("evaluate", "samples.png"),
     ],
 )

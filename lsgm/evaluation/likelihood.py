@@ -103,7 +103,7 @@ def make_part(
         raise LSGMError(f"--part: expected 0 to {parts - 1}, found {part}")
     if out.is_dir():
         raise LSGMError(f"--out: expected a file, found the folder {out}")
-    path = state if state is not None else out.with_name(f"{out.name}.state")
+    path = state if state is not None else out.with_name(f"{out.name}.resume")
     what = "NELBO" if parts == 1 else f"NELBO, part {part} of {parts}"
     with locked(path) as file:
         work = _plan(stage, data, model, vae, device, part, parts)

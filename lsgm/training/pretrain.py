@@ -42,7 +42,7 @@ def pretrain(
     """
     ranks, device = distributed.start(device)
     identity = {**stage.model_dump(mode="json"), "data": sha256(data / "manifest.json")}
-    states = States(state or out / "state", identity)
+    states = States(state or out / "resume", identity)
     engine, model = build(stage, data, device, ranks, states, tensorboard if ranks.first else None)
     summary = engine.fit()
     if ranks.first:

@@ -50,7 +50,7 @@ def train(
     """
     ranks, device = distributed.start(device)
     inputs = {"data": sha256(data / "manifest.json"), "vae": sha256(vae / "model.safetensors")}
-    states = States(state or out / "state", {**stage.model_dump(mode="json"), **inputs})
+    states = States(state or out / "resume", {**stage.model_dump(mode="json"), **inputs})
     start = checkpoint.read_config(vae)
     before = sum(_seconds(start, key, vae) for key in ("seconds", "seconds_before")) if start.prior is not None else 0.0
     engine, model, ema = build(stage, data, vae, device, ranks, states, tensorboard if ranks.first else None)

@@ -149,11 +149,11 @@ def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
     given = ("pretrain", 2, data)
     assert run(*given, tmp_path / "whole", **settings).returncode == 0
     out = tmp_path / "stopped" / "pretrain"
-    more = ("--log", tmp_path / "log", "--state", out / "state")
+    more = ("--log", tmp_path / "log", "--resume", out / "resume")
     job = subprocess.Popen(
         command(*given, tmp_path / "stopped", *more, **settings), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    while not (out / "state" / "step-000000000.sha256").exists():
+    while not (out / "resume" / "step-000000000.sha256").exists():
         assert job.poll() is None
         time.sleep(0.01)
     time.sleep(0.5)

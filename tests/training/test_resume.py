@@ -76,7 +76,7 @@ def test_ten_kills_change_nothing(root, tmp_path, stage, options):
     said = lsgm(*arguments(root, stage, tmp_path), script=script)
     assert "10 kills" in said and "going on after step" in said
     assert same(root / stage, tmp_path)
-    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "resume").exists()
 
 
 def test_told_to_stop_it_says_so_with_its_exit_code_and_goes_on(root, tmp_path):
@@ -89,7 +89,7 @@ def test_told_to_stop_it_says_so_with_its_exit_code_and_goes_on(root, tmp_path):
     job = subprocess.Popen(
         [sys.executable, "-m", "lsgm.cli", *given], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    while not (tmp_path / "out" / "state" / "step-000000000.sha256").exists():
+    while not (tmp_path / "out" / "resume" / "step-000000000.sha256").exists():
         time.sleep(0.01)
     time.sleep(0.3)
     job.send_signal(signal.SIGTERM)
