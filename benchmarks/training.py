@@ -1,4 +1,4 @@
-"""One step of either training stage, everything in it: forward, backward, spectral regularisation, optimisers, averaged
+"""One step of either training stage, everything in it: forward, backward, spectral regularization, optimizers, averaged
 weights, history.
 
     python benchmarks/training.py [--models demo small medium] [--steps 30] [--options precision=bf16] [--profile]

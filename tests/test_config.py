@@ -9,8 +9,7 @@ import yaml
 from lsgm.config import ConfigError
 from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, load_stage
-from lsgm.params import presets
-from lsgm.params import Params, load_params
+from lsgm.params import Params, load_params, presets
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 RAW = yaml.safe_load(PARAMS.read_text())
@@ -147,7 +146,7 @@ def test_the_papers_models_ask_for_the_papers_gpus(model, pretrain, train):
         ("evaluate.extra_estimators", ["discretized"]),
     ],
 )
-def test_discretised_diffusions_must_preserve_variance(key, value):
+def test_discretized_diffusions_must_preserve_variance(key, value):
     raw = changed(f"models.mnist_demo.{key}", value)
     parse(Params, raw, "params.yaml")
     raw["models"]["mnist_demo"]["sde"]["name"] = "sub_vpsde"
@@ -205,7 +204,9 @@ def test_a_lineage_starts_where_the_vae_is_pretrained():
 
 
 def test_a_key_of_another_backbone_is_explained():
-    with pytest.raises(ConfigError, match=r"mnist_demo_conv.vae.arch: unknown key .*the keys here are backbone, likelihood"):
+    with pytest.raises(
+        ConfigError, match=r"mnist_demo_conv.vae.arch: unknown key .*the keys here are backbone, likelihood"
+    ):
         parse(Params, changed("models.mnist_demo_conv.vae.arch", "res_mbconv"), "params.yaml")
     with pytest.raises(ConfigError, match="mnist_demo.vae.chanels: unknown key .* did you mean 'channels'"):
         parse(Params, changed("models.mnist_demo.vae.chanels", 3), "params.yaml")

@@ -51,13 +51,13 @@ def test_probabilities_of_a_logistic_sum_to_one(bits, log_scale):
     for mean in (-1.4, -1.0, -0.31, 0.0, 0.77, 1.0, 1.2):
         parameters = torch.tensor([mean, log_scale], dtype=torch.float64).view(1, 2, 1, 1).expand(n, -1, -1, -1)
         log_p = DiscretizedLogistic(image=images_of(1), x_bits=bits).log_prob(x, parameters)
-        # where a bin's mass is taken from the density at its centre, the sum is not exact
+        # where a bin's mass is taken from the density at its center, the sum is not exact
         assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_probabilities_of_a_mixture_sum_to_one(bits):
-    """Colour by colour: given red and green, over all blues, and so on; the product of three sums is one."""
+    """Color by color: given red and green, over all blues, and so on; the product of three sums is one."""
     torch.manual_seed(0)
     likelihood = LogisticMixture(image=images_of(3), x_bits=bits)
     parameters = torch.randn(1, 100, 1, 1, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_gradients_are_finite_at_the_edges():
 
 
 def test_mean_of_a_mixture_by_brute_force():
-    """Colour by colour: the expectation over all 256 values, the later colours given the means of the earlier.
+    """Color by color: the expectation over all 256 values, the later colors given the means of the earlier.
 
     Scales are small and means inside, so that neither clamping nor the open edge bins matter: 1e-3.
     """

@@ -15,8 +15,7 @@ from lsgm.config import ConfigError, DatasetConfig
 from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, load_stage
 from lsgm.evaluation.extractors import extractor
-from lsgm.params import presets
-from lsgm.params import Params
+from lsgm.params import Params, presets
 from lsgm.params.plan import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +115,7 @@ def test_numbers_that_yaml_reads_as_text(value, read):
         ({f"{OWN}.vae.likelihood": "bernoulli"}, "own.vae.likelihood: 'bernoulli' does not fit, the images are not"),
         ({f"{DEMO}.vae.x_bits": 5}, "mnist_demo.vae.x_bits: 5 has no meaning for binary images"),
         ({"datasets.mine.images.size": 30}, "own.vae.preprocess.blocks.*: 2 halvings need an image size divisible"),
-        ({"datasets.mine.images.binary": True}, "datasets.mine.images: binary: true is for grey images, channels: 1"),
+        ({"datasets.mine.images.binary": True}, "datasets.mine.images: binary: true is for gray images, channels: 1"),
         ({f"{DEMO}.train.accumulate": 3}, r"train.batch: expected a multiple of 3, .*accumulate .3., found 64"),
         ({f"{DEMO}.resources.train": {"nodes": 3, "gpus": 2}, f"{DEMO}.train.accumulate": 2},
          r"train.batch: expected a multiple of 12, which is processes .*: 6. x accumulate .2., found 64"),

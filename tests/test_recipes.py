@@ -117,7 +117,7 @@ def test_every_recipe_trains_and_samples(name, made):
     x = model.sample(2, **sample.model_dump(exclude={"compile", "count", "batch", "on_failure"}))
     assert x.shape == (2, *registry.dataset(full.dataset).image_shape)
     assert torch.isfinite(x).all() and 0 <= x.min() < x.max() <= 1
-    assert len(model.vae.further_shapes) == 2 * (FULL.vae(name).latent_scales - 1)
+    assert len(model.vae.lower_scale_shapes) == 2 * (FULL.vae(name).latent_scales - 1)
 
 
 def test_the_third_stage_keeps_the_vae_of_the_second(made):

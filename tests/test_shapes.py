@@ -77,7 +77,7 @@ def test_what_is_accepted_can_be_built_and_nothing_else():
             assert reasons, (seed, sections, error)
             continue
         assert not reasons, (seed, sections, reasons)
-        assert sections[1].latent_shapes(sections[0]) == [model.latent_shape, *model.vae.further_shapes]
+        assert sections[1].latent_shapes(sections[0]) == [model.latent_shape, *model.vae.lower_scale_shapes]
         accepted += 1
     assert 12 < accepted < 28
 

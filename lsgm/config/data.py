@@ -16,7 +16,7 @@ class ImagesConfig(Section):
     """How the images of a dataset of your own are read."""
 
     size: Pixels = Field(description="height and width of the stored images")
-    channels: Annotated[Literal[1, 3], Number] = Field(3, description="3: RGB; 1: grey")
+    channels: Annotated[Literal[1, 3], Number] = Field(3, description="3: RGB; 1: gray")
     crop: Pixels | None = Field(
         None, description="side of the centered square that is cut out and resized to `size`; null: the largest square"
     )
@@ -30,9 +30,9 @@ class ImagesConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _binary_images_are_grey(self) -> ImagesConfig:
+    def _binary_images_are_gray(self) -> ImagesConfig:
         if self.binary and self.channels != 1:
-            raise ValueError(f"binary: true is for grey images, channels: 1, not {self.channels}")
+            raise ValueError(f"binary: true is for gray images, channels: 1, not {self.channels}")
         return self
 
 

@@ -110,7 +110,7 @@ class PretrainConfig(ScheduleConfig):
     kl_const_coeff: Fraction = 1e-4
     kl_anneal_portion: Fraction = Field(description="fraction of the iterations over which beta rises")
     kl_max_coeff: Positive = Field(description="final value of beta, the KL coefficient")
-    spectral_reg: NonNegative = Field(description="weight of the spectral regularisation")
+    spectral_reg: NonNegative = Field(description="weight of the spectral regularization")
 
 
 class KLAnnealConfig(Section):

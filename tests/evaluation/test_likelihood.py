@@ -96,7 +96,7 @@ def test_the_numbers_are_those_of_the_model(
 
     x = preprocess(torch.from_numpy(np.array(test[chosen])), torch.Generator().manual_seed(3), 32)
     for key, estimator in (("lsgm", "ode"), ("lsgm_discretized", "discretized")):
-        streams = lsgm.streams(3, range(4))
+        streams = lsgm.per_sample_noise(3, range(4))
         settings: dict[str, Any] = {"estimator": estimator, "tol": 1e-2, "time_eps": 1e-2, "steps": 6}
         terms = [lsgm.nelbo_terms(x[:4], streams, **settings) for _ in range(2)]
         expected = torch.stack([t.nelbo for t in terms]).mean(0)

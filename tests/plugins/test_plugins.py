@@ -45,7 +45,9 @@ def project(fresh: Project, mnist_store: ImageStore, tmp_path_factory: pytest.Te
     project = type(fresh)(root / "project", {**fresh.environment, "PYTHONPATH": path})
     shutil.copytree(fresh.path, project.path, symlinks=True)
     np.savez(
-        root / "digits.npz", train_images=mnist_store.images("train")[:2000], test_images=mnist_store.images("test")[:50]
+        root / "digits.npz",
+        train_images=mnist_store.images("train")[:2000],
+        test_images=mnist_store.images("test")[:50],
     )
     params = yaml.safe_load((fresh.path / "params.yaml").read_text())
     params["datasets"]["digits"] = {"format": "npz", "path": str(root / "digits.npz"), "size": 28, "binary": True}
@@ -113,7 +115,11 @@ def test_a_change_reruns_exactly_what_uses_it(project: Project, part: str, jobs:
         ("prior.hidden", 0, "models.added.prior.hidden: expected greater than or equal to 1, found 0"),
         ("sde.end", 1.5, "models.added.sde.end: expected less than 1, found 1.5"),
         ("sample.midpoint", 2, "models.added.sample.midpoint: unknown key .*; did you mean 'midpoints'?"),
-        ("evaluate.extractor", "pooled", "evaluate.extractor: expected .*, found 'pooled'; did you mean 'pooled_pixels'"),
+        (
+            "evaluate.extractor",
+            "pooled",
+            "evaluate.extractor: expected .*, found 'pooled'; did you mean 'pooled_pixels'",
+        ),
     ],
 )
 def test_a_wrong_key_is_explained(project: Project, key: str, value: object, message: str) -> None:

@@ -12,7 +12,7 @@ from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
 from lsgm.training.distributed import Ranks
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, History, Optimised, Schedule, Task
+from lsgm.training.engine import Engine, History, Optimized, Schedule, Task
 from lsgm.training.objective import Objective
 from lsgm.training.state import States
 
@@ -36,7 +36,7 @@ def test_no_warm_up_starts_at_the_full_rate():
 
 
 class Quadratic:
-    """A training one can follow: minimise |w - the batch's mean|^2 with noise of its own; faults at chosen steps."""
+    """A training one can follow: minimize |w - the batch's mean|^2 with noise of its own; faults at chosen steps."""
 
     def __init__(self, out, faults=(), every=4, world=1, stream=False, **settings):
         torch.manual_seed(0)
@@ -44,17 +44,17 @@ class Quadratic:
         self.norm, self.w = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
         self.net = torch.nn.Sequential(self.norm, self.w)
         self.drop = torch.nn.Dropout(0.3)
-        optimiser = torch.optim.AdamW(self.w.parameters(), lr=0.1)
+        optimizer = torch.optim.AdamW(self.w.parameters(), lr=0.1)
         self.faults, self.calls, self.stop_at = dict(faults), [], None
         self.ema = EMA(self.w, 0.9)
         task = Task(
-            optimised=[Optimised("w", optimiser, 0.1, 0.01)],
+            optimized=[Optimized("w", optimizer, 0.1, 0.01)],
             objective=self.objective,
-            regularisers=[(0.1, lambda: 1 + 0 * self.w.weight.sum())],
+            regularizers=[(0.1, lambda: 1 + 0 * self.w.weight.sum())],
             after_step=self.ema.update,
             parts={"net": self.net, "ema": self.ema},
             networks={"net": self.net},
-            summarise=lambda vectors: {},
+            summarize=lambda vectors: {},
             look=self.look,
         )
         images = np.random.default_rng(0).integers(0, 256, (64, 1, 28, 28), dtype=np.uint8)
@@ -247,7 +247,7 @@ FAULTS = {
 
 
 def first_moment(toy):
-    return toy.engine.task.optimised[0].optimiser.state[toy.w.bias]["exp_avg"]
+    return toy.engine.task.optimized[0].optimizer.state[toy.w.bias]["exp_avg"]
 
 
 def all_finite(toy):

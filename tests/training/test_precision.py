@@ -35,7 +35,7 @@ def engines(mnist_store, folder, **options):
 
 
 def weights(engine):
-    return [p for item in engine.task.optimised for group in item.optimiser.param_groups for p in group["params"]]
+    return [p for item in engine.task.optimized for group in item.optimizer.param_groups for p in group["params"]]
 
 
 def curves(engines):
@@ -69,7 +69,7 @@ def test_clipped_gradients_have_the_norm_asked_for(mnist_store, tmp_path):
     """And the history that before."""
     for engine in engines(mnist_store, tmp_path, grad_clip=0.1).values():
         engine.one_step()
-        gradients = [p.grad for item in engine.task.optimised for g in item.optimiser.param_groups for p in g["params"]]
+        gradients = [p.grad for item in engine.task.optimized for g in item.optimizer.param_groups for p in g["params"]]
         assert torch.nn.utils.get_total_norm([g for g in gradients if g is not None]).item() == pytest.approx(
             0.1, rel=1e-3
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lsgm
-from lsgm.config import ConfigError, TrainConfig
+from lsgm.config import ConfigError, NCSNppConfig, TrainConfig
 from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.errors import LSGMError

@@ -36,7 +36,7 @@ def package(tmp_path: Path) -> Path:
         "data/__init__.py": "",
         "data/prepare.py": (
             '"""Doc."""\nfrom lsgm.config import KEY\nfrom . import used\n\n\ndef f():\n    """Doc."""\n'
-            "    import lsgm.streams\n    from lsgm.far import below\n    return 1\n"
+            "    import lsgm.per_sample_noise\n    from lsgm.far import below\n    return 1\n"
         ),
         "data/used.py": "A = None",
         "data/unused.py": "B = 1",
@@ -60,7 +60,7 @@ def test_covers_imports_anywhere_and_weights(module: ModuleType, package: Path) 
         "lsgm.data.used",
         "lsgm.far",
         "lsgm.far.below",
-        "lsgm.streams",
+        "lsgm.per_sample_noise",
     ]
 
 
@@ -123,11 +123,13 @@ MODELS = {*PRIORS, "pretrain", "vae samples"}
 # what others made, so that what is not here is made again all the same where it depends on these.
 CHANGES: dict[str, set[str]] = {
     # These only pass on, check, explain or describe; the values of the configuration are in each job's file.
-    **dict.fromkeys(("__main__", "cli", "config", "params", "registry", "shapes", "errors", "files", "progress"), set()),
+    **dict.fromkeys(
+        ("__main__", "cli", "config", "params", "registry", "shapes", "errors", "files", "progress"), set()
+    ),
     **dict.fromkeys(("describe", "published", "networks.published_names"), set()),
     "arguments": {*MODELS, "evaluate"},
     "checkpoint": {*MODELS, "evaluate"},
-    "streams": {*MODELS, "evaluate"},
+    "per_sample_noise": {*MODELS, "evaluate"},
     "model": {*MODELS, "evaluate"},
     "likelihoods": {*MODELS, "evaluate"},
     "networks": MODELS,
@@ -176,7 +178,8 @@ def test_a_changed_module_reruns_what_depends_on_it(
 
     def fingerprints() -> dict[str, str]:
         return {
-            job: module.fingerprint(stage, LIBRARY, params.parts(stage.partition(".")[0], of)) for job, (stage, of) in JOBS.items()
+            job: module.fingerprint(stage, LIBRARY, params.parts(stage.partition(".")[0], of))
+            for job, (stage, of) in JOBS.items()
         }
 
     before = fingerprints()
