@@ -30,7 +30,7 @@ from lsgm.cli import device, keep_freed_memory
 from lsgm.config import PretrainStage, TrainStage, parse
 from lsgm.params import load_params
 from lsgm.training import pretrain, train
-from lsgm.training.draws import Draws
+from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.engine import Engine
 
 BLOCKS = {"blocks": 2, "cells": 2}
@@ -121,7 +121,7 @@ def measure(
     for _ in range(3):
         engine.one_step()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        whole = Draws(0, engine.share, engine.share, where)
+        whole = BatchNoise(0, engine.share, engine.share, where)
         engine.task.objective(engine.batches.batch_at(0, 0)[: engine.share], 0, 10, whole)
     seconds, rates = [], []
     for i in range(steps + 2):

@@ -17,9 +17,9 @@ from lsgm.sampling import ancestral, ode
 from lsgm.sampling.ancestral import Discretisation
 from lsgm.sde import VPSDE, GeometricVPSDE
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Schedule
-from lsgm.training.objective import LSGMObjective, VAEObjective, linear_anneal
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.objective import LSGMObjective, VAEObjective
+from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import Schedule, linear_anneal
 from lsgm.weighting import TimeDraw, TimeSampler
 
 FIXTURES = os.environ.get("LSGM_FIXTURES")
@@ -347,7 +347,7 @@ def test_pretraining_loss_and_gradients(model, vectors, key):
 def test_regularisation(model, vectors):
     expected = vectors["regularization"]
     for network, name in ((model.vae, "vae"), (model.prior, "dae")):
-        regulariser = SpectralRegulariser(network)
+        regulariser = SpectralRegularizer(network)
         for _ in range(200):
             spectral = regulariser.spectral()
         close(spectral, expected[f"{name}_spectral_converged"], 1e-4)

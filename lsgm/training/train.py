@@ -18,17 +18,19 @@ from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
 from lsgm.training import distributed
+from lsgm.training.activation_checkpointing import checkpoint_activations
+from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks
-from lsgm.training.draws import Draws
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, History, Optimised, Stateful, Summary, Task, compile_networks, rows_every
+from lsgm.training.engine import Engine, OptimizerSpec, Stateful, Summary, Task, compile_networks
 from lsgm.training.flat import flatten
+from lsgm.training.history import History
 from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarise_kl
-from lsgm.training.look import Look
-from lsgm.training.objective import LSGMObjective, Objective, linear_anneal
-from lsgm.training.recompute import recompute
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.objective import LSGMObjective, Objective
+from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import linear_anneal, rows_every
 from lsgm.training.state import States
+from lsgm.training.validation import Validation
 from lsgm.weighting import TimeSampler
 
 
@@ -133,12 +135,12 @@ def build(
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        optimised.append(Optimised(name, optimiser, lr, lr_min))
+        optimised.append(OptimizerSpec(name, optimiser, lr, lr_min))
         if spectral_reg > 0:
             convs = name == "vae" or config.spectral_reg_prior_convs
-            regularisers.append((spectral_reg, SpectralRegulariser(network, convs=convs)))
+            regularisers.append((spectral_reg, SpectralRegularizer(network, convs=convs)))
     if config.recompute:
-        recompute(model)
+        checkpoint_activations(model)
     ema = EMA(prior, config.ema)
     if config.compile:
         compile_networks(model)
@@ -154,7 +156,7 @@ def build(
     )
     anneal = config.kl_anneal
 
-    def objective(x: Tensor, step: int, steps: int, random: Draws) -> Objective:
+    def objective(x: Tensor, step: int, steps: int, random: BatchNoise) -> Objective:
         beta = linear_anneal(step, steps, 0.0, anneal.portion, anneal.start, anneal.end) if anneal else 1.0
         value = lsgm_objective(model, x, beta, random)
         value.terms["kl_coeff"] = torch.tensor(beta, device=x.device)
@@ -172,7 +174,7 @@ def build(
         parts=parts,
         networks={name: network for name, (network, *_) in networks.items()},
         summarise=summarise_kl(model.vae.latent_groups),
-        look=Look(model, store, config.look_images, ema.module),
+        look=Validation(model, store, config.look_images, ema.module),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema

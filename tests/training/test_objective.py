@@ -11,7 +11,8 @@ from lsgm.config import ImageConfig, PriorConfig, SDEConfig, VAEConfig
 from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.sde import VPSDE
-from lsgm.training.objective import LSGMObjective, VAEObjective, linear_anneal
+from lsgm.training.objective import LSGMObjective, VAEObjective
+from lsgm.training.schedule import linear_anneal
 from lsgm.weighting import TimeDraw, TimeSampler
 
 BLOCK = {"blocks": 2, "cells": 1}

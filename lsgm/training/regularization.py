@@ -18,7 +18,7 @@ FIRST_ITERATIONS = 40
 ITERATIONS = 4
 
 
-class SpectralRegulariser:
+class SpectralRegularizer:
     """Sum of largest singular values and of max |gamma| of one network.
 
     The singular values are followed by power iteration (40 steps on the first call, then 4 a call), for all weights
