@@ -278,7 +278,7 @@ def used(name: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="lsgm", description="Score-based generative modelling in latent space.")
+    top = argparse.ArgumentParser(prog="lsgm", description="Score-based generative modeling in latent space.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: object, text: str, *paths: tuple[str, str]) -> argparse.ArgumentParser:

@@ -39,7 +39,7 @@ class Part:
 @dataclass
 class Description:
     latent_shape: tuple[int, int, int]  # of the smallest scale
-    further_shapes: tuple[tuple[int, int, int], ...]  # of each group of the larger scales
+    lower_scale_shapes: tuple[tuple[int, int, int], ...]  # of each group of the larger scales
     parts: list[Part]
     vae: NetworkCost
     prior: NetworkCost | None
@@ -61,7 +61,7 @@ class Description:
     def __str__(self) -> str:
         lines = [f"{'part':28}{'layers':>8}{'parameters':>15}"]
         lines += [f"{part.name:28}{part.layers:>8}{part.parameters:>15,}" for part in self.parts]
-        shapes = [self.latent_shape, *self.further_shapes]
+        shapes = [self.latent_shape, *self.lower_scale_shapes]
         counts = {shape: shapes.count(shape) for shape in shapes}
         drawn = [f"{n} x ({_by(shape)})" if n > 1 else _by(shape) for shape, n in counts.items()]
         lines += ["", f"latents: {' + '.join(drawn)}" + (" (the prior covers the first)" if len(drawn) > 1 else "")]
@@ -111,7 +111,7 @@ def describe(
         for prefix, network in networks.items()
         for name, child in network.named_children()
     ]
-    return Description(model.latent_shape, model.vae.further_shapes, parts, cost, cost_prior, train_vae)
+    return Description(model.latent_shape, model.vae.lower_scale_shapes, parts, cost, cost_prior, train_vae)
 
 
 def _cost(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, ...]) -> NetworkCost:

@@ -53,7 +53,7 @@ def _likelihood(image: ImageConfig, vae: AnyVAEConfig) -> Iterator[str]:
         data, fit = ("binary", "bernoulli") if image.binary else ("not binary", "dml, dl or normal")
         yield f"vae.likelihood: {vae.likelihood!r} does not fit, the images are {data}: use {fit}"
     elif image.binary and image.channels != 1:
-        yield f"vae.likelihood: 'bernoulli' is for grey images, not for {image.channels} channels"
+        yield f"vae.likelihood: 'bernoulli' is for gray images, not for {image.channels} channels"
     elif vae.likelihood == "dml" and image.channels not in (1, 3):
         yield f"vae.likelihood: 'dml' is for images of 1 or 3 channels, not {image.channels}"
 
@@ -82,7 +82,7 @@ def _norms(prior: PriorConfig, image: ImageConfig) -> Iterator[str]:
     multipliers = width_multipliers(prior.scales, image.padded_size >= LARGE)
 
     def bad(channels: int) -> int | None:
-        widths = _normalised(channels, multipliers)
+        widths = _normalized(channels, multipliers)
         return next((w for w in widths if w < 4 or w % min(w // 4, NORM_GROUPS)), None)
 
     width = bad(prior.channels)
@@ -96,7 +96,7 @@ def _norms(prior: PriorConfig, image: ImageConfig) -> Iterator[str]:
               f"{prior.channels} ({reason})"  # fmt: skip
 
 
-def _normalised(channels: int, multipliers: tuple[int, ...]) -> list[int]:
+def _normalized(channels: int, multipliers: tuple[int, ...]) -> list[int]:
     """Numbers of feature maps that the score network has group norms on: of each level, and where a skip joins it."""
     widths = [channels * m for m in multipliers]
     found = set(widths)

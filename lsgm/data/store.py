@@ -77,7 +77,7 @@ class ImageStore:
 
     Attributes:
         name: of the dataset.
-        image: how a model sees its images: size, padding, binarisation.
+        image: how a model sees its images: size, padding, binarization.
         splits: the number of images in each: train, test, for some datasets also valid.
     """
 

@@ -34,7 +34,7 @@ from lsgm.config import ConfigError, EvaluateStage, ImageConfig, parse
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor
-from lsgm.evaluation.fidelity import half_against_half, kept, metrics
+from lsgm.evaluation.fidelity import real_vs_real, kept, metrics
 from lsgm.evaluation.likelihood import read_parts, standard_error
 from lsgm.evaluation.metrics import Sampling
 from lsgm.evaluation.statistics import Statistics, measure, read_reference
@@ -169,7 +169,7 @@ def compare(
                 found["kept_images"] = kept(measured, main)
     distance = extractor(main.extractor).distance
     n = min(counts["lsgm"], len(main.features) // 2)
-    found |= {"floor_images": n, "floor": {distance: half_against_half(main, n, seed)}}
+    found |= {"floor_images": n, "floor": {distance: real_vs_real(main, n, seed)}}
     found["reference"] = {reference.extractor: reference.source for reference in references}
     log.info(
         ", ".join(f"{distance} {found[kind].get(distance, math.nan):.2f} ({kind})" for kind in (*generated, "floor"))

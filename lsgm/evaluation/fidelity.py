@@ -21,7 +21,7 @@ def frechet_distance(one: Statistics, two: Statistics) -> float:
     """Squared Fréchet distance d^2, the number that is reported as FID.
 
     By convention ``two`` is the whole training set. The distance of two finite sets from the same distribution is above
-    0 and falls with their size: quote the number of samples and :func:`half_against_half` beside it.
+    0 and falls with their size: quote the number of samples and :func:`real_vs_real` beside it.
     Raises :class:`LSGMError` where the features are not of one extractor.
     """
     if one.extractor != two.extractor:
@@ -29,7 +29,7 @@ def frechet_distance(one: Statistics, two: Statistics) -> float:
     return _distance(one.extractor, one.moments, two.moments)
 
 
-def half_against_half(reference: Statistics, n: int, seed: int, repeats: int = 5) -> float:
+def real_vs_real(reference: Statistics, n: int, seed: int, repeats: int = 5) -> float:
     """The floor: the distance between two disjoint random sets of ``n`` real images, on average over ``repeats`` draws.
 
     Drawn from those whose features ``reference`` kept, at least 2 n. Of two equally good sets of N images, one against

@@ -49,8 +49,8 @@ class Moments:
         """Of features [B, D]."""
         features = features.double()
         mean = features.mean(dim=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
+        centered = features - mean
+        return cls(len(features), mean, centered.T @ centered)
 
     def __add__(self, other: Moments) -> Moments:
         """Chan, Golub & LeVeque, 'Updating formulae and a pairwise algorithm for computing sample variances' (1979)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsgm import checkpoint
-from lsgm.config import PretrainStage
+from lsgm.config.stages import PretrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.files import sha256
@@ -21,7 +21,7 @@ from lsgm.training.distributed import Ranks
 from lsgm.training.engine import Engine, OptimizerSpec, Summary, Task, compile_networks
 from lsgm.training.flat import flatten
 from lsgm.training.history import History
-from lsgm.training.latents import summarise_kl
+from lsgm.training.latents import summarize_kl
 from lsgm.training.objective import Objective, VAEObjective
 from lsgm.training.regularization import SpectralRegularizer
 from lsgm.training.schedule import linear_anneal, rows_every
@@ -74,12 +74,12 @@ def build(
     batches = Batches(
         store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, stage.vae.x_bits
     )
-    optimiser = torch.optim.Adamax(
+    optimizer = torch.optim.Adamax(
         [flatten(model.vae)], lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay
     )
     vae_objective = VAEObjective()
-    regulariser = SpectralRegularizer(model.vae)
-    if config.recompute:
+    regularizer = SpectralRegularizer(model.vae)
+    if config.activation_checkpointing:
         checkpoint_activations(model)
     if config.compile:
         compile_networks(model)
@@ -93,14 +93,14 @@ def build(
         return value
 
     task = Task(
-        optimised=[OptimizerSpec("vae", optimiser, config.lr, config.lr_min)],
+        optimized=[OptimizerSpec("vae", optimizer, config.lr, config.lr_min)],
         objective=objective,
-        regularisers=[(config.spectral_reg, regulariser)] if config.spectral_reg > 0 else [],
+        regularizers=[(config.spectral_reg, regularizer)] if config.spectral_reg > 0 else [],
         after_step=lambda: None,
-        parts={"model": model, "regulariser": regulariser},
+        parts={"model": model, "regularizer": regularizer},
         networks={"vae": model.vae},
-        summarise=summarise_kl(model.vae.latent_groups),
-        look=Validation(model, store, config.look_images),
+        summarize=summarize_kl(model.vae.latent_groups),
+        look=Validation(model, store, config.eval_images),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("VAE", task, batches, config, history, states, ranks, device), model

@@ -1,4 +1,4 @@
-"""Spectral regularisation (NVAE, section 3.2): keep the Lipschitz constant of the networks in bounds.
+"""Spectral regularization (NVAE, section 3.2): keep the Lipschitz constant of the networks in bounds.
 
 lambda * (sum over convolutions of the largest singular value + sum over norm layers of max |gamma|).
 """

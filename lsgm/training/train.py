@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lsgm import checkpoint
-from lsgm.config import TrainStage
+from lsgm.config.stages import TrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
@@ -25,7 +25,7 @@ from lsgm.training.ema import EMA
 from lsgm.training.engine import Engine, OptimizerSpec, Stateful, Summary, Task, compile_networks
 from lsgm.training.flat import flatten
 from lsgm.training.history import History
-from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarise_kl
+from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarize_kl
 from lsgm.training.objective import LSGMObjective, Objective
 from lsgm.training.regularization import SpectralRegularizer
 from lsgm.training.schedule import linear_anneal, rows_every
@@ -126,31 +126,31 @@ def build(
     if config.train_vae:
         networks["vae"] = (model.vae, config.lr_vae, config.lr_min_vae, config.adam_eps_vae, config.spectral_reg_vae)
     networks["prior"] = (prior, config.lr_prior, config.lr_min_prior, config.adam_eps_prior, config.spectral_reg_prior)
-    optimised, regularisers = [], []
+    optimized, regularizers = [], []
     for name, (network, lr, lr_min, adam_eps, spectral_reg) in networks.items():
-        optimiser = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             [flatten(network)],
             lr=lr,
             eps=adam_eps,
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        optimised.append(OptimizerSpec(name, optimiser, lr, lr_min))
+        optimized.append(OptimizerSpec(name, optimizer, lr, lr_min))
         if spectral_reg > 0:
             convs = name == "vae" or config.spectral_reg_prior_convs
-            regularisers.append((spectral_reg, SpectralRegularizer(network, convs=convs)))
-    if config.recompute:
+            regularizers.append((spectral_reg, SpectralRegularizer(network, convs=convs)))
+    if config.activation_checkpointing:
         checkpoint_activations(model)
     ema = EMA(prior, config.ema)
     if config.compile:
         compile_networks(model)
     lsgm_objective = LSGMObjective(
         TimeSampler(prior.sde, config.p_weighting, config.p_sampling, sde.time_eps),
-        config.q_samples,
+        config.algorithm,
         q=TimeSampler(prior.sde, "ll", config.q_sampling, sde.time_eps),
         joint=config.q_pass == "joint",
         q_prior=ema.module if config.q_uses_ema else None,
-        draws=config.draws,
+        draws=config.time_samples,
         balance=config.kl_balance,
         train_vae=config.train_vae,
     )
@@ -165,16 +165,16 @@ def build(
         return value
 
     parts: dict[str, Stateful] = {"model": model, "ema": ema}
-    parts |= {f"regulariser {i}": regulariser for i, (_, regulariser) in enumerate(regularisers)}
+    parts |= {f"regularizer {i}": regularizer for i, (_, regularizer) in enumerate(regularizers)}
     task = Task(
-        optimised=optimised,
+        optimized=optimized,
         objective=objective,
-        regularisers=regularisers,
+        regularizers=regularizers,
         after_step=ema.update,
         parts=parts,
         networks={name: network for name, (network, *_) in networks.items()},
-        summarise=summarise_kl(model.vae.latent_groups),
-        look=Validation(model, store, config.look_images, ema.module),
+        summarize=summarize_kl(model.vae.latent_groups),
+        look=Validation(model, store, config.eval_images, ema.module),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema

@@ -18,7 +18,7 @@ from lsgm.evaluation.ablations import tabulate
 from .test_tables import METRICS
 
 AXES = {"diffusion": ["VPSDE", "geometric"], "q": ["shared", "own"]}
-WHY = "train: q_samples must be <own>"
+WHY = "train: algorithm must be <own>"
 
 
 def stage(seeds: tuple[int, ...] = (1,), **changes: Any) -> TabulateStage:
