@@ -31,7 +31,7 @@ from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.params import load_params
 from lsgm.training import pretrain, train
-from lsgm.training.draws import Draws
+from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.engine import Engine
 
 BLOCKS = {"blocks": 2, "cells": 2}
@@ -122,7 +122,7 @@ def measure(
     for _ in range(3):
         engine.one_step()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        whole = Draws(0, engine.share, engine.share, where)
+        whole = BatchNoise(0, engine.share, engine.share, where)
         engine.task.objective(engine.batches.batch_at(0, 0)[: engine.share], 0, 10, whole)
     seconds, rates = [], []
     for i in range(steps + 2):

@@ -16,7 +16,7 @@ from lsgm.config.model import ModelConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 from lsgm.shapes import misfits
-from lsgm.training.recompute import BLOCKS, recompute
+from lsgm.training.activation_checkpointing import BLOCKS, checkpoint_activations
 
 
 @dataclass
@@ -125,7 +125,7 @@ def _cost(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, 
     batch = len(inputs[0])
     with FlopCounterMode(display=False) as counter:
         kept = _kept(module, forward, inputs)
-    recompute(module)
+    checkpoint_activations(module)
     return NetworkCost(
         _count(module), counter.get_total_flops() // batch, kept // batch, _kept(module, forward, inputs) // batch
     )

@@ -58,7 +58,7 @@ def barrier() -> None:
 
 
 @torch.no_grad()
-def average(tensors: Iterable[Tensor]) -> None:
+def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its mean over the processes, in place; one collective for each dtype."""
     if not dist.is_initialized():
         return
@@ -74,7 +74,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process the first one's values."""
     if dist.is_initialized():
         for tensor in tensors:
@@ -82,7 +82,7 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def most(tensor: Tensor) -> None:
+def all_reduce_max(tensor: Tensor) -> None:
     """Replace each element by the largest of all processes, in place; NaN counts as the largest."""
     if dist.is_initialized():
         if tensor.is_floating_point():

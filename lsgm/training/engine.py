@@ -8,16 +8,12 @@ that are not finite; no such state is saved.
 
 from __future__ import annotations
 
-import csv
 import math
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -26,152 +22,29 @@ from torch import Tensor, nn
 from lsgm.config import DivergenceConfig, ScheduleConfig
 from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
-from lsgm.files import atomic, named
 from lsgm.model import LSGM
 from lsgm.networks.layers import NormalizedWeights
 from lsgm.per_sample_noise import mix
 from lsgm.progress import Progress, log
-from lsgm.training.distributed import Ranks, average, barrier, copy_from_first, most
-from lsgm.training.draws import Draws
+from lsgm.training.batch_noise import BatchNoise
+from lsgm.training.distributed import Ranks, all_reduce_max, all_reduce_mean, barrier, broadcast
+from lsgm.training.history import History
 from lsgm.training.objective import Objective
 from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import Schedule
 from lsgm.training.state import States
 
-ROWS = 200  # of a history, at most
 ELSEWHERE = "another process has weights or statistics that are not finite"
 
 
 @dataclass
-class Schedule:
-    """Linear warm-up, then a cosine from ``lr`` to ``lr_min``.
-
-    With W warm-up epochs of K steps: step i < W K has lr * i / (W K); epoch W keeps the last of these; n epochs later
-    lr_min + (lr' - lr_min) (1 + cos(pi n / T)) / 2 with lr' that last value and T = epochs - W - 1. With
-    `lr_schedule: iteration` one step takes the place of an epoch after the warm-up.
-    """
-
-    config: ScheduleConfig
-    steps_per_epoch: int
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole training."""
-        return max(1, round(self.config.epochs * self.steps_per_epoch))
-
-    def learning_rate(self, step: int, lr: float, lr_min: float) -> float:
-        every = self.steps_per_epoch if self.config.lr_schedule == "epoch" else 1
-        warmup = round(self.config.warmup_epochs * self.steps_per_epoch)
-        if step < warmup:
-            return lr * step / warmup
-        start = lr * (1 - 1 / warmup) if warmup else lr
-        n = (step - warmup) // every
-        period = max(1.0, (self.steps - warmup) / every - 1)
-        return lr_min + (start - lr_min) * 0.5 * (1 + math.cos(math.pi * min(1.0, n / period)))
-
-
-@dataclass
-class Optimized:
+class OptimizerSpec:
     """An optimizer and the range of its learning rate."""
 
     name: str
     optimizer: torch.optim.Optimizer
     lr: float
     lr_min: float
-
-
-@dataclass
-class History:
-    """What a training run recorded: a CSV row every few steps, means since the row before, and TensorBoard events."""
-
-    every: int
-    tensorboard: Path | None = None
-    rows: list[dict[str, float]] = field(default_factory=list)
-    _sums: dict[str, Tensor] = field(default_factory=dict)
-    _count: int = 0
-    _writer: Any = None
-
-    def begin(self, step: int) -> None:
-        """Rows for steps after ``step`` are to come; TensorBoard forgets those that it has of them."""
-        if self.tensorboard is None:
-            return
-        self.flush()
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            log.info("no TensorBoard events: the package tensorboard is not installed")
-            return
-        threading.excepthook = _without_tensorboard
-        with self._folder_named():
-            self._writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1)
-
-    def flush(self) -> None:
-        """What TensorBoard has is on disk."""
-        if self._writer is not None:
-            with self._folder_named():
-                self._writer.flush()
-
-    def _folder_named(self) -> AbstractContextManager[None]:
-        """Errors of TensorBoard's thread, such as that of a full disk, come without a file name."""
-        return named(self.tensorboard or "")
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Sum on the device; nothing waits for it. A term is a scalar or a vector."""
-        for name, value in terms.items():
-            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
-        self._count += 1
-
-    def close_row(self) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The means of what was added since the last row: scalars, vectors."""
-        sizes = [value.numel() for value in self._sums.values()]
-        flat = torch.cat([value.reshape(-1) for value in self._sums.values()]) / self._count
-        means = dict(zip(self._sums, flat.cpu().split(sizes), strict=True))
-        vectors = {name: means.pop(name).tolist() for name, value in self._sums.items() if value.dim()}
-        self._sums, self._count = {}, 0
-        return {name: mean.item() for name, mean in means.items()}, vectors
-
-    def add_row(self, row: dict[str, float]) -> None:
-        """A row; it has its `step`."""
-        self.rows.append(row)
-        if self._writer is not None:
-            with self._folder_named():
-                for name, value in row.items():
-                    self._writer.add_scalar(name, value, row["step"])
-
-    def add_images(self, name: str, images: Tensor, step: int) -> None:
-        """A grid of images [N, C, H, W] in [0, 1] for TensorBoard."""
-        if self._writer is not None:
-            with self._folder_named():
-                self._writer.add_images(name, images, step)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was added since the last row."""
-        return self._count == 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "sums": self._sums, "count": self._count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self._sums, self._count = list(state["rows"]), dict(state["sums"]), int(state["count"])
-
-    def write(self, path: Path) -> None:
-        """The rows as CSV."""
-        with atomic(path) as part, open(part, "w", newline="") as file:
-            columns = list(dict.fromkeys(name for row in self.rows for name in row))
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()} for row in self.rows)
-        if self._writer is not None:
-            with self._folder_named():
-                self._writer.close()
-
-
-def _without_tensorboard(
-    args: threading.ExceptHookArgs, others: Callable[[threading.ExceptHookArgs], Any] = threading.excepthook
-) -> None:
-    """Print no traceback of TensorBoard's thread: the next call of its writer raises the same error."""
-    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
-        others(args)
 
 
 def _not_finite(state: dict[str, Any], device: torch.device) -> str:
@@ -195,11 +68,6 @@ def _tensors(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tens
             yield from _tensors(dict(enumerate(value)), f"{prefix}{key}.")
         elif isinstance(value, Tensor) and value.is_floating_point():
             yield f"{prefix}{key}", value
-
-
-def rows_every(config: ScheduleConfig, steps_per_epoch: int) -> int:
-    """Steps from one row of the history to the next."""
-    return max(1, Schedule(config, steps_per_epoch).steps // ROWS)
 
 
 def compile_networks(model: LSGM) -> None:
@@ -231,8 +99,8 @@ class Task:
         look: (step) -> what is measured on the model every `eval_every_epochs`, and pictures, by name.
     """
 
-    optimized: list[Optimized]
-    objective: Callable[[Tensor, int, int, Draws], Objective]
+    optimized: list[OptimizerSpec]
+    objective: Callable[[Tensor, int, int, BatchNoise], Objective]
     regularizers: list[tuple[float, SpectralRegularizer]]
     after_step: Callable[[], None]
     parts: dict[str, Stateful]
@@ -260,7 +128,7 @@ class Summary:
 
 
 @dataclass
-class Care:
+class DivergenceGuard:
     """How the training fares, and how careful it has become."""
 
     bad: int = 0  # bad steps in a row
@@ -293,7 +161,7 @@ class Engine:
         self.what, self.task, self.batches, self.config = what, task, batches, config
         self.history, self.states, self.ranks, self.device = history, states, ranks, device
         self.schedule = Schedule(config, len(batches))
-        self.care = Care()
+        self.care = DivergenceGuard()
         self.step = 0
         self._began = self._saved = time.monotonic()
         share, rest = divmod(batches.batch, ranks.world * config.accumulate)
@@ -351,7 +219,7 @@ class Engine:
             item.optimizer.load_state_dict(state["optimizers"][item.name])
         self.scaler.load_state_dict(state["scaler"])
         self.history.load_state_dict(state["history"])
-        self.care = Care(**state["care"])
+        self.care = DivergenceGuard(**state["care"])
         return True
 
     # -- steps
@@ -361,13 +229,13 @@ class Engine:
 
         Raises:
             Stopped: on SIGTERM or an interrupt from the keyboard, after the state was saved.
-            LSGMError: the training diverged and did not recover (with `divergence.on_failure: keep_last` it then ends
-                with the last good state); or its states cannot be read or written.
+            LSGMError: the training diverged and did not recover (with `rescue.give_up: record` it then ends with the
+                last good state); or its states cannot be read or written.
         """
         self._began = time.monotonic()
         found = self._restore()
         steps = torch.tensor([self.step, -self.step], device=self.device)
-        most(steps)
+        all_reduce_max(steps)
         if steps.sum().item() != 0:
             raise LSGMError(
                 f"{self.what}: the processes found states of different steps; all must see the same folder "
@@ -376,7 +244,7 @@ class Engine:
         if found:
             log.info(f"{self.what}: going on after step {self.step} of {self.schedule.steps}")
         else:
-            copy_from_first(t for network in self.task.networks.values() for t in network.state_dict().values())
+            broadcast(t for network in self.task.networks.values() for t in network.state_dict().values())
             self._save()  # something to go back to
         self._saved = time.monotonic()
         self.history.begin(self.step)
@@ -416,7 +284,7 @@ class Engine:
         # What the host must know of a step, in one transfer: is it good, is anyone to stop or to go back?
         flags = torch.tensor([float(self.stop), float(bool(self._spoilt))], device=self.device)
         facts = torch.cat([torch.stack([terms["loss"].float(), norm]), flags])
-        most(facts)
+        all_reduce_max(facts)
         loss, size, stop, spoilt = facts.tolist()
         if spoilt:
             self._go_back(self._spoilt or ELSEWHERE)
@@ -457,7 +325,7 @@ class Engine:
             start = (self.ranks.rank * parts + part) * self.share
             x = self.batches.batch_at(*divmod(step, len(self.batches)), rows=slice(start, start + self.share))
             self.generator.manual_seed(mix(config.seed, step, -1))
-            draws = Draws(start, self.share, self.batches.batch, self.device, self.generator)
+            draws = BatchNoise(start, self.share, self.batches.batch, self.device, self.generator)
             with self._weights:
                 with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
                     value = self.task.objective(x, step, self.schedule.steps, draws)
@@ -469,9 +337,9 @@ class Engine:
                 self.scaler.scale(loss / parts).backward()
             for name, term in {"loss": loss.detach(), **terms}.items():
                 sums[name] = sums[name] + term / parts if name in sums else term / parts
-        average(sums.values())
+        all_reduce_mean(sums.values())
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
-        average(gradients)
+        all_reduce_mean(gradients)
         for item in self.task.optimized:
             self.scaler.unscale_(item.optimizer)
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -508,7 +376,7 @@ class Engine:
         if self.care.bad and not self._looks_for_scale():
             wrong = f"its last step was left out{f'; {wrong}' if wrong else ''}"
         anywhere = torch.tensor([float(bool(wrong))], device=self.device)
-        most(anywhere)
+        all_reduce_max(anywhere)
         return wrong or (ELSEWHERE if anywhere.item() else "")
 
     def _go_back(self, diagnosis: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lsgm.model import LSGM
 from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 from lsgm.prior import ScorePrior
-from lsgm.training.distributed import average
-from lsgm.training.draws import Draws, all_of
+from lsgm.training.batch_noise import BatchNoise, all_of
+from lsgm.training.distributed import all_reduce_mean
 from lsgm.weighting import TimeDraw, TimeSampler
 
 Algorithm = Literal[1, 2, 3]
@@ -26,14 +26,6 @@ class Objective:
 
     loss: Tensor
     terms: dict[str, Tensor]
-
-
-def linear_anneal(step: int, total: int, const_portion: float, portion: float, start: float, end: float) -> float:
-    """The KL coefficient at ``step`` of ``total``: ``start``, then linearly up to ``end`` over ``portion``."""
-    if portion == 0:
-        return end
-    progress = (step - const_portion * total) / (portion * total)
-    return start + (end - start) * min(max(progress, 0.0), 1.0)
 
 
 def per_group(x: Tensor, groups: tuple[int, ...]) -> Tensor:
@@ -51,7 +43,7 @@ def balancing(kl: Tensor, beta: float, groups_per_scale: int) -> Tensor | float:
         return 1.0
     scale = torch.arange(kl.shape[1], device=kl.device) // groups_per_scale
     mean = kl.detach().abs().mean(dim=0)
-    average([mean])  # over the processes
+    all_reduce_mean([mean])  # over the processes
     gamma = (mean + 0.01) / 4.0**scale
     return gamma / gamma.mean()
 
@@ -71,7 +63,7 @@ def _kl_vectors(posterior: Posterior) -> dict[str, Tensor]:
     return vectors
 
 
-def _noise(model: LSGM, random: Draws) -> list[Tensor]:
+def _noise(model: LSGM, random: BatchNoise) -> list[Tensor]:
     """The encoder's normal draws."""
     return [random.normal(shape) for shape in (model.latent_shape, *model.vae.lower_scale_shapes)]
 
@@ -79,7 +71,7 @@ def _noise(model: LSGM, random: Draws) -> list[Tensor]:
 class VAEObjective:
     """First stage: reconstruction + beta * sum over groups of gamma_g KL_g(q || N(0, I)), balanced while beta < 1."""
 
-    def __call__(self, model: LSGM, x: Tensor, beta: float, random: Draws | None = None) -> Objective:
+    def __call__(self, model: LSGM, x: Tensor, beta: float, random: BatchNoise | None = None) -> Objective:
         posterior, parameters = model.vae.encode(2 * x - 1, _noise(model, random or all_of(x)))
         reconstruction = -model.likelihood.log_prob(x, parameters)
         kl = kl_to_normal(posterior)  # [B, G]
@@ -109,9 +101,9 @@ class LSGMObjective:
         p: draws t for the prior.
         q: draws t for the VAE; algorithm 2 only.
         joint: algorithm 2 takes both through the network in one pass of twice the batch, else in turn.
-        q_prior: the prior that q's pass sees (algorithm 2, in turn), one with averaged weights; None: the trained one.
-        time_samples: samples of (t, noise) per latent and step. More cost passes of the score network and lower the
-            variance of the gradient, the encoder's too.
+        q_prior: the prior that q's pass sees (algorithm 2, in turn), one with averaged weights; the trained one where None.
+        time_samples: (t, noise) per latent and step. More cost passes of the score network and lower the gradient's variance,
+            the encoder's too.
         balance: balance the groups' KLs (algorithm 1 only).
         train_vae: False: p's loss alone, on samples of a frozen VAE.
     """
@@ -131,7 +123,7 @@ class LSGMObjective:
         self.p, self.algorithm, self.q, self.joint, self.q_prior = p, algorithm, q, joint, q_prior
         self.time_samples, self.balance, self.train_vae = time_samples, balance, train_vae
 
-    def __call__(self, model: LSGM, x: Tensor, beta: float, random: Draws | None = None) -> Objective:
+    def __call__(self, model: LSGM, x: Tensor, beta: float, random: BatchNoise | None = None) -> Objective:
         prior = model.prior
         assert isinstance(prior, ScorePrior)
         random = random or all_of(x)

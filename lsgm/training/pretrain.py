@@ -15,16 +15,18 @@ from lsgm.data.store import ImageStore
 from lsgm.files import sha256
 from lsgm.model import LSGM
 from lsgm.training import distributed
+from lsgm.training.activation_checkpointing import checkpoint_activations
+from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks
-from lsgm.training.draws import Draws
-from lsgm.training.engine import Engine, History, Optimized, Summary, Task, compile_networks, rows_every
+from lsgm.training.engine import Engine, OptimizerSpec, Summary, Task, compile_networks
 from lsgm.training.flat import flatten
+from lsgm.training.history import History
 from lsgm.training.latents import summarize_kl
-from lsgm.training.look import Look
-from lsgm.training.objective import Objective, VAEObjective, linear_anneal
-from lsgm.training.recompute import recompute
+from lsgm.training.objective import Objective, VAEObjective
 from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import linear_anneal, rows_every
 from lsgm.training.state import States
+from lsgm.training.validation import Validation
 
 
 def pretrain(
@@ -78,11 +80,11 @@ def build(
     vae_objective = VAEObjective()
     regularizer = SpectralRegularizer(model.vae)
     if config.activation_checkpointing:
-        recompute(model)
+        checkpoint_activations(model)
     if config.compile:
         compile_networks(model)
 
-    def objective(x: Tensor, step: int, steps: int, random: Draws) -> Objective:
+    def objective(x: Tensor, step: int, steps: int, random: BatchNoise) -> Objective:
         beta = linear_anneal(
             step, steps, config.kl_const_portion, config.kl_anneal_portion, config.kl_const_coeff, config.kl_max_coeff
         )
@@ -91,14 +93,14 @@ def build(
         return value
 
     task = Task(
-        optimized=[Optimized("vae", optimizer, config.lr, config.lr_min)],
+        optimized=[OptimizerSpec("vae", optimizer, config.lr, config.lr_min)],
         objective=objective,
         regularizers=[(config.spectral_reg, regularizer)] if config.spectral_reg > 0 else [],
         after_step=lambda: None,
         parts={"model": model, "regularizer": regularizer},
         networks={"vae": model.vae},
         summarize=summarize_kl(model.vae.latent_groups),
-        look=Look(model, store, config.eval_images),
+        look=Validation(model, store, config.eval_images),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("VAE", task, batches, config, history, states, ranks, device), model

@@ -19,17 +19,19 @@ from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
 from lsgm.training import distributed
+from lsgm.training.activation_checkpointing import checkpoint_activations
+from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks
-from lsgm.training.draws import Draws
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, History, Optimized, Stateful, Summary, Task, compile_networks, rows_every
+from lsgm.training.engine import Engine, OptimizerSpec, Stateful, Summary, Task, compile_networks
 from lsgm.training.flat import flatten
+from lsgm.training.history import History
 from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarize_kl
-from lsgm.training.look import Look
-from lsgm.training.objective import LSGMObjective, Objective, linear_anneal
-from lsgm.training.recompute import recompute
+from lsgm.training.objective import LSGMObjective, Objective
 from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import linear_anneal, rows_every
 from lsgm.training.state import States
+from lsgm.training.validation import Validation
 from lsgm.weighting import TimeSampler
 
 
@@ -134,12 +136,12 @@ def build(
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        optimized.append(Optimized(name, optimizer, lr, lr_min))
+        optimized.append(OptimizerSpec(name, optimizer, lr, lr_min))
         if spectral_reg > 0:
             convs = name == "vae" or config.spectral_reg_prior_convs
             regularizers.append((spectral_reg, SpectralRegularizer(network, convs=convs)))
     if config.activation_checkpointing:
-        recompute(model)
+        checkpoint_activations(model)
     ema = EMA(prior, config.ema)
     if config.compile:
         compile_networks(model)
@@ -155,7 +157,7 @@ def build(
     )
     anneal = config.kl_anneal
 
-    def objective(x: Tensor, step: int, steps: int, random: Draws) -> Objective:
+    def objective(x: Tensor, step: int, steps: int, random: BatchNoise) -> Objective:
         beta = linear_anneal(step, steps, 0.0, anneal.portion, anneal.start, anneal.end) if anneal else 1.0
         value = lsgm_objective(model, x, beta, random)
         value.terms["kl_coeff"] = torch.tensor(beta, device=x.device)
@@ -173,7 +175,7 @@ def build(
         parts=parts,
         networks={name: network for name, (network, *_) in networks.items()},
         summarize=summarize_kl(model.vae.latent_groups),
-        look=Look(model, store, config.eval_images, ema.module),
+        look=Validation(model, store, config.eval_images, ema.module),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema

@@ -172,7 +172,7 @@ def test_nan_and_infinity_anywhere_are_infinity_everywhere():
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     try:
         facts = torch.tensor([torch.inf, torch.nan, 1.0])
-        distributed.most(facts)
+        distributed.all_reduce_max(facts)
         assert facts.tolist() == [torch.inf, torch.inf, 1.0]
     finally:
         torch.distributed.destroy_process_group()

@@ -12,8 +12,10 @@ from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
 from lsgm.training.distributed import Ranks
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, History, Optimized, Schedule, Task
+from lsgm.training.engine import Engine, OptimizerSpec, Task
+from lsgm.training.history import History
 from lsgm.training.objective import Objective
+from lsgm.training.schedule import Schedule
 from lsgm.training.state import States
 
 CPU = torch.device("cpu")
@@ -48,7 +50,7 @@ class Quadratic:
         self.faults, self.calls, self.stop_at = dict(faults), [], None
         self.ema = EMA(self.w, 0.9)
         task = Task(
-            optimized=[Optimized("w", optimizer, 0.1, 0.01)],
+            optimized=[OptimizerSpec("w", optimizer, 0.1, 0.01)],
             objective=self.objective,
             regularizers=[(0.1, lambda: 1 + 0 * self.w.weight.sum())],
             after_step=self.ema.update,

@@ -17,7 +17,7 @@ from lsgm.networks.ncsnpp import Attention, ResidualBlock
 BLOCKS = (Cell, Shift, ResidualBlock, Attention)
 
 
-def recompute(network: nn.Module) -> None:
+def checkpoint_activations(network: nn.Module) -> None:
     """From now on, of each residual cell, flow step and attention layer only the input is kept for the backward pass.
 
     Values and gradients stay the same: the second run has the dropout of the first, and leaves the running statistics

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Draws:
+class BatchNoise:
     """Draws for ``total`` images, of which the rows ``start`` .. ``start + count`` are wanted.
 
     Args:
@@ -40,6 +40,6 @@ class Draws:
         return draws.unflatten(0, (repeats, self._total))[:, self._rows].flatten(0, 1)
 
 
-def all_of(x: Tensor) -> Draws:
+def all_of(x: Tensor) -> BatchNoise:
     """Draws for a whole batch, from PyTorch's global generator."""
-    return Draws(0, len(x), len(x), x.device, dtype=x.dtype)
+    return BatchNoise(0, len(x), len(x), x.device, dtype=x.dtype)

@@ -7,9 +7,9 @@ import torch
 
 from lsgm.config import ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.model import LSGM
+from lsgm.training.activation_checkpointing import checkpoint_activations
 from lsgm.training.ema import EMA
 from lsgm.training.objective import LSGMObjective, VAEObjective
-from lsgm.training.recompute import recompute
 from lsgm.weighting import TimeSampler
 
 BLOCKS = {"blocks": 1, "cells": 2}
@@ -46,7 +46,7 @@ def test_losses_gradients_and_statistics_stay_the_same(kind):
     """Dropout included, for every way through the score network."""
     one = make()
     two = copy.deepcopy(one)
-    recompute(two)
+    checkpoint_activations(two)
     found = []
     for model in (one, two):
         p = TimeSampler(model.prior.sde, "ll" if kind == "shared" else "re", "importance", 0.01)
@@ -57,10 +57,10 @@ def test_losses_gradients_and_statistics_stay_the_same(kind):
         objective = {
             "vae": VAEObjective(),
             "shared": LSGMObjective(p),
-            "reweighted": LSGMObjective(p, "reweighted"),
-            "own in turn": LSGMObjective(p, "own", q=q),
-            "own joint": LSGMObjective(p, "own", q=q, joint=True),
-            "own, average": LSGMObjective(p, "own", q=q, q_prior=average.module),
+            "reweighted": LSGMObjective(p, 3),
+            "own in turn": LSGMObjective(p, 2, q=q),
+            "own joint": LSGMObjective(p, 2, q=q, joint=True),
+            "own, average": LSGMObjective(p, 2, q=q, q_prior=average.module),
             "frozen": LSGMObjective(p, train_vae=False),
         }[kind]
         if kind == "frozen":
@@ -88,5 +88,5 @@ def test_less_is_kept():
         return sum(sizes)
 
     before = kept()
-    recompute(model)
+    checkpoint_activations(model)
     assert kept() < 0.5 * before

@@ -6,7 +6,7 @@ from lsgm import checkpoint
 from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.training import pretrain, train
-from lsgm.training.look import Look
+from lsgm.training.validation import Validation
 
 BLOCKS = {"blocks": 3, "cells": 1}
 VAE = {
@@ -47,5 +47,5 @@ def test_a_model_that_falls_apart_is_not_looked_at(mnist_store, tmp_path):
     _, model, ema = engine(mnist_store, tmp_path, 0)
     for p in ema.module.parameters():
         p.fill_(torch.nan)
-    assert Look(model, mnist_store, 2, ema.module)() == ({}, {})
+    assert Validation(model, mnist_store, 2, ema.module)() == ({}, {})
     assert model.prior is not ema.module and model.training

@@ -16,7 +16,7 @@ TOL = 1e-3  # of the ODE: fair to a picture and to a trend
 SHARPEST = 1e-5  # where the ODE ends for diffusions that train from t = 0
 
 
-class Look:
+class Validation:
     """Test NELBO (nats/image), NFE and samples of ``model``, with ``prior`` in the place of its own.
 
     Draws nothing from PyTorch's global generators, changes no statistics and leaves every module in the mode it had.
