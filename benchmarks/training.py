@@ -26,9 +26,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsgm import checkpoint
-from lsgm.cli import device, keep_freed_memory
 from lsgm.config import PretrainStage, TrainStage, parse
 from lsgm.params import load_params
+from lsgm.runtime import device, keep_freed_memory
 from lsgm.training import pretrain, train
 from lsgm.training.draws import Draws
 from lsgm.training.engine import Engine

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lsgm import checkpoint
 from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.data.registry import dataset
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
+from lsgm.params import load_params
 from lsgm.shapes import misfits
 from lsgm.training.recompute import BLOCKS, recompute
 
@@ -76,6 +80,23 @@ class Description:
         per_batch = [f"batch {b}: {_gib(self.memory(b))} ({_gib(self.memory(b, True))})" for b in (1, 16, 64)]
         lines.append(f"training memory, float32 (with recompute): {', '.join(per_batch)}; of it weights {weights}")
         return "\n".join(lines)
+
+
+def describe_model(name: str, params_file: str | Path = "params.yaml") -> Description:
+    """Describe the model of this ``name`` in ``params_file``, or the one saved in the folder ``name``.
+
+    Raises:
+        LSGMError: there is neither, or the folder's config.json is damaged.
+    """
+    if Path(name).is_dir():
+        config = checkpoint.read_config(name)
+        return describe(config.image, config.vae, config.prior, config.sde)
+    params = load_params(params_file)
+    if name not in params.everything:
+        raise LSGMError(f"{name}: neither a model's folder nor one of params.yaml: {', '.join(params.models)}")
+    model = params.everything[name]
+    image = dataset(model.dataset, params.datasets[model.dataset]).image
+    return describe(image, params.vae(name), model.prior, model.sde, model.train.train_vae)
 
 
 def describe(

@@ -16,8 +16,9 @@ from lsgm.config import IllustrateStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError, SolverError
-from lsgm.evaluation.figures import save_mixing, save_panels
+from lsgm.evaluation.charts import save_mixing
 from lsgm.evaluation.history import read_history
+from lsgm.evaluation.image_grids import save_panels
 from lsgm.model import LSGM
 from lsgm.networks.layers import batch_statistics
 from lsgm.prior import ScorePrior

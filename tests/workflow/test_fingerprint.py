@@ -106,7 +106,11 @@ def test_stages_of_the_library(module: ModuleType) -> None:
     assert any(name.startswith("evaluation/weights/") for name in used["statistics"])
     everything = set().union(*used.values())
     assert not everything & {"__init__.py", "cli.py", "config.py", "progress.py"}
-    for stage in ("prepare", "pretrain", "train", "sample"):
+    drawing = {
+        f"evaluation/{name}.py" for name in ("__init__", "canvas", "generate", "image_grids", "records", "samples")
+    }
+    assert {name for name in used["sample"] if name.startswith("evaluation/")} == drawing
+    for stage in ("prepare", "pretrain", "train"):
         assert not [name for name in used[stage] if name.startswith("evaluation/")], stage
     assert "sampling/ode.py" not in used["pretrain"] | used["train"]  # a better solver retrains nothing
     assert not used["train"] & {"data/sources.py", "data/registry.py"}  # nor does a new mirror, or a new dataset

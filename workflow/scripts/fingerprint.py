@@ -18,11 +18,11 @@ ENTRIES = {
     "statistics": ["lsgm.evaluation.statistics"],
     "pretrain": ["lsgm.training.pretrain"],
     "train": ["lsgm.training.train"],
-    "sample": ["lsgm.checkpoint", "lsgm.sampling.ode"],
+    "sample": ["lsgm.evaluation.generate", "lsgm.sampling.ode"],
     "nelbo": ["lsgm.evaluation.likelihood"],
     "evaluate": ["lsgm.evaluation.evaluate"],
     "illustrate": ["lsgm.evaluation.illustrate", "lsgm.sampling.ode"],
-    "tabulate": ["lsgm.evaluation.ablations", "lsgm.evaluation.figures"],
+    "tabulate": ["lsgm.evaluation.ablations", "lsgm.evaluation.tables"],
 }
 
 # Left out, or every result would depend on them: the command line and the package's front door only pass things on;
@@ -37,6 +37,7 @@ IGNORED = {
 # retrain a model.
 ONLY_FOR = {
     "lsgm.data.download": {"prepare"},  # elsewhere it brings weights, which are known by their hash
+    "lsgm.evaluation.weights": {"statistics", "evaluate"},  # a folder of files: other features draw nothing anew
     "lsgm.sampling.ode": {"sample", "nelbo", "illustrate"},
     "lsgm.sampling.ancestral": {"sample", "nelbo"},
 }
@@ -66,7 +67,8 @@ def sources(stage: str, root: Path) -> list[Path]:
         found[module] = path
         todo.append(module.rpartition(".")[0])  # importing a module runs its package's __init__ first
         todo.extend(_imports(path, module, root))
-    weights = [w for p in found.values() if p.name == "__init__.py" for w in p.parent.rglob("*.safetensors")]
+    beside = [w for p in found.values() if p.name == "__init__.py" for w in p.parent.rglob("*.safetensors")]
+    weights = [w for w in beside if ".".join(["lsgm", *w.parent.relative_to(root).parts]) not in ignored]
     return sorted({*found.values(), *weights})
 
 
