@@ -30,7 +30,7 @@ from torchdiffeq import odeint
 
 import lsgm
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ode import drift, sample
+from lsgm.solvers.probability_flow import drift, sample
 
 Solve = Callable[[], tuple[Tensor, int]]
 Make = Callable[[ScorePrior, Tensor, float, float], Solve]
@@ -83,15 +83,15 @@ class Timed(nn.Module):
         self.sde = getattr(network, "sde", None)
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        synchronise(self.device)
+        synchronize(self.device)
         start = time.perf_counter()
         noise: Tensor = self.network(z, t)
-        synchronise(self.device)
+        synchronize(self.device)
         self.seconds += time.perf_counter() - start
         return noise
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -146,7 +146,7 @@ def main() -> None:
                 timed.seconds = 0.0
                 begin = time.perf_counter()
                 _, nfe = solve()
-                synchronise(device)
+                synchronize(device)
                 seconds = time.perf_counter() - begin
                 each[name].append(seconds / nfe)
                 beyond[name].append(seconds / timed.seconds - 1)

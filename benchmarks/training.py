@@ -1,4 +1,4 @@
-"""One step of either training stage, everything in it: forward, backward, spectral regularisation, optimisers, averaged
+"""One step of either training stage, everything in it: forward, backward, spectral regularization, optimizers, averaged
 weights, history.
 
     python benchmarks/training.py [--models demo small medium] [--steps 30] [--options precision=bf16] [--profile]
@@ -50,8 +50,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 STAGES: dict[str, dict[str, Any] | None] = {
     "pretraining": None,
-    "end to end, ll": {"p_weighting": "ll", "q_samples": "shared"},
-    "end to end, un": {"p_weighting": "un", "q_samples": "reweighted"},
+    "end to end, ll": {"p_weighting": "ll", "algorithm": 1},
+    "end to end, un": {"p_weighting": "un", "algorithm": 3},
 }
 # Seconds per step of the authors' implementation (torch 2.15, 2 cores), and the rate of that machine's convolutions.
 AUTHORS = {

@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig, Section, StageConfig, parse
+from lsgm.config import BackboneConfig, ImageConfig, PriorConfig, SDEConfig, Section
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import StageConfig
 from lsgm.errors import LSGMError
 from lsgm.files import atomic, read_json, seal, sha256, write_json
 from lsgm.model import LSGM
@@ -31,7 +33,7 @@ class CheckpointConfig(Section):
 
     format: Literal[1, 2] = 1
     image: ImageConfig
-    vae: AnyVAEConfig
+    vae: BackboneConfig
     prior: PriorConfig | None = None
     sde: SDEConfig | None = None
     stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were
@@ -163,7 +165,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:
     return model.requires_grad_(False).eval().to(device)
 
 
-def skeleton(image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None, sde: SDEConfig | None) -> LSGM:
+def skeleton(image: ImageConfig, vae: BackboneConfig, prior: PriorConfig | None, sde: SDEConfig | None) -> LSGM:
     """The model without memory for its tensors: names, shapes and dtypes to hold a file against before it is read.
 
     Raises:

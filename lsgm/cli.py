@@ -11,19 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from lsgm.config import (
-    STAGES,
-    EvaluateStage,
-    IllustrateStage,
-    NELBOStage,
-    PrepareStage,
-    PretrainStage,
-    SampleStage,
-    StatisticsStage,
-    TabulateStage,
-    TrainStage,
-    load_stage,
-)
+from lsgm.config.stages import EvaluateStage, IllustrateStage, NELBOStage, PrepareStage, PretrainStage, STAGES, SampleStage, StatisticsStage, TabulateStage, TrainStage, load_stage
 from lsgm.errors import LSGMError, Stopped
 from lsgm.progress import clock, log, set_up_logging
 from lsgm.runtime import device, keep_freed_memory, usage
@@ -124,7 +112,7 @@ def describe(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="lsgm", description="Score-based generative modelling in latent space.")
+    top = argparse.ArgumentParser(prog="lsgm", description="Score-based generative modeling in latent space.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: object, text: str, *paths: tuple[str, str]) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from lsgm.bounds import (
+from lsgm.config.bounds import (
     SMALLEST,
     Batch,
     BelowOne,
@@ -39,7 +39,7 @@ from lsgm.bounds import (
 )
 from lsgm.errors import LSGMError
 from lsgm.files import read_json
-from lsgm.mistakes import explain, shown
+from lsgm.config.mistakes import explain, shown
 
 GEOMETRIC_SIGMA2_MAX = 0.999
 MISTAKES = 20  # that are explained at once
@@ -47,7 +47,7 @@ MISTAKES = 20  # that are explained at once
 LikelihoodName = Literal["bernoulli", "dml", "dl", "normal"]
 Stage = Literal["prepare", "statistics", "pretrain", "train", "sample", "nelbo", "evaluate", "illustrate", "tabulate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Estimator = Literal["ode", "discretised"]
+Estimator = Literal["ode", "discretized"]
 ExtractorName = Literal["inception", "efficientnet_lite0", "mnist_classifier"]
 
 GiveUp = Literal["fail", "record"]
@@ -70,9 +70,9 @@ class ImagesConfig(Section):
     """How the images of the user's own set are read."""
 
     size: Pixels = Field(description="height and width of the stored images")
-    channels: Annotated[Literal[1, 3], Number] = Field(3, description="3: RGB; 1: grey")
+    channels: Annotated[Literal[1, 3], Number] = Field(3, description="3: RGB; 1: gray")
     crop: Pixels | None = Field(
-        None, description="side of the centred square that is resized to `size`; null: the largest"
+        None, description="side of the centered square that is resized to `size`; null: the largest"
     )
     split: Annotated[BelowOne, Field(gt=0)] | None = Field(
         0.1, description="share of the images that are the test set, drawn at random; null: folders train and test"
@@ -81,9 +81,9 @@ class ImagesConfig(Section):
     binary: bool = Field(False, description="pixels are drawn from Bernoulli(intensity) each time an image is seen")
 
     @model_validator(mode="after")
-    def _binary_images_are_grey(self) -> ImagesConfig:
+    def _binary_images_are_gray(self) -> ImagesConfig:
         if self.binary and self.channels != 1:
-            raise ValueError(f"binary: true is for grey images, channels: 1, not {self.channels}")
+            raise ValueError(f"binary: true is for gray images, channels: 1, not {self.channels}")
         return self
 
 
@@ -139,7 +139,7 @@ class BackboneConfig(Section):
 
     likelihood: LikelihoodName = Field(
         "bernoulli",
-        description="bernoulli; dml: mixture of ten discretised logistics; dl: one discretised logistic; normal",
+        description="bernoulli; dml: mixture of ten discretized logistics; dl: one discretized logistic; normal",
     )
     x_bits: Annotated[int, Number, Field(ge=1, le=8)] = Field(
         8, description="bits per value; the lower ones are dropped"
@@ -167,7 +167,7 @@ class VAEConfig(BackboneConfig):
     postprocess: BlocksConfig
     use_se: bool = Field(True, description="squeeze-and-excitation at the end of every cell")
     num_nf: Annotated[int, Number, Field(ge=0, le=100)] = Field(
-        0, description="pairs of normalising flow steps per group"
+        0, description="pairs of normalizing flow steps per group"
     )
     progressive_input: Literal["none", "input_skip"] = Field("none", description="image pyramid into the encoder")
 
@@ -199,19 +199,19 @@ def backbone_of(vae: Any) -> str:
     return str(vae.get("backbone", "nvae") if isinstance(vae, dict) else getattr(vae, "backbone", "nvae"))
 
 
-AnyVAEConfig = Annotated[
+BackboneConfig = Annotated[
     Annotated[VAEConfig, Tag("nvae")] | Annotated[ConvVAEConfig, Tag("conv")], Discriminator(backbone_of)
 ]
 
 
-class RescueConfig(Section):
+class DivergenceConfig(Section):
     """What happens to steps whose loss or gradient is not finite, or whose gradient explodes: they are left out."""
 
     bad_steps: Few = Field(10, description="so many in a row, and the training goes back to its last state")
     tries: Annotated[int, Number, Field(ge=0, le=100)] = Field(3, description="times it goes back before it gives up")
     lr_factor: Share = Field(0.5, description="of the learning rates, each time")
     spectral_factor: Annotated[Positive, Field(ge=1, le=1000)] = Field(
-        2.0, description="of the spectral regularisation, each time"
+        2.0, description="of the spectral regularization, each time"
     )
     explosion: Annotated[Positive, Field(gt=1)] = Field(
         1e4, description="a gradient so many times the median norm of the last hundred counts as bad"
@@ -255,7 +255,7 @@ class ScheduleConfig(Section):
         "samples; 0: none",
     )
     look_images: Count = Field(36, description="test images, and samples, of a look")
-    rescue: RescueConfig = RescueConfig()
+    rescue: DivergenceConfig = DivergenceConfig()
     seed: Seed = 1
 
 
@@ -270,7 +270,7 @@ class PretrainConfig(ScheduleConfig):
     kl_const_coeff: Fraction = 1e-4
     kl_anneal_portion: Fraction = Field(description="share of the iterations over which beta rises")
     kl_max_coeff: Positive = Field(description="beta at the end")
-    spectral_reg: NonNegative = Field(description="weight of the spectral regularisation")
+    spectral_reg: NonNegative = Field(description="weight of the spectral regularization")
 
 
 class DropInactiveConfig(Section):
@@ -412,7 +412,7 @@ class SampleConfig(Section):
     count: Count = Field(description="number of images")
     solver: Literal["rk45", "euler", "heun", "rk4", "ancestral"] = Field(
         "rk45",
-        description="probability-flow ODE: rk45 (adaptive), euler, heun, rk4 (equal steps); ancestral: the discretised "
+        description="probability-flow ODE: rk45 (adaptive), euler, heun, rk4 (equal steps); ancestral: the discretized "
         "diffusion",
     )
     tol: Tolerance = Field(1e-5, description="absolute and relative tolerance of rk45")
@@ -436,7 +436,7 @@ class NELBOConfig(Section):
         description="number of test images for the NELBO, a random subset of the set; null: all of them"
     )
     estimator: Estimator = Field(
-        "ode", description="log p(z0) by the probability-flow ODE, or bounded by the discretised diffusion"
+        "ode", description="log p(z0) by the probability-flow ODE, or bounded by the discretized diffusion"
     )
     further_estimators: list[Estimator] = Field([], description="reported beside that of `estimator`")
     tol: Tolerance = Field(1e-5, description="absolute and relative tolerance of the ODE's solver")
@@ -445,7 +445,7 @@ class NELBOConfig(Section):
         "rademacher", description="Hutchinson probes of the ODE's trace; exact: a backward pass per latent dimension"
     )
     probes: Few = Field(1, description="number of probes per image")
-    steps: Count = Field(1000, description="of the discretised diffusion")
+    steps: Count = Field(1000, description="of the discretized diffusion")
     iw_samples: Few = Field(
         1,
         description="encoder samples per image; above 1 the importance-weighted bound is reported too (noise of the "
@@ -531,7 +531,7 @@ class ModelConfig(Section):
     """
 
     dataset: Name
-    vae: AnyVAEConfig | None = None
+    vae: BackboneConfig | None = None
     pretrain: PretrainConfig | None = None
     vae_of: Name | None = Field(None, description="the model whose trained VAE this one starts from, in place of vae")
     prior: PriorConfig
@@ -552,12 +552,12 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _discretised_diffusions_preserve_variance(self) -> ModelConfig:
+    def _discretized_diffusions_preserve_variance(self) -> ModelConfig:
         if self.sde.name in ("sub_vpsde", "vesde"):
             values = [("sample.solver", self.sample.solver), ("evaluate.estimator", self.evaluate.estimator)]
             values += [("evaluate.further_estimators", value) for value in self.evaluate.further_estimators]
             for key, value in values:
-                if value in ("ancestral", "discretised"):
+                if value in ("ancestral", "discretized"):
                     raise ValueError(f"{key}: {value!r} needs sde.name vpsde or geometric_vpsde, not {self.sde.name!r}")
         return self
 
@@ -586,7 +586,7 @@ class PretrainStage(StageConfig):
     stage: Literal["pretrain"] = "pretrain"
     model: Name
     dataset: Name
-    vae: AnyVAEConfig
+    vae: BackboneConfig
     pretrain: PretrainConfig
 
 

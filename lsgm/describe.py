@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsgm import checkpoint
-from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.config import BackboneConfig, ImageConfig, PriorConfig, SDEConfig
 from lsgm.data.registry import dataset
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
@@ -43,7 +43,7 @@ class Part:
 @dataclass
 class Description:
     latent_shape: tuple[int, int, int]  # of the smallest scale
-    further_shapes: tuple[tuple[int, int, int], ...]  # of each group of the larger scales
+    lower_scale_shapes: tuple[tuple[int, int, int], ...]  # of each group of the larger scales
     parts: list[Part]
     vae: NetworkCost
     prior: NetworkCost | None
@@ -65,7 +65,7 @@ class Description:
     def __str__(self) -> str:
         lines = [f"{'part':28}{'layers':>8}{'parameters':>15}"]
         lines += [f"{part.name:28}{part.layers:>8}{part.parameters:>15,}" for part in self.parts]
-        shapes = [self.latent_shape, *self.further_shapes]
+        shapes = [self.latent_shape, *self.lower_scale_shapes]
         counts = {shape: shapes.count(shape) for shape in shapes}
         drawn = [f"{n} x ({_by(shape)})" if n > 1 else _by(shape) for shape, n in counts.items()]
         lines += ["", f"latents: {' + '.join(drawn)}" + (" (the prior covers the first)" if len(drawn) > 1 else "")]
@@ -101,7 +101,7 @@ def describe_model(name: str, params_file: str | Path = "params.yaml") -> Descri
 
 def describe(
     image: ImageConfig,
-    vae: AnyVAEConfig,
+    vae: BackboneConfig,
     prior: PriorConfig | None = None,
     sde: SDEConfig | None = None,
     train_vae: bool = True,
@@ -132,7 +132,7 @@ def describe(
         for prefix, network in networks.items()
         for name, child in network.named_children()
     ]
-    return Description(model.latent_shape, model.vae.further_shapes, parts, cost, cost_prior, train_vae)
+    return Description(model.latent_shape, model.vae.lower_scale_shapes, parts, cost, cost_prior, train_vae)
 
 
 def _cost(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, ...]) -> NetworkCost:

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from lsgm.bounds import NAME_MAX, Name, Seed
-from lsgm.config import ModelConfig, Section, backbone_of
-from lsgm.mistakes import SHOWN, explain, one_line, sections, shown, walk
+from lsgm.config.bounds import NAME_MAX, Name, Seed
+from lsgm.config import Section, backbone_of
+from lsgm.config.model import ModelConfig
+from lsgm.config.mistakes import SHOWN, explain, one_line, sections, shown, walk
 
 MAX_CELLS = 10_000  # of all grids together
 TABLE_COLUMNS = (  # of the table of an ablation, besides its axes

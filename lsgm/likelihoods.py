@@ -37,15 +37,15 @@ class Likelihood(ABC):
 def logistic_bin(x: Tensor, mean: Tensor, log_scale: Tensor, bits: int) -> Tensor:
     """log of the logistic distribution's mass in the bin of ``x``, an image of 2^bits values in [-1, 1].
 
-    The first and the last bin reach to infinity. Where a bin's mass is below 1e-5, its density at the centre times its
+    The first and the last bin reach to infinity. Where a bin's mass is below 1e-5, its density at the center times its
     width. All arguments broadcast (PixelCNN++, arXiv 1701.05517, section 2.1).
     """
     half_width = 1 / (2**bits - 1)
     inverse_scale = torch.exp(-log_scale)
-    centred = x - mean
-    above, below = inverse_scale * (centred + half_width), inverse_scale * (centred - half_width)
+    centered = x - mean
+    above, below = inverse_scale * (centered + half_width), inverse_scale * (centered - half_width)
     mass = torch.sigmoid(above) - torch.sigmoid(below)
-    middle = inverse_scale * centred
+    middle = inverse_scale * centered
     log_density = middle - log_scale - 2 * F.softplus(middle) + math.log(2 * half_width)
     inner = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-10)), log_density)
     return torch.where(x < -0.999, F.logsigmoid(above), torch.where(x > 0.999, F.logsigmoid(-below), inner))
@@ -72,8 +72,8 @@ class Bernoulli(Likelihood):
         return torch.sigmoid(wide(self._crop(parameters)))
 
 
-class DiscretisedLogistic(Likelihood):
-    """One discretised logistic per value; ``channels`` means, then as many log scales."""
+class DiscretizedLogistic(Likelihood):
+    """One discretized logistic per value; ``channels`` means, then as many log scales."""
 
     def __init__(self, channels: int, bits: int) -> None:
         self.bits = bits
@@ -90,11 +90,11 @@ class DiscretisedLogistic(Likelihood):
 
 
 class LogisticMixture(Likelihood):
-    """Mixture of ten discretised logistics per pixel, its colours autoregressive (PixelCNN++, arXiv 1701.05517).
+    """Mixture of ten discretized logistics per pixel, its colors autoregressive (PixelCNN++, arXiv 1701.05517).
 
-    Parameters, 100 channels: 10 mixture logits; then for each of three colours 10 means, 10 log scales and 10
+    Parameters, 100 channels: 10 mixture logits; then for each of three colors 10 means, 10 log scales and 10
     coefficients. The mean of green adds c_0 red, that of blue c_1 red + c_2 green, c_k = tanh of the coefficients that
-    stand with the k-th colour. For grey images: 30 channels, no coefficients.
+    stand with the k-th color. For gray images: 30 channels, no coefficients.
     """
 
     def __init__(self, channels: int, bits: int) -> None:
@@ -116,12 +116,12 @@ class LogisticMixture(Likelihood):
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             logits, mean, log_scale, c = self._split(parameters)
-            colours = (2 * x - 1)[:, :, None]  # [B, C, 1, H, W]
+            colors = (2 * x - 1)[:, :, None]  # [B, C, 1, H, W]
             if self.channels == 3:
-                red, green = colours[:, 0], colours[:, 1]
+                red, green = colors[:, 0], colors[:, 1]
                 shift = [torch.zeros_like(mean[:, 0]), c[:, 0] * red, c[:, 1] * red + c[:, 2] * green]
                 mean = mean + torch.stack(shift, dim=1)
-            log_p = logistic_bin(colours, mean, log_scale, self.bits).sum(dim=1)  # [B, 10, H, W]
+            log_p = logistic_bin(colors, mean, log_scale, self.bits).sum(dim=1)  # [B, 10, H, W]
             return torch.logsumexp(log_p + F.log_softmax(logits, dim=1), dim=1).sum(dim=(1, 2))
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -166,5 +166,5 @@ def build_likelihood(config: BackboneConfig, image: ImageConfig) -> Likelihood:
     if config.likelihood == "dml":
         return LogisticMixture(image.channels, config.x_bits)
     if config.likelihood == "dl":
-        return DiscretisedLogistic(image.channels, config.x_bits)
+        return DiscretizedLogistic(image.channels, config.x_bits)
     return Normal(image.channels)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lsgm import arguments
 from lsgm.arguments import check_choice, check_count
-from lsgm.config import AnyVAEConfig, ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.config import BackboneConfig, ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig
 from lsgm.errors import LSGMError, SolverError
 from lsgm.likelihoods import build_likelihood
 from lsgm.networks.convvae import ConvVAE
@@ -30,12 +30,12 @@ from lsgm.progress import Progress
 from lsgm.sampling import ancestral, ode
 from lsgm.sde import build_sde
 from lsgm.shapes import LARGE, width_multipliers
-from lsgm.streams import Streams, mix
+from lsgm.per_sample_noise import PerSampleNoise, mix
 
 Shape = tuple[int, ...]
 Solver = Literal["rk45", "euler", "heun", "rk4", "ancestral"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
-Estimator = Literal["ode", "discretised"]
+Estimator = Literal["ode", "discretized"]
 Probe = Literal["gaussian", "rademacher", "exact"]
 
 
@@ -71,7 +71,7 @@ class LSGM(nn.Module):
     """
 
     def __init__(
-        self, image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None = None, sde: SDEConfig | None = None
+        self, image: ImageConfig, vae: BackboneConfig, prior: PriorConfig | None = None, sde: SDEConfig | None = None
     ) -> None:
         super().__init__()
         self.image = image
@@ -118,44 +118,44 @@ class LSGM(nn.Module):
         border = (self.image.padded_size - x.shape[-1]) // 2
         return F.pad(x, (border,) * 4) if border else x
 
-    def _checked(self, x: Tensor, grey: bool) -> Tensor:
+    def _checked(self, x: Tensor, gray: bool) -> Tensor:
         """Images of any dtype that is allowed, with or without their border, in that of the weights."""
         image, weight = self.image, next(self.vae.parameters())
         sizes = (image.size, image.padded_size)
-        return arguments.check_images(x, image.channels, sizes, weight, binary=image.binary, grey=grey)
+        return arguments.check_images(x, image.channels, sizes, weight, binary=image.binary, gray=gray)
 
     def encode(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> Posterior:
         """Draw z0 ~ q(z0 | x) for images [B, C, H, W] in [0, 1]; ``noise`` replaces the normal draws.
 
         Images of any floating-point type are taken, and uint8 ones as values of 0 to 255. Those of a binary model may
-        be grey, as its samples are, or bool.
+        be gray, as its samples are, or bool.
 
         Raises:
             LSGMError: the images have another shape or range, are not finite or on another device, or there is none;
                 or ``noise`` is not a tensor [B, *shape] for each shape of latents.
         """
-        x = self._checked(x, grey=True)
+        x = self._checked(x, gray=True)
         if noise is not None:
-            shapes = (self.latent_shape, *self.vae.further_shapes)
+            shapes = (self.latent_shape, *self.vae.lower_scale_shapes)
             noise = arguments.check_latents(arguments.each("noise", noise, len(shapes)), shapes, x, len(x))
         return self.vae.encode(2 * self._seen(x) - 1, noise)[0]
 
-    def decode(self, z: Tensor, further: Sequence[Tensor] | None = None) -> Tensor:
+    def decode(self, z: Tensor, lower_scales: Sequence[Tensor] | None = None) -> Tensor:
         """The mean images [B, C, H, W] in [0, 1] of p(x | z) for latents [B, C', h, w].
 
-        ``further`` are the latents of the larger scales, group by group; drawn from N(0, I) here if None (by PyTorch's
+        ``lower_scales`` are the latents of the larger scales, group by group; drawn from N(0, I) here if None (by PyTorch's
         global generator).
 
         Raises:
             LSGMError: latents have another shape, are not finite or on another device, or there is none.
         """
-        shapes, weight = self.vae.further_shapes, next(self.vae.parameters())
-        given = {} if further is None else arguments.each("further", further, len(shapes))
+        shapes, weight = self.vae.lower_scale_shapes, next(self.vae.parameters())
+        given = {} if lower_scales is None else arguments.each("lower_scales", lower_scales, len(shapes))
         latents = (self.latent_shape, *(shapes if given else ()))
-        z, *further = arguments.check_latents({"z": z, **given}, latents, weight)
+        z, *lower_scales = arguments.check_latents({"z": z, **given}, latents, weight)
         if not given:
-            further = [torch.randn(len(z), *shape, device=z.device, dtype=z.dtype) for shape in shapes]
-        return self.likelihood.mean(self.vae.decode(z, further))
+            lower_scales = [torch.randn(len(z), *shape, device=z.device, dtype=z.dtype) for shape in shapes]
+        return self.likelihood.mean(self.vae.decode(z, lower_scales))
 
     @overload
     def sample(
@@ -192,7 +192,7 @@ class LSGM(nn.Module):
             seed: 0 to 2^63 - 1. Image i depends on (seed, i) alone: not on ``batch``, ``count`` or the device. (To the
                 solver's tolerance for `rk45`, whose steps suit a whole batch.)
             solver: of the probability-flow ODE, `rk45` (adaptive), `euler`, `heun` or `rk4` (equal steps); or
-                `ancestral`, the discretised diffusion. The prior N(0, I) needs none.
+                `ancestral`, the discretized diffusion. The prior N(0, I) needs none.
             tol: absolute and relative tolerance of `rk45`, above 0 and at most 1.
             time_eps: where the ODE ends, between 0 and 1.
             steps: of the other solvers; 50, and 1000 for `ancestral`, where None.
@@ -250,7 +250,7 @@ class LSGM(nn.Module):
         factor = arguments.check_temperature(temperature)
 
         def one_batch(first: int) -> tuple[Tensor, int]:
-            streams = Streams(seed, range(first, min(first + batch, count)), self.device)
+            streams = PerSampleNoise(seed, range(first, min(first + batch, count)), self.device)
 
             def draw(shape: Shape = self.latent_shape) -> Tensor:
                 return factor * streams.normal(shape)
@@ -262,9 +262,9 @@ class LSGM(nn.Module):
                 else:
                     solution = ode.sample(self.prior, z, tol, time_eps, solver, number)
                 z, nfe = solution.y, solution.nfe
-            further = [draw(shape) for shape in self.vae.further_shapes]
+            lower_scales = [draw(shape) for shape in self.vae.lower_scale_shapes]
             with batch_statistics(self.vae) if vae_batch_statistics else nullcontext():
-                images = self.decode(z, further)
+                images = self.decode(z, lower_scales)
             if not images.isfinite().all():
                 raise SolverError(f"sample: images after {first} are not finite; the training may have diverged")
             return images, nfe
@@ -294,7 +294,7 @@ class LSGM(nn.Module):
     def nelbo_terms(
         self,
         x: Tensor,
-        streams: tuple[Streams, Streams],
+        streams: tuple[PerSampleNoise, PerSampleNoise],
         *,
         estimator: Estimator = "ode",
         tol: float = 1e-5,
@@ -309,7 +309,7 @@ class LSGM(nn.Module):
 
         - `ode`: that of the probability-flow ODE from ``time_eps`` to 1 with tolerance ``tol``, its trace by
           ``probes`` Hutchinson probes (`gaussian` or `rademacher`), or `exact`, where there are few latents;
-        - `discretised`: a lower bound, the variational bound of the diffusion in ``steps`` steps.
+        - `discretized`: a lower bound, the variational bound of the diffusion in ``steps`` steps.
 
         Args:
             x: images [B, C, H, W] in [0, 1]; zeros and ones where the data are binary, which may be bool. Of any
@@ -324,19 +324,19 @@ class LSGM(nn.Module):
         check_choice("probe", probe, get_args(Probe))
         probes, steps = check_count("probes", probes), check_count("steps", steps)
         tol, time_eps = arguments.check_tol(tol), arguments.check_time_eps(time_eps)
-        x = self._checked(x, grey=False)
+        x = self._checked(x, gray=False)
         encoder_draws, prior_draws = streams
         if not len(encoder_draws) == len(prior_draws) == len(x):
             raise LSGMError(f"streams: expected those of {len(x)} images, found those of {len(encoder_draws)}")
         self.eval()
         x = self._seen(x)
-        shapes = (self.latent_shape, *self.vae.further_shapes)
+        shapes = (self.latent_shape, *self.vae.lower_scale_shapes)
         posterior, parameters = self.vae.encode(2 * x - 1, [encoder_draws.normal(shape) for shape in shapes])
         reconstruction = -self.likelihood.log_prob(x, parameters)
         nfe = 0
         if self.prior is None:
             log_p = -(0.5 * posterior.z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3))
-        elif estimator == "discretised":
+        elif estimator == "discretized":
             draw = partial(prior_draws.normal, self.latent_shape)
             log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, draw)
         else:
@@ -345,20 +345,20 @@ class LSGM(nn.Module):
                 draws = prior_draws.normal if probe == "gaussian" else prior_draws.rademacher
                 directions = torch.stack([draws(self.latent_shape) for _ in range(probes)])
             log_p, nfe = ode.log_prob(self.prior, posterior.z, directions, tol, time_eps)
-        kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p + posterior.further_kl().sum(dim=1)
+        kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p + posterior.lower_scales_kl().sum(dim=1)
         nelbo = reconstruction + kl
         if bad := int((~nelbo.isfinite()).sum()):
             raise SolverError(f"nelbo: not finite for {bad} of {len(x)} images; the training may have diverged")
         return NELBO(nelbo, reconstruction, kl, nfe)
 
-    def streams(self, seed: int, images: Iterable[int]) -> tuple[Streams, Streams]:
+    def per_sample_noise(self, seed: int, images: Iterable[int]) -> tuple[PerSampleNoise, PerSampleNoise]:
         """The encoder's draws for images of these numbers, and those of the estimate of log p(z0).
 
         They are apart, so that models with different priors see the same encoder samples. The seed is one from 0 to
         2^63 - 1, or :class:`LSGMError` is raised.
         """
         seed, numbers = arguments.check_seed(seed), list(images)
-        of = [Streams(mix(seed, use), numbers, self.device) for use in range(2)]
+        of = [PerSampleNoise(mix(seed, use), numbers, self.device) for use in range(2)]
         return of[0], of[1]
 
     def nelbo(self, x: Tensor, *, seed: int = 0, samples: int = 1, **settings: Any) -> Tensor:
@@ -374,8 +374,8 @@ class LSGM(nn.Module):
         """
         known = inspect.signature(self.nelbo_terms).parameters.values()
         arguments.check_known(settings, [p.name for p in known if p.kind is p.KEYWORD_ONLY])
-        samples, x = check_count("samples", samples), self._checked(x, grey=False)
-        streams = self.streams(seed, range(len(x)))
+        samples, x = check_count("samples", samples), self._checked(x, gray=False)
+        streams = self.per_sample_noise(seed, range(len(x)))
         terms = [self.nelbo_terms(x, streams, **settings).nelbo for _ in range(samples)]
         return importance_weighted(torch.stack(terms))
 
@@ -385,7 +385,7 @@ def importance_weighted(nelbo: Tensor) -> Tensor:
     return math.log(len(nelbo)) - torch.logsumexp(-nelbo, dim=0)
 
 
-def build_backbone(config: AnyVAEConfig, image: ImageConfig, output_channels: int) -> NVAE | ConvVAE:
+def build_backbone(config: BackboneConfig, image: ImageConfig, output_channels: int) -> NVAE | ConvVAE:
     """The VAE that the configuration names, a :class:`lsgm.networks.posterior.Backbone`. Raises :class:`LSGMError`."""
     conv = isinstance(config, ConvVAEConfig)
     keys = "channel_mult" if conv else "preprocess.blocks, vae.latent_scales"

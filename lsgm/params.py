@@ -16,38 +16,20 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from lsgm import grids, plan
-from lsgm.bounds import Name
-from lsgm.config import (
-    MISTAKES,
-    AnyVAEConfig,
-    ConfigError,
-    DatasetConfig,
-    EvaluateStage,
-    GridCell,
-    IllustrateStage,
-    ModelConfig,
-    NELBOConfig,
-    NELBOStage,
-    PrepareStage,
-    PretrainStage,
-    SampleStage,
-    Section,
-    Stage,
-    StageConfig,
-    StatisticsStage,
-    TabulateStage,
-    TrainStage,
-    parse,
-)
+from lsgm.params import grids, plan
+from lsgm.config.bounds import Name
+from lsgm.config import BackboneConfig, ConfigError, DatasetConfig, NELBOConfig, Section
+from lsgm.config.mistakes import MISTAKES, parse
+from lsgm.config.model import ModelConfig
+from lsgm.config.stages import EvaluateStage, GridCell, IllustrateStage, NELBOStage, PrepareStage, PretrainStage, SampleStage, Stage, StageConfig, StatisticsStage, TabulateStage, TrainStage
 from lsgm.data.originals import read_source
 from lsgm.data.registry import Dataset, dataset
 from lsgm.errors import LSGMError
 from lsgm.files import read_json
-from lsgm.grids import AblationConfig, Cell
-from lsgm.mistakes import shown
-from lsgm.plan import COMPARISON
-from lsgm.yaml_reader import read_yaml
+from lsgm.params.grids import AblationConfig, Cell
+from lsgm.config.mistakes import shown
+from lsgm.params.plan import COMPARISON
+from lsgm.params.yaml_reader import read_yaml
 
 Shared = Literal["vae", "lsgm", "vae_samples", "lsgm_samples", "nelbo"]  # what models may have in common
 SHARED: tuple[Shared, ...] = get_args(Shared)
@@ -166,7 +148,7 @@ class Params(Section):
         other = self.everything[name].vae_of
         return [*(self.lineage(other) if other is not None else []), name]
 
-    def vae(self, name: str) -> AnyVAEConfig:
+    def vae(self, name: str) -> BackboneConfig:
         """The architecture of the VAE of the model ``name``."""
         vae = self.everything[self.lineage(name)[0]].vae
         assert vae is not None

@@ -7,7 +7,8 @@ import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from lsgm.config import AnyVAEConfig, DatasetConfig, ModelConfig, PretrainConfig, TrainConfig
+from lsgm.config import BackboneConfig, DatasetConfig, PretrainConfig, TrainConfig
+from lsgm.config.model import ModelConfig
 from lsgm.data.registry import DATASETS, Dataset
 from lsgm.shapes import latent_shapes, misfits
 
@@ -93,7 +94,7 @@ def wrong_ancestry(models: Mapping[str, ModelConfig], datasets: Collection[str])
                 break
 
 
-def misfits_of(model: ModelConfig, vae: AnyVAEConfig, dataset: Dataset) -> list[str]:
+def misfits_of(model: ModelConfig, vae: BackboneConfig, dataset: Dataset) -> list[str]:
     """Sections of a model that do not fit together or do not fit the images; ``vae`` is that of its lineage."""
     found = misfits(dataset.image, vae, model.prior)
     if dataset.image.binary and vae.x_bits != 8:

@@ -16,15 +16,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lsgm.checkpoint import check_weights, skeleton
-from lsgm.config import (
-    GEOMETRIC_SIGMA2_MAX,
-    BlocksConfig,
-    ImageConfig,
-    LikelihoodName,
-    PriorConfig,
-    SDEConfig,
-    VAEConfig,
-)
+from lsgm.config import BlocksConfig, ImageConfig, LikelihoodName, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config.sdes import GEOMETRIC_SIGMA2_MAX
 from lsgm.errors import LSGMError
 from lsgm.files import atomic
 from lsgm.model import LSGM
@@ -171,7 +164,7 @@ def configs(
 def load(path: str | Path, device: str | torch.device = "cpu") -> LSGM:
     """A model from a published file, in evaluation mode, its parameters frozen.
 
-    The prior's weights are the averaged ones (EMA) where the file holds them in the optimiser's state, the VAE's the
+    The prior's weights are the averaged ones (EMA) where the file holds them in the optimizer's state, the VAE's the
     raw ones. Which latents were dropped is not stored there: channels with a mixing logit below -12 are taken for them.
 
     Raises:
@@ -238,15 +231,15 @@ def _tensors(state: Any, where: str) -> dict[str, Tensor]:
 
 
 def _averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The score network's state, its parameters averaged where the optimiser's state has an average.
+    """The score network's state, its parameters averaged where the optimizer's state has an average.
 
-    The optimiser numbers the parameters in the order in which they were registered, which is that of the state.
+    The optimizer numbers the parameters in the order in which they were registered, which is that of the state.
     """
     state = _tensors(checkpoint["dae_state_dict"], "dae_state_dict")
-    optimiser = checkpoint.get("dae_optimizer", {})
-    averages = optimiser.get("state", {}) if isinstance(optimiser, dict) else optimiser
+    optimizer = checkpoint.get("dae_optimizer", {})
+    averages = optimizer.get("state", {}) if isinstance(optimizer, dict) else optimizer
     if not isinstance(averages, dict) or not all(isinstance(entry, dict) for entry in averages.values()):
-        raise LSGMError("dae_optimizer: expected the state of an optimiser, a dict of dicts")
+        raise LSGMError("dae_optimizer: expected the state of an optimizer, a dict of dicts")
     for i, name in enumerate(list(state)):
         average = averages.get(i, {}).get("ema")
         if average is not None:

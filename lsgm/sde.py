@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lsgm.config import GEOMETRIC_SIGMA2_MAX, SDEConfig
+from lsgm.config import SDEConfig
+from lsgm.config.sdes import GEOMETRIC_SIGMA2_MAX
 from lsgm.errors import LSGMError
 
 
@@ -44,7 +45,7 @@ class SDE(ABC):
         return torch.ones_like(t)
 
     @abstractmethod
-    def signal_share(self, t: Tensor) -> Tensor:
+    def alpha_bar(self, t: Tensor) -> Tensor:
         """m_t^2 / (m_t^2 + sigma_t^2), which is E (noise - normal_noise)^2 per dimension where z0 ~ N(0, I).
 
         In the form that the published proposals use: 1 - sigma_t^2, and with sigma2_0 left out for the VESDE.
@@ -111,7 +112,7 @@ class VPSDE(SDE):
         integral = self.beta_integral(t)
         return self.sigma2_0 * torch.exp(-integral) - torch.expm1(-integral)
 
-    def signal_share(self, t: Tensor) -> Tensor:
+    def alpha_bar(self, t: Tensor) -> Tensor:
         return (1 - self.sigma2_0) * torch.exp(-self.beta_integral(t))  # 1 - sigma_t^2
 
     def time_at_variance(self, variance: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class SubVPSDE(VPSDE):
         integral = self.beta_integral(t)
         return torch.expm1(-integral).square() + torch.exp(-integral)
 
-    def signal_share(self, t: Tensor) -> Tensor:
+    def alpha_bar(self, t: Tensor) -> Tensor:
         decay = torch.exp(-self.beta_integral(t))
         return decay * (2 - decay - self.sigma2_0)  # 1 - sigma_t^2, which the weighting `rescale` divides by
 
@@ -181,12 +182,12 @@ class GeometricVPSDE(_Geometric):
         return -0.5 * self.diffusion_squared(t)
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        return self.variance_rate(t) / self.signal_share(t)
+        return self.variance_rate(t) / self.alpha_bar(t)
 
     def mean_coefficient(self, t: Tensor) -> Tensor:
-        return torch.sqrt(self.signal_share(t) / (1 - self.sigma2_0))
+        return torch.sqrt(self.alpha_bar(t) / (1 - self.sigma2_0))
 
-    def signal_share(self, t: Tensor) -> Tensor:
+    def alpha_bar(self, t: Tensor) -> Tensor:
         # 1 - sigma_t^2 as (1 - sigma_1^2) + (sigma_1^2 - sigma_t^2), without cancellation at t = 1
         end = 1 - (self.sigma2_max - self.sigma2_min + self.sigma2_0)
         return end - self.sigma2_max * torch.expm1(self.log_ratio * (t - 1))
@@ -213,7 +214,7 @@ class VESDE(_Geometric):
     def normal_variance(self, t: Tensor) -> Tensor:
         return 1 + self.sigma2_min * torch.expm1(self.log_ratio * t)
 
-    def signal_share(self, t: Tensor) -> Tensor:
+    def alpha_bar(self, t: Tensor) -> Tensor:
         return 1 / self.normal_variance(t)
 
     @property

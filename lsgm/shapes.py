@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lsgm.config import AnyVAEConfig, ConvVAEConfig, ImageConfig, PriorConfig, VAEConfig
+from lsgm.config import BackboneConfig, ConvVAEConfig, ImageConfig, PriorConfig, VAEConfig
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -16,7 +16,7 @@ NORM_GROUPS = 32  # of the score network's group norms, at most
 MAX_CELLS = 500  # of a network, to one of its ends; the largest of the paper has 160
 
 
-def latent_shapes(vae: AnyVAEConfig, image: ImageConfig) -> list[Shape]:
+def latent_shapes(vae: BackboneConfig, image: ImageConfig) -> list[Shape]:
     """Of the latents that the prior covers, then of each group of the larger scales, as the decoder draws them."""
     if isinstance(vae, ConvVAEConfig):
         size = image.padded_size // 2 ** halvings(vae)
@@ -28,12 +28,12 @@ def latent_shapes(vae: AnyVAEConfig, image: ImageConfig) -> list[Shape]:
     ]
 
 
-def halvings(vae: AnyVAEConfig) -> int:
+def halvings(vae: BackboneConfig) -> int:
     """How often the VAE halves the images on the way to its smallest latents."""
     return len(vae.channel_mult) - 1
 
 
-def misfits(image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None = None) -> list[str]:
+def misfits(image: ImageConfig, vae: BackboneConfig, prior: PriorConfig | None = None) -> list[str]:
     """Why no model can be built of these sections, one line for each reason, which begins with its key in a model."""
     found = [*_likelihood(image, vae), *_vae(image, vae)]
     if prior is not None:
@@ -48,17 +48,17 @@ def misfits(image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None = N
     return found
 
 
-def _likelihood(image: ImageConfig, vae: AnyVAEConfig) -> Iterator[str]:
+def _likelihood(image: ImageConfig, vae: BackboneConfig) -> Iterator[str]:
     if (vae.likelihood == "bernoulli") != image.binary:
         data, fit = ("binary", "bernoulli") if image.binary else ("not binary", "dml, dl or normal")
         yield f"vae.likelihood: {vae.likelihood!r} does not fit, the images are {data}: use {fit}"
     elif image.binary and image.channels != 1:
-        yield f"vae.likelihood: 'bernoulli' is for grey images, not for {image.channels} channels"
+        yield f"vae.likelihood: 'bernoulli' is for gray images, not for {image.channels} channels"
     elif vae.likelihood == "dml" and image.channels not in (1, 3):
         yield f"vae.likelihood: 'dml' is for images of 1 or 3 channels, not {image.channels}"
 
 
-def _vae(image: ImageConfig, vae: AnyVAEConfig) -> Iterator[str]:
+def _vae(image: ImageConfig, vae: BackboneConfig) -> Iterator[str]:
     n = halvings(vae)
     if image.padded_size % 2**n:
         keys = "channel_mult" if isinstance(vae, ConvVAEConfig) else "preprocess.blocks, vae.latent_scales"
@@ -82,7 +82,7 @@ def _norms(prior: PriorConfig, image: ImageConfig) -> Iterator[str]:
     multipliers = width_multipliers(prior.scales, image.padded_size >= LARGE)
 
     def bad(channels: int) -> int | None:
-        widths = _normalised(channels, multipliers)
+        widths = _normalized(channels, multipliers)
         return next((w for w in widths if w < 4 or w % min(w // 4, NORM_GROUPS)), None)
 
     width = bad(prior.channels)
@@ -96,7 +96,7 @@ def _norms(prior: PriorConfig, image: ImageConfig) -> Iterator[str]:
               f"{prior.channels} ({reason})"  # fmt: skip
 
 
-def _normalised(channels: int, multipliers: tuple[int, ...]) -> list[int]:
+def _normalized(channels: int, multipliers: tuple[int, ...]) -> list[int]:
     """Numbers of feature maps that the score network has group norms on: of each level, and where a skip joins it."""
     widths = [channels * m for m in multipliers]
     found = set(widths)

@@ -69,7 +69,7 @@ class TimeSampler:
         else:
             t = self.proposal.time_at(rho.double()).clamp(self.time_eps, 1)
             of = self.sde.proposal
-            inverse_density = self.proposal.integral / (coefficient(of, self.weighting, t) * of.signal_share(t))
+            inverse_density = self.proposal.integral / (coefficient(of, self.weighting, t) * of.alpha_bar(t))
         weight = coefficient(self.sde, self.weighting, t) * inverse_density
         likelihood_weight = coefficient(self.sde, "ll", t) * inverse_density
         return TimeDraw(*(x.to(rho.dtype) for x in (t, weight, likelihood_weight)))
@@ -88,7 +88,7 @@ def coefficient(sde: SDE, weighting: Weighting, t: Tensor) -> Tensor:
         return torch.ones_like(t)
     if weighting == "re":
         return sde.diffusion_squared(t) / 2
-    return 0.5 / sde.signal_share(t)
+    return 0.5 / sde.alpha_bar(t)
 
 
 def closed_form(sde: SDE, weighting: Weighting, time_eps: float) -> Proposal | None:
@@ -140,7 +140,7 @@ def tabulated(sde: SDE, weighting: Weighting, time_eps: float, nodes: int = 8192
         ]
     ).clamp(time_eps, 1)
     t = t.unique()
-    density = coefficient(sde, weighting, t) * sde.signal_share(t)
+    density = coefficient(sde, weighting, t) * sde.alpha_bar(t)
     width, slope = t.diff(), density.diff() / t.diff()
     mass = torch.cat([t.new_zeros(1), (0.5 * (density[1:] + density[:-1]) * width).cumsum(0)])
 

@@ -17,7 +17,7 @@ import yaml
 from lsgm.config import ConfigError
 from lsgm.errors import LSGMError
 from lsgm.files import read_text
-from lsgm.mistakes import SHOWN, one_line, shown
+from lsgm.config.mistakes import SHOWN, one_line, shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64

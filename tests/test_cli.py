@@ -32,8 +32,8 @@ models:
     pretrain: {epochs: 0.01, batch: 32, warmup_epochs: 0, kl_anneal_portion: 1, kl_max_coeff: 0.7, spectral_reg: 0.01}
     prior: {channels: 8, scales: 1, cells_per_scale: 1, dropout: 0, embedding_dim: 16, mixing_logit_init: -3}
     sde: {time_eps: 0.01}
-    train: {epochs: 0.01, batch: 32, warmup_epochs: 0, ema: 0.9, spectral_reg_prior: 0.001, look_epochs: 0.006,
-            look_images: 4}
+    train: {epochs: 0.01, batch: 32, warmup_epochs: 0, ema: 0.9, spectral_reg_prior: 0.001, eval_every_epochs: 0.006,
+            eval_images: 4}
     sample: {count: 64, tol: 0.01, batch: 32}
     evaluate: {images: 16, tol: 0.01, batch: 16, extractor: mnist_classifier}
 """

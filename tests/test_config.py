@@ -139,22 +139,22 @@ def test_the_papers_models_ask_for_the_papers_gpus(model, pretrain, train):
     ("key", "value"),
     [
         ("sample.solver", "ancestral"),
-        ("evaluate.estimator", "discretised"),
-        ("evaluate.further_estimators", ["discretised"]),
+        ("evaluate.estimator", "discretized"),
+        ("evaluate.extra_estimators", ["discretized"]),
     ],
 )
-def test_discretised_diffusions_must_preserve_variance(key, value):
+def test_discretized_diffusions_must_preserve_variance(key, value):
     raw = changed(f"models.mnist_demo.{key}", value)
     parse(Params, raw, "params.yaml")
     raw["models"]["mnist_demo"]["sde"]["name"] = "sub_vpsde"
-    with pytest.raises(ConfigError, match=f"{key}: '(ancestral|discretised)' needs sde.name vpsde or geometric_vpsde"):
+    with pytest.raises(ConfigError, match=f"{key}: '(ancestral|discretized)' needs sde.name vpsde or geometric_vpsde"):
         parse(Params, raw, "params.yaml")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("further_estimators", ["ode"], r"evaluate: further_estimators: \['ode'\] with estimator: ode names one twice"),
+        ("extra_estimators", ["ode"], r"evaluate: extra_estimators: \['ode'\] with estimator: ode names one twice"),
         (
             "cross_check",
             True,

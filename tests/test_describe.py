@@ -66,7 +66,7 @@ def test_recomputing_and_freezing_take_less(params):
     image = DATASETS[model.dataset].image
     found = describe(image, params.vae("mnist"), model.prior, model.sde)
     frozen = describe(image, params.vae("mnist"), model.prior, model.sde, train_vae=False)
-    assert found.memory(32, recompute=True) < found.memory(32) / 2
+    assert found.memory(32, activation_checkpointing=True) < found.memory(32) / 2
     assert found.memory(0) - frozen.memory(0) == 4 * 3 * found.vae.parameters
     assert found.memory(8) - frozen.memory(8) > 8 * found.vae.activations
 

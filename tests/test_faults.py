@@ -52,7 +52,7 @@ MODEL = {
     "sde": {},
     "train": {**TRAINING, "ema": 0.9},
     "sample": {"count": 6, "solver": "euler", "steps": 2, "batch": 6},
-    "evaluate": {"images": 4, "estimator": "discretised", "steps": 2, "batch": 2, "extractor": None},
+    "evaluate": {"images": 4, "estimator": "discretized", "steps": 2, "batch": 2, "extractor": None},
 }
 STRANGE: list[Any] = [
     None, True, -1, 0, 2**63, 10**30, 0.5, -0.0, math.nan, math.inf, 1e308, "", "x", "../x", "\0", "1:30", [], [None],

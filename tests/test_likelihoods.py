@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsgm.likelihoods import Bernoulli, DiscretisedLogistic, LogisticMixture, Normal, logistic_bin
+from lsgm.likelihoods import Bernoulli, DiscretizedLogistic, LogisticMixture, Normal, logistic_bin
 
 
 def test_bernoulli_counts_the_central_pixels_only():
@@ -45,14 +45,14 @@ def test_probabilities_of_a_logistic_sum_to_one(bits, log_scale):
     n = len(x)
     for mean in (-1.4, -1.0, -0.31, 0.0, 0.77, 1.0, 1.2):
         parameters = torch.tensor([mean, log_scale], dtype=torch.float64).view(1, 2, 1, 1).expand(n, -1, -1, -1)
-        log_p = DiscretisedLogistic(1, bits).log_prob(x, parameters)
-        # where a bin's mass is taken from the density at its centre, the sum is not exact
+        log_p = DiscretizedLogistic(1, bits).log_prob(x, parameters)
+        # where a bin's mass is taken from the density at its center, the sum is not exact
         assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_probabilities_of_a_mixture_sum_to_one(bits):
-    """Colour by colour: given red and green, over all blues, and so on; the product of three sums is one."""
+    """Color by color: given red and green, over all blues, and so on; the product of three sums is one."""
     torch.manual_seed(0)
     likelihood = LogisticMixture(3, bits)
     parameters = torch.randn(1, 100, 1, 1, dtype=torch.float64)
@@ -75,7 +75,7 @@ def test_probabilities_of_a_mixture_sum_to_one(bits):
 
 
 def test_gradients_are_finite_at_the_edges():
-    for likelihood in (LogisticMixture(3, 8), DiscretisedLogistic(3, 8), Normal(3)):
+    for likelihood in (LogisticMixture(3, 8), DiscretizedLogistic(3, 8), Normal(3)):
         parameters = 30 * torch.randn(2, likelihood.parameters_per_pixel, 4, 4)
         parameters.requires_grad_()
         for value in (0.0, 1.0, 0.5):
@@ -85,7 +85,7 @@ def test_gradients_are_finite_at_the_edges():
 
 
 def test_mean_of_a_mixture_by_brute_force():
-    """Colour by colour: the expectation over all 256 values, the later colours given the means of the earlier.
+    """Color by color: the expectation over all 256 values, the later colors given the means of the earlier.
 
     Scales are small and means inside, so that neither clamping nor the open edge bins matter: 1e-3.
     """

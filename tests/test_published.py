@@ -12,7 +12,7 @@ import torch
 
 import lsgm
 from lsgm import cli, published
-from lsgm.config import ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ConvVAEConfig, ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 
@@ -48,7 +48,7 @@ MODELS = {
 def make(name):
     image, vae, prior, sde = MODELS[name]
     torch.manual_seed(0)
-    model = LSGM(image, VAEConfig(**vae), PriorConfig(**prior), SDEConfig(**sde))
+    model = LSGM(image, VAEConfig(**vae), NCSNppConfig(**prior), SDEConfig(**sde))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.02 * torch.randn_like(p))
@@ -73,7 +73,7 @@ def test_what_is_exported_is_imported(name, tmp_path):
     assert lsgm.load(tmp_path / "vae.pt").prior is None
 
 
-def test_the_average_is_taken_from_the_optimiser(tmp_path):
+def test_the_average_is_taken_from_the_optimizer(tmp_path):
     """As in a second-stage training checkpoint: numbered by registration, frozen parameters without an entry."""
     model = make("mnist")
     published.export(model, tmp_path / "a.pt", "mnist")
@@ -154,7 +154,7 @@ class Foreign(collections.OrderedDict):
         (lambda c: c["dae_state_dict"]["mixing_logit"].fill_(math.inf), "dae_state_dict: mixing_logit: not finite"),
         (lambda c: averaged(c, lambda t: t * math.nan), "dae_state_dict: all_modules.0.bias: not finite"),
         (lambda c: averaged(c, lambda t: [1.0]), "dae_optimizer.state.2: ema: expected a tensor"),
-        (lambda c: c.update(dae_optimizer=[]), "dae_optimizer: expected the state of an optimiser"),
+        (lambda c: c.update(dae_optimizer=[]), "dae_optimizer: expected the state of an optimizer"),
         (lambda c: vae_tensor(c, lambda t: t.int()), "vae_state_dict: of other kinds of numbers .*: stem.weight"),
         (lambda c: vae_tensor(c, lambda t: t.to_sparse()), "stem.weight: expected a dense tensor"),
         (lambda c: vae_tensor(c, lambda t: t.flatten()[:1].expand(10**6, 10**6)), "of other shapes .*: stem.weight"),

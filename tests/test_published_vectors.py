@@ -13,13 +13,13 @@ import torch
 from lsgm import published
 from lsgm.config import PretrainConfig
 from lsgm.published import published_names
-from lsgm.sampling import ancestral, ode
-from lsgm.sampling.ancestral import Discretisation
+from lsgm.solvers import ancestral, ode
+from lsgm.solvers.ancestral import Discretization
 from lsgm.sde import VPSDE, GeometricVPSDE
 from lsgm.training.ema import EMA
 from lsgm.training.engine import Schedule
 from lsgm.training.objective import LSGMObjective, VAEObjective, linear_anneal
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.regularization import SpectralRegularizer
 from lsgm.weighting import TimeDraw, TimeSampler
 
 FIXTURES = os.environ.get("LSGM_FIXTURES")
@@ -189,9 +189,9 @@ def test_time_sampling(name, mode):
 
 
 @pytest.mark.parametrize("name", DIFFUSIONS)
-def test_discretised_diffusion(name):
+def test_discretized_diffusion(name):
     expected = load("diffusions.vectors")[name]["discretized"]
-    process = Discretisation(DIFFUSIONS[name], 1000)
+    process = Discretization(DIFFUSIONS[name], 1000)
     np.testing.assert_allclose(process.beta, expected["betas_init"], rtol=1e-6)
     np.testing.assert_allclose(process.alpha, expected["alphas"], rtol=1e-6)
     np.testing.assert_allclose(process.alpha_bar, expected["alpha_bars"], rtol=1e-6)
@@ -344,50 +344,50 @@ def test_pretraining_loss_and_gradients(model, vectors, key):
             close(state[names[name]], value_after, 1e-4)
 
 
-def test_regularisation(model, vectors):
+def test_regularization(model, vectors):
     expected = vectors["regularization"]
     for network, name in ((model.vae, "vae"), (model.prior, "dae")):
-        regulariser = SpectralRegulariser(network)
+        regularizer = SpectralRegularizer(network)
         for _ in range(200):
-            spectral = regulariser.spectral()
+            spectral = regularizer.spectral()
         close(spectral, expected[f"{name}_spectral_converged"], 1e-4)
-        close(regulariser.norm_scales(), expected[f"{name}_bn_loss"], 1e-5)
+        close(regularizer.norm_scales(), expected[f"{name}_bn_loss"], 1e-5)
 
 
-def trace(optimiser, parameters, expected, after_step=lambda: None):
+def trace(optimizer, parameters, expected, after_step=lambda: None):
     for gradients, step in zip(expected["grads"], expected["trace"], strict=True):
         for p, g in zip(parameters, gradients, strict=True):
             p.grad = g.clone()
-        optimiser.step()
+        optimizer.step()
         after_step()
         for p, value in zip(parameters, step, strict=True):
             close(p, value, 1e-6)
 
 
 def test_adamax():
-    fixture = load("optimisers.vectors")
+    fixture = load("optimizers.vectors")
     settings = fixture["adamax"]
     parameters = [torch.nn.Parameter(p.clone()) for p in fixture["p0"]]
-    optimiser = torch.optim.Adamax(
+    optimizer = torch.optim.Adamax(
         parameters, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["wd"], foreach=True
     )
-    trace(optimiser, parameters, {"grads": fixture["grads"], "trace": settings["trace"]})
+    trace(optimizer, parameters, {"grads": fixture["grads"], "trace": settings["trace"]})
 
 
 def test_ema():
-    fixture = load("optimisers.vectors")
+    fixture = load("optimizers.vectors")
     settings = fixture["adam_ema"]
     module = torch.nn.ParameterList([torch.nn.Parameter(p.clone()) for p in fixture["p0"]])
     # the trace was made with coupled weight decay: the moments and the average are what is compared
-    optimiser = torch.optim.Adam(module, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["wd"])
+    optimizer = torch.optim.Adam(module, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["wd"])
     ema = EMA(module, settings["ema_decay"])
-    trace(optimiser, list(module), {"grads": fixture["grads"], "trace": settings["trace"]}, ema.update)
+    trace(optimizer, list(module), {"grads": fixture["grads"], "trace": settings["trace"]}, ema.update)
     for ours, theirs in zip(ema.average, settings["ema"], strict=True):
         close(ours, theirs, 1e-6)
 
 
 def test_learning_rate_schedule():
-    for key, values in load("optimisers.vectors")["lr_schedule"]["values"].items():
+    for key, values in load("optimizers.vectors")["lr_schedule"]["values"].items():
         numbers = [float(part) for part in (key.split("|") if isinstance(key, str) else key)]
         lr, lr_min, epochs, warmup, per_epoch = numbers
         config = PretrainConfig(

@@ -49,7 +49,7 @@ def slim(params: Params) -> Params:
             blocks = {kind: BlocksConfig(blocks=model.vae.preprocess.blocks, cells=1) for kind in
                       ("preprocess", "postprocess")}  # fmt: skip
             update["vae"] = model.vae.model_copy(update={**small, **blocks})
-            update["pretrain"] = model.pretrain.model_copy(update={**schedule, "recompute": True})
+            update["pretrain"] = model.pretrain.model_copy(update={**schedule, "activation_checkpointing": True})
         drop = model.prior.drop_inactive and model.prior.drop_inactive.model_copy(update={"batches": 1})
         small = {"channels": 8, "cells_per_scale": 1, "drop_inactive": drop}
         update["prior"] = model.prior.model_copy(update=small)
@@ -123,7 +123,7 @@ def test_every_recipe_trains_and_samples(name, made):
     x = model.sample(2, **sample.model_dump(exclude={"compile", "count", "batch", "give_up"}))
     assert x.shape == (2, *registry.dataset(full.dataset).image_shape)
     assert torch.isfinite(x).all() and 0 <= x.min() < x.max() <= 1
-    assert len(model.vae.further_shapes) == 2 * (FULL.vae(name).latent_scales - 1)
+    assert len(model.vae.lower_scale_shapes) == 2 * (FULL.vae(name).latent_scales - 1)
 
 
 def test_the_third_stage_keeps_the_vae_of_the_second(made):

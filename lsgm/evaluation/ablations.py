@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lsgm.config import TabulateStage
+from lsgm.config.stages import TabulateStage
 from lsgm.errors import LSGMError
 from lsgm.evaluation.charts import Points, save_points
 from lsgm.evaluation.metrics import Metrics, read_metrics
@@ -238,16 +238,16 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
         y = distance or "nelbo"
         means = good.groupby(list(stage.axes), sort=False)[list(dict.fromkeys([column, y]))].mean().reset_index()
         alike = pd.Series([""] * len(means))
-        colour, marker, filling = [*(means[axis] for axis in stage.axes), alike, alike][:3]
+        color, marker, filling = [*(means[axis] for axis in stage.axes), alike, alike][:3]
         text = means[others[2:]].agg(", ".join, axis=1) if others else alike
         if not others:  # "rk45, tol 1e-1": one of the series "rk45"
             parts = means[first].str.partition(", ")
-            colour, text = parts[0], parts[2].where(parts[2] != "", parts[0])
+            color, text = parts[0], parts[2].where(parts[2] != "", parts[0])
         panels.append(
             Points(
                 x=means[column].tolist(),
                 y=means[y].tolist(),
-                colour=colour.tolist(),
+                color=color.tolist(),
                 marker=marker.tolist(),
                 filling=filling.tolist(),
                 text=text.tolist() if len(means) else [],

@@ -59,12 +59,12 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
             axes.text(0, row, "  not finite, or too large to draw", va="center", color="#333333")
             continue
         axes.errorbar(bar.nelbo, row, xerr=bar.spread, color="black", capsize=3, linewidth=1.2)
-        for middle, value, colour in (
+        for middle, value, color in (
             (bar.reconstruction / 2, bar.reconstruction, "white"),
             (bar.reconstruction + bar.kl / 2, bar.kl, "black"),
         ):
             if abs(middle) <= 100 * max(1, abs(bar.nelbo)):  # far outside of the figure text cannot be drawn
-                axes.text(middle, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=10)
+                axes.text(middle, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=10)
         axes.annotate(
             f"{bar.nelbo:.1f} ± {bar.stderr:.1f}",
             (bar.nelbo + bar.spread, row),
@@ -89,17 +89,17 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
     with canvas(path, (9, 4.2), layout="constrained") as figure:
         axes = figure.subplots()
         tops, bottoms = [], []
-        for frame, start, colour, label in (
+        for frame, start, color, label in (
             (vae, 0.0, BLUE, "first stage: VAE, N(0, I) prior"),
             (lsgm, change, VERMILLION, "second stage: LSGM"),
         ):
             x, y = start + frame["step"], frame["nelbo"].where(drawable(frame["nelbo"]))
             smooth = y.rolling(max(1, len(y) // 12), center=True, min_periods=1).mean()
-            axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
-            axes.plot(x, smooth, color=colour, linewidth=2.2, label=label)
+            axes.plot(x, y, color=color, alpha=0.3, linewidth=1)
+            axes.plot(x, smooth, color=color, linewidth=2.2, label=label)
             if "test_nelbo" in frame:
                 test = frame["test_nelbo"].where(drawable(frame["test_nelbo"]))
-                axes.plot(x, test, "o", color=colour, markersize=5, label="the same, test images")
+                axes.plot(x, test, "o", color=color, markersize=5, label="the same, test images")
             tops.append(smooth.iloc[len(y) // 8 :].max())  # the first steps' plunge would flatten all that follows
             bottoms.append(y.min())
         top, bottom = pd.Series(tops).max(), pd.Series(bottoms).min()
@@ -138,19 +138,19 @@ def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str 
 
 @dataclass(frozen=True)
 class Points:
-    """One panel of points, each of a series with its colour, one with its marker and one with its filling."""
+    """One panel of points, each of a series with its color, one with its marker and one with its filling."""
 
     x: list[float]
     y: list[float]
-    colour: list[str]
+    color: list[str]
     marker: list[str]  # "": all alike
     filling: list[str]  # the same
     text: list[str]  # beside the points, where they are few
-    titles: tuple[str, ...]  # of the legends of colours, markers and fillings
+    titles: tuple[str, ...]  # of the legends of colors, markers and fillings
     x_title: str
     y_title: str
     log: bool = False  # the x axis
-    line: bool = False  # through the points of a colour
+    line: bool = False  # through the points of a color
 
 
 def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> None:
@@ -158,14 +158,14 @@ def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> No
     from matplotlib.lines import Line2D
 
     series = panels[0]
-    colours = dict(zip(dict.fromkeys(series.colour), itertools.cycle(COLOURS), strict=False))
+    colors = dict(zip(dict.fromkeys(series.color), itertools.cycle(COLOURS), strict=False))
     markers = dict(zip(dict.fromkeys(series.marker), itertools.cycle("osD^vPX"), strict=False))
     fillings = dict(zip(dict.fromkeys(series.filling), itertools.cycle(("full", "none", "left", "top")), strict=False))
     with canvas(path, (6.5 * len(panels) + 1.5, 4.8), layout="constrained") as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _draw_points(axes, panel, colours, markers, fillings, few)
+            _draw_points(axes, panel, colors, markers, fillings, few)
         handles = []
-        legends = zip(series.titles, (colours, markers, fillings), ("color", "marker", "fillstyle"), strict=True)
+        legends = zip(series.titles, (colors, markers, fillings), ("color", "marker", "fillstyle"), strict=True)
         for title, looks, of in legends:
             if len(looks) > 1 and (of != "color" or set(series.text) != set(looks)):
                 handles.append(Line2D([], [], linestyle="", label=f"{title}:"))
@@ -178,20 +178,20 @@ def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> No
 
 
 def _draw_points(
-    axes: Any, panel: Points, colours: dict[str, str], markers: dict[str, str], fillings: dict[str, str], few: int
+    axes: Any, panel: Points, colors: dict[str, str], markers: dict[str, str], fillings: dict[str, str], few: int
 ) -> None:
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-    points = list(zip(panel.x, panel.y, panel.colour, panel.marker, panel.filling, panel.text, strict=True))
+    points = list(zip(panel.x, panel.y, panel.color, panel.marker, panel.filling, panel.text, strict=True))
     points = [point for point in points if drawable(point[0]) and drawable(point[1])]
-    for x, y, colour, marker, filling, text in points:
-        look = {"color": colours[colour], "fillstyle": fillings[filling]}
+    for x, y, color, marker, filling, text in points:
+        look = {"color": colors[color], "fillstyle": fillings[filling]}
         axes.plot(x, y, markers[marker], markersize=7, alpha=0.85, **look)
         if len(points) <= few and text:
             axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color="#333333")
-    for name, colour in colours.items() if panel.line else ():
+    for name, color in colors.items() if panel.line else ():
         own = sorted((x, y) for x, y, series, *_ in points if series == name)
-        axes.plot([x for x, _ in own], [y for _, y in own], color=colour, linewidth=1.2, alpha=0.6)
+        axes.plot([x for x, _ in own], [y for _, y in own], color=color, linewidth=1.2, alpha=0.6)
     if panel.log and any(x > 0 for x, *_ in points):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lsgm import checkpoint
 from lsgm.checkpoint import CheckpointConfig
-from lsgm.config import EvaluateStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import EvaluateStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor
@@ -138,7 +139,7 @@ def _nelbos(header: Mapping[str, Any], nelbos: Mapping[str, SetNELBO]) -> NELBOs
         {
             "unit": "nats/image",
             "images": header["images"],
-            "settings": {key: value for key, value in settings if key not in ("images", "batch", "give_up")},
+            "settings": {key: value for key, value in settings if key not in ("images", "batch", "on_failure")},
             **{key: NELBO.model_validate(found.summary()) for key, found in nelbos.items()},
             "gain": Gain(nelbo=gain.mean().item(), stderr=standard_error(gain)),
         }

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from lsgm import checkpoint
-from lsgm.config import SampleConfig, SampleStage
+from lsgm.config import SampleConfig
+from lsgm.config.stages import SampleStage
 from lsgm.errors import SolverError
 from lsgm.evaluation.image_grids import save_grid
 from lsgm.evaluation.samples import SamplingFile
@@ -45,7 +46,7 @@ def generate(stage: SampleStage, folder: Path, out: Path, device: torch.device) 
         try:
             shown, nfe = _write_batches(model, config, file)
         except SolverError as error:
-            if config.give_up == "fail":
+            if config.on_failure == "error":
                 raise
             failed, nfe = str(error), math.nan
             shown = np.zeros((min(GRID, shape[0]), *shape[1:]), np.uint8)
@@ -76,7 +77,7 @@ def _write_batches(model: LSGM, config: SampleConfig, file: IO[bytes]) -> tuple[
     """Append the pixels of all samples to ``file``; returns the first ``GRID`` images and the NFE of all batches."""
     shown: list[NDArray[np.uint8]] = []
     done, nfe = 0, 0.0
-    for images, evaluations in model.sample_batches(**config.model_dump(exclude={"compile", "give_up"})):
+    for images, evaluations in model.sample_batches(**config.model_dump(exclude={"compile", "on_failure"})):
         pixels = images.mul(255).round().byte().cpu().contiguous().numpy()
         file.write(pixels.data)
         shown += [pixels[: max(0, GRID - done)]]

@@ -18,11 +18,11 @@ from lsgm.files import atomic
 
 Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W], C = 1 or 3, in 0..255
 
-SEPARATOR = 56  # a grey that parts black images without drawing the eye
+SEPARATOR = 56  # a gray that parts black images without drawing the eye
 
 
 def grid(images: Images, columns: int) -> NDArray[np.uint8]:
-    """``images`` in rows of ``columns``, one pixel of grey between them: uint8 [H, W], or [H, W, 3] for colour.
+    """``images`` in rows of ``columns``, one pixel of gray between them: uint8 [H, W], or [H, W, 3] for color.
 
     The cells that an incomplete last row leaves over are black.
     """
@@ -68,8 +68,8 @@ def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int | N
             axes = figure.add_axes(
                 (left / width, 1 - (margin + head + h) / height, w / width, h / height), frameon=False
             )
-            colour = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)  # a colour map would round
-            axes.imshow(colour, interpolation="nearest", aspect="auto")
+            color = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)  # a color map would round
+            axes.imshow(color, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             x, y = (left + w / 2) / width, 1 - (margin + head - 20) / height
             figure.text(x, y, title, ha="center", va="baseline", fontsize=20, linespacing=1.25)

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from lsgm.bounds import Name
-from lsgm.config import ConfigError, parse
+from lsgm.config.bounds import Name
+from lsgm.config import ConfigError
+from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError
 from lsgm.evaluation.records import Measured, Number, OptionalNumber, Record
 from lsgm.evaluation.samples import Sampling
@@ -61,7 +62,7 @@ class NELBOs(Record):
     gain: Gain
 
     @model_serializer(mode="wrap")
-    def _further_estimators_follow_the_first(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _extra_estimators_follow_the_first(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = dump(self)
         last = {key: content.pop(key) for key in ("lsgm_with_normal_prior", "gain")}
         return content | last

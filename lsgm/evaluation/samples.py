@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lsgm.config import ConfigError, ImageConfig, parse
+from lsgm.config import ConfigError, ImageConfig
+from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError
 from lsgm.evaluation.records import Number, OptionalNumber, Record
 from lsgm.files import is_sealed, read_json, sha256

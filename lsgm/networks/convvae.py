@@ -25,7 +25,7 @@ class ConvVAE(nn.Module):
         output_channels: parameters per pixel that the likelihood wants.
     """
 
-    further_shapes: tuple[tuple[int, int, int], ...] = ()
+    lower_scale_shapes: tuple[tuple[int, int, int], ...] = ()
 
     def __init__(self, config: ConvVAEConfig, image_channels: int, image_size: int, output_channels: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class ConvVAE(nn.Module):
         log_q = -0.5 * draw.square() - log_sigma - HALF_LOG_2PI
         return Posterior(z, log_q, self.latent_groups), self.decode(z)
 
-    def decode(self, z: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
+    def decode(self, z: Tensor, lower_scales: Sequence[Tensor] = ()) -> Tensor:
         """The likelihood's parameters for latents [B, C, h, w]."""
         parameters: Tensor = self.decoder(z)
         return parameters

@@ -84,7 +84,7 @@ class _Depthwise5x5(torch.autograd.Function):
     """Depthwise 5x5 convolution of channels-last maps of even width, whose weight gradient is fast on CPUs.
 
     oneDNN's is five to ten times as fast for kernels of width 3 as for wider ones. Taps 1 to 3 of each row are such a
-    kernel. In memory, two neighbouring columns of C channels are one column of 2 C: seen like that, taps 0, 2 and 4 are
+    kernel. In memory, two neighboring columns of C channels are one column of 2 C: seen like that, taps 0, 2 and 4 are
     such a kernel too.
     """
 
@@ -121,9 +121,9 @@ def _depthwise_weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 class WNConv2d(Conv2d):
-    """Weight-normalised convolution: w = exp(log_norm) * v / (||v|| + 1e-5), one norm per output channel."""
+    """Weight-normalized convolution: w = exp(log_norm) * v / (||v|| + 1e-5), one norm per output channel."""
 
-    normalised: Tensor | None = None  # the weight, where NormalisedWeights has computed it
+    normalized: Tensor | None = None  # the weight, where NormalizedWeights has computed it
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, **options: Any) -> None:
         super().__init__(c_in, c_out, kernel, stride, **options)
@@ -135,17 +135,17 @@ class WNConv2d(Conv2d):
         return self.weight
 
     def effective_weight(self) -> Tensor:
-        return normalise_weight(self.direction(), self.log_weight_norm) if self.normalised is None else self.normalised
+        return normalize_weight(self.direction(), self.log_weight_norm) if self.normalized is None else self.normalized
 
 
-def normalise_weight(v: Tensor, log_norm: Tensor) -> Tensor:
+def normalize_weight(v: Tensor, log_norm: Tensor) -> Tensor:
     """exp(log_norm) * v / (||v|| + 1e-5), the norm over the last three dimensions (leading ones are batched)."""
     norm = torch.linalg.vector_norm(v, dim=(-3, -2, -1), keepdim=True)
     return v * (torch.exp(log_norm) / (norm + 1e-5))
 
 
-class NormalisedWeights:
-    """Within it the weight-normalised convolutions of ``networks`` have their weights, computed at once for each shape.
+class NormalizedWeights:
+    """Within it the weight-normalized convolutions of ``networks`` have their weights, computed at once for each shape.
 
     A training step does so: there are many of them, and a few operations on each are many operations.
     """
@@ -162,14 +162,14 @@ class NormalisedWeights:
             v = torch.stack(
                 [conv.direction().permute(0, 2, 3, 1) for conv in convs]
             )  # channels-last, as they lie in memory
-            weights = normalise_weight(v, torch.stack([conv.log_weight_norm for conv in convs]))
+            weights = normalize_weight(v, torch.stack([conv.log_weight_norm for conv in convs]))
             for conv, weight in zip(convs, weights.permute(0, 1, 4, 2, 3), strict=True):
-                conv.normalised = weight
+                conv.normalized = weight
 
     def __exit__(self, *_: object) -> None:
         for convs in self._by_shape.values():
             for conv in convs:
-                conv.normalised = None
+                conv.normalized = None
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -201,8 +201,8 @@ class BatchNorm(nn.BatchNorm2d):
         with no_autocast(x):
             world, wide_x = dist.get_world_size(), wide(x)
             mean = _SumOverProcesses.apply(wide_x.mean(dim=(0, 2, 3))) / world
-            centred = wide_x - mean[:, None, None]
-            variance = _SumOverProcesses.apply(centred.square().mean(dim=(0, 2, 3))) / world
+            centered = wide_x - mean[:, None, None]
+            variance = _SumOverProcesses.apply(centered.square().mean(dim=(0, 2, 3))) / world
             if self.momentum and self.running_mean is not None and self.running_var is not None:
                 n = world * x.numel() // x.shape[1]
                 with torch.no_grad():
@@ -211,7 +211,7 @@ class BatchNorm(nn.BatchNorm2d):
                     if self.num_batches_tracked is not None:
                         self.num_batches_tracked.add_(1)
             scale = self.weight * torch.rsqrt(variance + self.eps)
-            return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
+            return torch.addcmul(self.bias[:, None, None], centered, scale[:, None, None]).to(x.dtype)
 
 
 class BatchNormSwish(BatchNorm):

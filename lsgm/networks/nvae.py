@@ -75,7 +75,7 @@ class NVAE(nn.Module):
         sizes = [image_size // 2 ** (blocks + k) for k in range(scales)]
         self.latent_shape = (groups * latents, sizes[-1], sizes[-1])
         self.latent_groups = (latents,) * groups
-        self.further_shapes = tuple((latents, size, size) for size in sizes[-2::-1] for _ in range(groups))
+        self.lower_scale_shapes = tuple((latents, size, size) for size in sizes[-2::-1] for _ in range(groups))
         of_group = [width for width in reversed(latent_widths) for _ in range(groups)]
         self.groups_per_scale = groups
         self.encoder_combiners = nn.ModuleList(WNConv2d(width, width, 1) for width in of_group[1:])
@@ -108,7 +108,7 @@ class NVAE(nn.Module):
 
         Args:
             x: images in [-1, 1], [B, C, H, W].
-            noise: standard normal draws: one in the shape of the top scale's latents, then one for each further group;
+            noise: standard normal draws: one in the shape of the top scale's latents, then one for each group of the lower scales;
                 drawn here if None.
         Returns:
             the posterior sample and the likelihood's parameters [B, output_channels, H, W] that it decodes to
@@ -116,7 +116,7 @@ class NVAE(nn.Module):
         """
         states = self._encoder_states(self.preprocess(self.stem(x)))
         if noise is None:
-            shapes = (self.latent_shape, *self.further_shapes)
+            shapes = (self.latent_shape, *self.lower_scale_shapes)
             noise = [torch.randn(x.shape[0], *shape, device=x.device, dtype=x.dtype) for shape in shapes]
         draws = [*noise[0].split(self.latent_groups, dim=1), *noise[1:]]
         zs: list[Tensor] = []
@@ -138,12 +138,12 @@ class NVAE(nn.Module):
         posterior = Posterior(top, log_q, self.latent_groups, tuple(zs[n:]), tuple(log_qs[n:]))
         return posterior, self._image(h)
 
-    def decode(self, z: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
-        """The likelihood's parameters [B, output_channels, H, W] for latents of the top scale and of further groups."""
-        if len(further) != len(self.further_shapes):
-            raise ValueError(f"further: expected the latents of {len(self.further_shapes)} groups, got {len(further)}")
+    def decode(self, z: Tensor, lower_scales: Sequence[Tensor] = ()) -> Tensor:
+        """The likelihood's parameters [B, output_channels, H, W] for latents of the top scale and of groups of lower scales."""
+        if len(lower_scales) != len(self.lower_scale_shapes):
+            raise ValueError(f"lower_scales: expected the latents of {len(self.lower_scale_shapes)} groups, got {len(lower_scales)}")
         h = self._top(z.shape[0])
-        for g, z_g in enumerate([*z.split(self.latent_groups, dim=1), *further]):
+        for g, z_g in enumerate([*z.split(self.latent_groups, dim=1), *lower_scales]):
             h = self._decode_group(g, h, z_g)
         return self._image(h)
 

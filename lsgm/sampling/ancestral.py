@@ -1,4 +1,4 @@
-"""The discretised diffusion (DDPM, arXiv 2006.11239): ancestral sampling and the variational bound.
+"""The discretized diffusion (DDPM, arXiv 2006.11239): ancestral sampling and the variational bound.
 
 In K steps, with alpha_bar_i = 1 - sigma^2((i + 1) / K) for i = 0 .. K - 1; step i sees t = (i + 1) / K.
 """
@@ -23,7 +23,7 @@ VARIANCES: tuple[Variances, ...] = get_args(Variances)
 LATENT_LIMIT = 3.0  # what the published sampler clamps its result to
 
 
-class Discretisation:
+class Discretization:
     """Coefficients of ``steps`` steps, each a float64 tensor [K] on the host.
 
     Raises:
@@ -34,11 +34,11 @@ class Discretisation:
         steps = check_count("steps", steps)
         if isinstance(sde, SubVPSDE) or not isinstance(sde, (VPSDE, GeometricVPSDE)):
             raise LSGMError(
-                f"ancestral sampling and the discretised bound need a variance-preserving diffusion, not the "
+                f"ancestral sampling and the discretized bound need a variance-preserving diffusion, not the "
                 f"{type(sde).__name__}: use the solver rk45 and the estimator ode, or sde.name vpsde or geometric_vpsde"
             )
         self.t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        self.alpha_bar = sde.signal_share(self.t)  # 1 - sigma^2
+        self.alpha_bar = sde.alpha_bar(self.t)  # 1 - sigma^2
         self.variance = sde.variance(self.t)  # 1 - alpha_bar
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         self.alpha = self.alpha_bar / before
@@ -67,10 +67,10 @@ def sample(
         variances: of a step: beta, or that of the true posterior (`posterior`).
     Raises:
         SolverError: the latents are not finite.
-        LSGMError: as :class:`Discretisation`, or the variances are others.
+        LSGMError: as :class:`Discretization`, or the variances are others.
     """
     check_choice("variances", variances, VARIANCES)
-    process = Discretisation(prior.sde, steps)
+    process = Discretization(prior.sde, steps)
     spread = (process.beta if variances == "beta" else process.posterior_beta).sqrt()
     z = noise
     for i in reversed(range(steps)):
@@ -92,7 +92,7 @@ def elbo(prior: ScorePrior, z0: Tensor, steps: int, draw: Callable[[], Tensor]) 
     Args:
         draw: gives N(0, I) like ``z0``, once for each step, from the last to the first.
     """
-    process = Discretisation(prior.sde, steps)
+    process = Discretization(prior.sde, steps)
     batch, dimensions = z0.shape[0], z0.shape[1:].numel()
     bound = torch.zeros(batch, dtype=torch.float64, device=z0.device)
     for i in reversed(range(steps)):

@@ -23,18 +23,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lsgm.config import RescueConfig, ScheduleConfig
+from lsgm.config import DivergenceConfig, ScheduleConfig
 from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
 from lsgm.files import atomic, named
 from lsgm.model import LSGM
-from lsgm.networks.layers import NormalisedWeights
+from lsgm.networks.layers import NormalizedWeights
 from lsgm.progress import Progress, log
-from lsgm.streams import mix
+from lsgm.per_sample_noise import mix
 from lsgm.training.distributed import Ranks, average, barrier, copy_from_first, most
 from lsgm.training.draws import Draws
 from lsgm.training.objective import Objective
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.regularization import SpectralRegularizer
 from lsgm.training.state import States
 
 ROWS = 200  # of a history, at most
@@ -70,11 +70,11 @@ class Schedule:
 
 
 @dataclass
-class Optimised:
-    """An optimiser and the range of its learning rate."""
+class Optimized:
+    """An optimizer and the range of its learning rate."""
 
     name: str
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     lr: float
     lr_min: float
 
@@ -176,10 +176,10 @@ def _without_tensorboard(
 
 def _not_finite(state: dict[str, Any], device: torch.device) -> str:
     """Which weights, statistics, averages and moments in a state are not finite; empty if all are."""
-    found = dict(_tensors({name: state[name] for name in ("parts", "optimisers")}))
+    found = dict(_tensors({name: state[name] for name in ("parts", "optimizers")}))
     if not found:
         return ""
-    # optimisers count steps on the host
+    # optimizers count steps on the host
     finite = torch.stack([tensor.isfinite().all().to(device) for tensor in found.values()]).tolist()
     wrong = [name for name, good in zip(found, finite, strict=True) if not good]
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -222,22 +222,22 @@ class Task:
     """What a stage asks the engine to do.
 
     Attributes:
-        objective: (images of this process, step, steps, draws) -> what is minimised; the mean over its images.
-        regularisers: (weight, sum to be minimised too).
-        after_step: called after each step of the optimisers.
-        parts: what a state holds beside optimisers and history, by name.
+        objective: (images of this process, step, steps, draws) -> what is minimized; the mean over its images.
+        regularizers: (weight, sum to be minimized too).
+        after_step: called after each step of the optimizers.
+        parts: what a state holds beside optimizers and history, by name.
         networks: the networks whose gradients are looked at when a step is bad, by name.
-        summarise: (means of the objective's vectors) -> what the history keeps of them.
+        summarize: (means of the objective's vectors) -> what the history keeps of them.
         look: (step) -> what is measured on the model every `look_epochs`, and pictures, by name.
     """
 
-    optimised: list[Optimised]
+    optimized: list[Optimized]
     objective: Callable[[Tensor, int, int, Draws], Objective]
-    regularisers: list[tuple[float, SpectralRegulariser]]
+    regularizers: list[tuple[float, SpectralRegularizer]]
     after_step: Callable[[], None]
     parts: dict[str, Stateful]
     networks: dict[str, nn.Module]
-    summarise: Callable[[dict[str, list[float]]], dict[str, float]]
+    summarize: Callable[[dict[str, list[float]]], dict[str, float]]
     look: Callable[[], tuple[dict[str, float], dict[str, Tensor]]]
 
 
@@ -269,10 +269,10 @@ class Care:
     seconds: float = 0.0  # before this process took over
     norms: list[float] = field(default_factory=list)  # of the last gradients
 
-    def lr_factor(self, config: RescueConfig) -> float:
+    def lr_factor(self, config: DivergenceConfig) -> float:
         return config.lr_factor**self.restarts
 
-    def spectral_factor(self, config: RescueConfig) -> float:
+    def spectral_factor(self, config: DivergenceConfig) -> float:
         return config.spectral_factor**self.restarts
 
 
@@ -309,7 +309,7 @@ class Engine:
         # Statistics of batch norms, and what they were before the step: a bad step must not stay in them.
         buffers = [b for network in task.networks.values() for b in network.buffers() if b.is_floating_point()]
         self._buffers, self._buffers_before = buffers, [b.clone() for b in buffers]
-        self._weights = NormalisedWeights(*task.networks.values())
+        self._weights = NormalizedWeights(*task.networks.values())
         self._rescued_to = -1  # the step of the state that was gone back to
         self._spoilt = ""  # what kept the last state from being saved
         self.diverged_at: int | None = None
@@ -319,10 +319,10 @@ class Engine:
 
     def _state(self) -> dict[str, Any]:
         parts = {name: part.state_dict() for name, part in self.task.parts.items()}
-        optimisers = {item.name: item.optimiser.state_dict() for item in self.task.optimised}
+        optimizers = {item.name: item.optimizer.state_dict() for item in self.task.optimized}
         return {
             "parts": parts,
-            "optimisers": optimisers,
+            "optimizers": optimizers,
             "scaler": self.scaler.state_dict(),
             "history": self.history.state_dict(),
             "care": asdict(self.care),
@@ -347,8 +347,8 @@ class Engine:
         self.step, state = found
         for name, part in self.task.parts.items():
             part.load_state_dict(state["parts"][name])
-        for item in self.task.optimised:
-            item.optimiser.load_state_dict(state["optimisers"][item.name])
+        for item in self.task.optimized:
+            item.optimizer.load_state_dict(state["optimizers"][item.name])
         self.scaler.load_state_dict(state["scaler"])
         self.history.load_state_dict(state["history"])
         self.care = Care(**state["care"])
@@ -406,11 +406,11 @@ class Engine:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def one_step(self) -> None:
-        """One batch: gradients, optimisers, history, and the state if it is time. Raises as :meth:`fit`."""
+        """One batch: gradients, optimizers, history, and the state if it is time. Raises as :meth:`fit`."""
         step, config = self.step, self.config
-        for item in self.task.optimised:
+        for item in self.task.optimized:
             lr = self.schedule.learning_rate(step, item.lr, item.lr_min) * self.care.lr_factor(config.rescue)
-            for group in item.optimiser.param_groups:
+            for group in item.optimizer.param_groups:
                 group["lr"] = lr
         terms, norm = self._gradients(step)
         # What the host must know of a step, in one transfer: is it good, is anyone to stop or to go back?
@@ -425,8 +425,8 @@ class Engine:
         else:
             if config.grad_clip > 0:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters(), config.grad_clip, norm)
-            for item in self.task.optimised:
-                self.scaler.step(item.optimiser)
+            for item in self.task.optimized:
+                self.scaler.step(item.optimizer)
             self.task.after_step()
             self.care.bad = 0
             self.care.norms = [*self.care.norms[-99:], size]
@@ -448,8 +448,8 @@ class Engine:
         config, parts = self.config, self.config.accumulate
         torch._foreach_copy_(self._buffers_before, self._buffers)
         torch.manual_seed(mix(config.seed, step, self.ranks.rank))  # dropout's
-        for item in self.task.optimised:
-            item.optimiser.zero_grad(set_to_none=False)
+        for item in self.task.optimized:
+            item.optimizer.zero_grad(set_to_none=False)
         sums: dict[str, Tensor] = {}
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
         for part in range(parts):
@@ -461,8 +461,8 @@ class Engine:
                 with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
                     value = self.task.objective(x, step, self.schedule.steps, draws)
                 loss, terms = value.loss, value.terms
-                if part == 0 and self.task.regularisers:
-                    weighted = [weight * regulariser() for weight, regulariser in self.task.regularisers]
+                if part == 0 and self.task.regularizers:
+                    weighted = [weight * regularizer() for weight, regularizer in self.task.regularizers]
                     spectral = self.care.spectral_factor(config.rescue) * parts * torch.stack(weighted).sum()
                     loss, terms = loss + spectral, {**terms, "spectral": spectral.detach()}
                 self.scaler.scale(loss / parts).backward()
@@ -471,13 +471,13 @@ class Engine:
         average(sums.values())
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
         average(gradients)
-        for item in self.task.optimised:
-            self.scaler.unscale_(item.optimiser)
+        for item in self.task.optimized:
+            self.scaler.unscale_(item.optimizer)
         norm = torch.nn.utils.get_total_norm(gradients)
         return sums, norm.float()
 
     def _parameters(self) -> list[Tensor]:
-        return [p for item in self.task.optimised for group in item.optimiser.param_groups for p in group["params"]]
+        return [p for item in self.task.optimized for group in item.optimizer.param_groups for p in group["params"]]
 
     def _explodes(self, norm: float) -> bool:
         """Far beyond what the last hundred steps had."""
@@ -531,7 +531,7 @@ class Engine:
         self.history.begin(self.step)
         log.info(
             f"{self.what}: back to step {self.step}, learning rates x {self.care.lr_factor(rescue):g}, spectral "
-            f"regularisation x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.tries})"
+            f"regularization x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.tries})"
         )
 
     def _restore_good(self, diagnosis: str) -> None:
@@ -576,9 +576,9 @@ class Engine:
         if history.empty or not (last or step % every == 0):
             return
         row = {"step": step, "epoch": step / len(self.batches)}
-        row |= {f"lr_{item.name}": item.optimiser.param_groups[0]["lr"] for item in self.task.optimised}
+        row |= {f"lr_{item.name}": item.optimizer.param_groups[0]["lr"] for item in self.task.optimized}
         scalars, vectors = history.close_row()
-        row |= scalars | self.task.summarise(vectors) | {"skipped": self.care.skipped, "restarts": self.care.restarts}
+        row |= scalars | self.task.summarize(vectors) | {"skipped": self.care.skipped, "restarts": self.care.restarts}
         look_every = self.config.look_epochs * len(self.batches)
         if self.ranks.first and look_every and (last or step % look_every < every):
             facts, pictures = self.task.look()

@@ -42,7 +42,7 @@ class Look:
             model.prior = self.prior
             modes = {module: module.training for module in model.modules()}
             with torch.compiler.set_stance("force_eager"):  # compiling for these shapes would take longer
-                terms = model.nelbo_terms(self.x, model.streams(0, range(len(self.x))), tol=TOL, time_eps=time_eps)
+                terms = model.nelbo_terms(self.x, model.per_sample_noise(0, range(len(self.x))), tol=TOL, time_eps=time_eps)
                 samples, info = model.sample(len(self.x), tol=TOL, time_eps=time_eps, return_info=True)
         except LSGMError as error:  # the solver's: of a model that is falling apart, which is the engine's to see
             log.info(f"no look at the model: {error}")

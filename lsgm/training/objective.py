@@ -1,4 +1,4 @@
-"""What is minimised (LSGM, sections 3.1 to 3.4; NVAE, section 3.2). All in nats per image."""
+"""What is minimized (LSGM, sections 3.1 to 3.4; NVAE, section 3.2). All in nats per image."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ def balancing(kl: Tensor, beta: float, groups_per_scale: int) -> Tensor | float:
 def kl_to_normal(posterior: Posterior) -> Tensor:
     """log q - log N(0, I) at the sample for each latent group, top first, [B, G]."""
     top = per_group(posterior.log_q + 0.5 * posterior.z.square() + HALF_LOG_2PI, posterior.groups)
-    return torch.cat([top, posterior.further_kl()], dim=1)
+    return torch.cat([top, posterior.lower_scales_kl()], dim=1)
 
 
 @torch.no_grad()
 def _kl_vectors(posterior: Posterior) -> dict[str, Tensor]:
-    """KL(q || N(0, I)) of the prior's channels and of the further groups, means over the batch."""
+    """KL(q || N(0, I)) of the prior's channels and of the groups of lower scales, means over the batch."""
     vectors = {"kl_per_channel": posterior.kl_per_channel()}
-    if posterior.further:
-        vectors["further_kl_per_group"] = posterior.further_kl().mean(dim=0)
+    if posterior.lower_scales:
+        vectors["lower_scales_kl_per_group"] = posterior.lower_scales_kl().mean(dim=0)
     return vectors
 
 
 def _noise(model: LSGM, random: Draws) -> list[Tensor]:
     """The encoder's normal draws."""
-    return [random.normal(shape) for shape in (model.latent_shape, *model.vae.further_shapes)]
+    return [random.normal(shape) for shape in (model.latent_shape, *model.vae.lower_scale_shapes)]
 
 
 class VAEObjective:
@@ -140,8 +140,8 @@ class LSGMObjective:
             reconstruction = -model.likelihood.log_prob(x, parameters).mean()
         groups = posterior.groups
         negative_entropy = per_group(posterior.log_q, groups)  # [B, G]
-        further_kl = posterior.further_kl()  # of the scales that the prior does not cover, [B, F]
-        kl_without_prior = torch.cat([negative_entropy, further_kl], dim=1).sum(dim=1).mean()
+        lower_scales_kl = posterior.lower_scales_kl()  # of the scales that the prior does not cover, [B, F]
+        kl_without_prior = torch.cat([negative_entropy, lower_scales_kl], dim=1).sum(dim=1).mean()
         z0 = posterior.z.repeat(self.draws, 1, 1, 1)
         draw = self.p(random.uniform(self.draws))
         noise = random.normal(model.latent_shape, self.draws)
@@ -156,7 +156,7 @@ class LSGMObjective:
             cross_entropy = loss_prior = error.sum(dim=1).mean()
             shares = torch.tensor(groups, device=x.device) / sum(groups)
             kl = negative_entropy + error.view(self.draws, -1, len(groups)).mean(dim=0) + constant * shares
-            kl = torch.cat([kl, further_kl], dim=1)
+            kl = torch.cat([kl, lower_scales_kl], dim=1)
             gamma = balancing(kl, beta, len(groups)) if self.balance else 1.0
             loss = reconstruction + beta * (kl * gamma).sum(dim=1).mean()
         elif self.q_samples == "reweighted":
@@ -174,8 +174,8 @@ class LSGMObjective:
             "negative_entropy": negative_entropy.detach().sum(dim=1).mean(),
             "cross_entropy": cross_entropy.detach() + constant,
         }
-        if posterior.further:
-            terms["further_kl"] = further_kl.detach().sum(dim=1).mean()
+        if posterior.lower_scales:
+            terms["lower_scales_kl"] = lower_scales_kl.detach().sum(dim=1).mean()
         terms = {"nelbo": torch.stack(list(terms.values())).sum()} | terms
         return Objective(loss, terms | {"loss_prior": loss_prior.detach()} | _kl_vectors(posterior))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsgm import checkpoint
-from lsgm.config import PretrainStage
+from lsgm.config.stages import PretrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.files import sha256
@@ -17,13 +17,13 @@ from lsgm.model import LSGM
 from lsgm.training import distributed
 from lsgm.training.distributed import Ranks
 from lsgm.training.draws import Draws
-from lsgm.training.engine import Engine, History, Optimised, Summary, Task, compile_networks, rows_every
+from lsgm.training.engine import Engine, History, Optimized, Summary, Task, compile_networks, rows_every
 from lsgm.training.flat import flatten
-from lsgm.training.latents import summarise_kl
+from lsgm.training.latents import summarize_kl
 from lsgm.training.look import Look
 from lsgm.training.objective import Objective, VAEObjective, linear_anneal
 from lsgm.training.recompute import recompute
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.regularization import SpectralRegularizer
 from lsgm.training.state import States
 
 
@@ -72,11 +72,11 @@ def build(
     batches = Batches(
         store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, stage.vae.x_bits
     )
-    optimiser = torch.optim.Adamax(
+    optimizer = torch.optim.Adamax(
         [flatten(model.vae)], lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay
     )
     vae_objective = VAEObjective()
-    regulariser = SpectralRegulariser(model.vae)
+    regularizer = SpectralRegularizer(model.vae)
     if config.recompute:
         recompute(model)
     if config.compile:
@@ -91,13 +91,13 @@ def build(
         return value
 
     task = Task(
-        optimised=[Optimised("vae", optimiser, config.lr, config.lr_min)],
+        optimized=[Optimized("vae", optimizer, config.lr, config.lr_min)],
         objective=objective,
-        regularisers=[(config.spectral_reg, regulariser)] if config.spectral_reg > 0 else [],
+        regularizers=[(config.spectral_reg, regularizer)] if config.spectral_reg > 0 else [],
         after_step=lambda: None,
-        parts={"model": model, "regulariser": regulariser},
+        parts={"model": model, "regularizer": regularizer},
         networks={"vae": model.vae},
-        summarise=summarise_kl(model.vae.latent_groups),
+        summarize=summarize_kl(model.vae.latent_groups),
         look=Look(model, store, config.look_images),
     )
     history = History(rows_every(config, len(batches)), tensorboard)

@@ -1,4 +1,4 @@
-"""Spectral regularisation (NVAE, section 3.2): keep the Lipschitz constant of the networks in bounds.
+"""Spectral regularization (NVAE, section 3.2): keep the Lipschitz constant of the networks in bounds.
 
 lambda * (sum over convolutions of the largest singular value + sum over norm layers of max |gamma|).
 """
@@ -18,7 +18,7 @@ FIRST_ITERATIONS = 40
 ITERATIONS = 4
 
 
-class SpectralRegulariser:
+class SpectralRegularizer:
     """Sum of largest singular values and of max |gamma| of one network.
 
     The singular values are followed by power iteration (40 steps on the first call, then 4 a call), for all weights

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lsgm import checkpoint
-from lsgm.config import TrainStage
+from lsgm.config.stages import TrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
@@ -21,13 +21,13 @@ from lsgm.training import distributed
 from lsgm.training.distributed import Ranks
 from lsgm.training.draws import Draws
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, History, Optimised, Stateful, Summary, Task, compile_networks, rows_every
+from lsgm.training.engine import Engine, History, Optimized, Stateful, Summary, Task, compile_networks, rows_every
 from lsgm.training.flat import flatten
-from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarise_kl
+from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarize_kl
 from lsgm.training.look import Look
 from lsgm.training.objective import LSGMObjective, Objective, linear_anneal
 from lsgm.training.recompute import recompute
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.regularization import SpectralRegularizer
 from lsgm.training.state import States
 from lsgm.weighting import TimeSampler
 
@@ -124,19 +124,19 @@ def build(
     if config.train_vae:
         networks["vae"] = (model.vae, config.lr_vae, config.lr_min_vae, config.adam_eps_vae, config.spectral_reg_vae)
     networks["prior"] = (prior, config.lr_prior, config.lr_min_prior, config.adam_eps_prior, config.spectral_reg_prior)
-    optimised, regularisers = [], []
+    optimized, regularizers = [], []
     for name, (network, lr, lr_min, adam_eps, spectral_reg) in networks.items():
-        optimiser = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             [flatten(network)],
             lr=lr,
             eps=adam_eps,
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        optimised.append(Optimised(name, optimiser, lr, lr_min))
+        optimized.append(Optimized(name, optimizer, lr, lr_min))
         if spectral_reg > 0:
             convs = name == "vae" or config.spectral_reg_prior_convs
-            regularisers.append((spectral_reg, SpectralRegulariser(network, convs=convs)))
+            regularizers.append((spectral_reg, SpectralRegularizer(network, convs=convs)))
     if config.recompute:
         recompute(model)
     ema = EMA(prior, config.ema)
@@ -163,15 +163,15 @@ def build(
         return value
 
     parts: dict[str, Stateful] = {"model": model, "ema": ema}
-    parts |= {f"regulariser {i}": regulariser for i, (_, regulariser) in enumerate(regularisers)}
+    parts |= {f"regularizer {i}": regularizer for i, (_, regularizer) in enumerate(regularizers)}
     task = Task(
-        optimised=optimised,
+        optimized=optimized,
         objective=objective,
-        regularisers=regularisers,
+        regularizers=regularizers,
         after_step=ema.update,
         parts=parts,
         networks={name: network for name, (network, *_) in networks.items()},
-        summarise=summarise_kl(model.vae.latent_groups),
+        summarize=summarize_kl(model.vae.latent_groups),
         look=Look(model, store, config.look_images, ema.module),
     )
     history = History(rows_every(config, len(batches)), tensorboard)

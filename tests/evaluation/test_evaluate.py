@@ -15,16 +15,8 @@ import torch
 
 from lsgm import checkpoint
 from lsgm.cli import main
-from lsgm.config import (
-    EvaluateConfig,
-    EvaluateStage,
-    IllustrateStage,
-    NELBOConfig,
-    NELBOStage,
-    SampleConfig,
-    SampleStage,
-    StatisticsStage,
-)
+from lsgm.config import EvaluateConfig, NELBOConfig, SampleConfig
+from lsgm.config.stages import EvaluateStage, IllustrateStage, NELBOStage, SampleStage, StatisticsStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.evaluate import Inputs, evaluate

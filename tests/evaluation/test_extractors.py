@@ -44,7 +44,7 @@ def pictures(n: int, seed: int, channels: int = 3, size: int = 32) -> Tensor:
 
 
 def test_inception_gives_what_torch_fidelity_publishes(inception: Path) -> None:
-    """FID, KID, precision, recall and Inception score of grey images: features once, by our streaming statistics."""
+    """FID, KID, precision, recall and Inception score of gray images: features once, by our streaming statistics."""
     library = extractors.torch_fidelity()
     one, two = pictures(12, 1, channels=1), pictures(12, 2, channels=1) // 2
     public = library.calculate_metrics(
@@ -101,9 +101,9 @@ def test_efficientnet_from_its_packages() -> None:
 
 
 def test_one_channel_is_repeated_to_three(inception: Path) -> None:
-    grey = pictures(2, 1, channels=1)
-    colour = grey.expand(-1, 3, -1, -1)
-    torch.testing.assert_close(measure(grey, "inception", CPU).mu, measure(colour, "inception", CPU).mu)
+    gray = pictures(2, 1, channels=1)
+    color = gray.expand(-1, 3, -1, -1)
+    torch.testing.assert_close(measure(gray, "inception", CPU).mu, measure(color, "inception", CPU).mu)
 
 
 def test_only_inception_is_called_fid() -> None:

@@ -104,12 +104,12 @@ def test_real_digits_are_near_and_noise_is_graded(digits: Digits, reference: Sta
     assert all(worse > 1.2 * better for better, worse in itertools.pairwise(distances)), distances
 
 
-def test_wrong_shapes_of_digits_cost_more_than_binarised_ones(digits: Digits, reference: Statistics) -> None:
+def test_wrong_shapes_of_digits_cost_more_than_binarized_ones(digits: Digits, reference: Statistics) -> None:
     """The features answer to what is drawn, not to the smoothness of its edges."""
-    binarised = (np.random.default_rng(2).uniform(0, 255, (2000, 1, 28, 28)) < digits[:2000]).astype(np.uint8) * 255
+    binarized = (np.random.default_rng(2).uniform(0, 255, (2000, 1, 28, 28)) < digits[:2000]).astype(np.uint8) * 255
     halves_of_two = digits[:2000].copy()
     halves_of_two[..., 14:] = np.roll(digits[:2000], 1, axis=0)[..., 14:]
-    distances = [frechet_distance(of(images), reference) for images in (binarised, halves_of_two)]
+    distances = [frechet_distance(of(images), reference) for images in (binarized, halves_of_two)]
     assert distances[0] < 1 < 3 < distances[1]
 
 
@@ -120,7 +120,7 @@ def test_real_vs_real_falls_with_the_number_of_images_and_repeats_itself(digits:
     assert distances[0] == real_vs_real(real, 100, seed=1, repeats=2)
 
 
-def test_committed_weights_are_standardised_and_small(mnist_store: ImageStore) -> None:
+def test_committed_weights_are_standardized_and_small(mnist_store: ImageStore) -> None:
     assert classifier.WEIGHTS.stat().st_size < 400_000
     found = of(mnist_store.images("train")[::7]).features  # its order has a period of ten
     assert found.shape == (8572, 64)
@@ -136,7 +136,7 @@ def test_a_few_steps_of_the_training_script_learn_something(digits: Digits, mnis
     images = torch.from_numpy(digits)
     model = classifier.train(images[:2000], labels[:2000], epochs=3, batch=50)
     assert classifier.accuracy(model, images[3000:], labels[3000:]) > 0.8
-    classifier.round_and_standardise(model, images)
+    classifier.round_and_standardize(model, images)
     found = model.features(images.float() / 255)
     torch.testing.assert_close(found.var(0), torch.ones(64), atol=1e-3, rtol=0)
 

@@ -33,7 +33,7 @@ def test_grid_puts_each_image_in_its_cell() -> None:
     assert not found[14:, 6:11].any(), "a cell without an image is black"
 
 
-def test_grid_of_colour_images_and_tensors() -> None:
+def test_grid_of_color_images_and_tensors() -> None:
     given = images(2, channels=3)
     found = grid(torch.from_numpy(given), columns=2)
     assert found.shape == (6, 11, 3)

@@ -44,9 +44,9 @@ def test_order_of_keys_with_further_estimators_and_several_samples() -> None:
     given = copy.deepcopy(METRICS)
     nelbo = given["nelbo"]
     nelbo["lsgm"] |= {"iw_samples": 2, "iw_bound": None, "iw_stderr": 1.0}
-    nelbo["lsgm_discretised"] = nelbo["lsgm"]
+    nelbo["lsgm_discretized"] = nelbo["lsgm"]
     found = json.loads(to_json(Metrics.model_validate(given).written()))
-    priors = ["vae", "lsgm", "lsgm_discretised", "lsgm_with_normal_prior"]
+    priors = ["vae", "lsgm", "lsgm_discretized", "lsgm_with_normal_prior"]
     assert list(found["nelbo"]) == ["unit", "images", *priors, "gain"]
     assert found["nelbo"]["lsgm"]["iw_bound"] is None and "iw_bound" not in found["nelbo"]["vae"]
     assert found == given

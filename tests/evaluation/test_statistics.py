@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lsgm.config import StatisticsStage
+from lsgm.config.stages import StatisticsStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation import classifier, extractors, statistics

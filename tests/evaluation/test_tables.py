@@ -205,26 +205,26 @@ def test_each_extractor_has_its_own_column(tmp_path: Path) -> None:
 
 
 def test_a_further_estimator_has_a_row_of_its_own(tmp_path: Path) -> None:
-    def discretised(metrics: dict[str, Any]) -> None:
-        metrics["nelbo"]["lsgm_discretised"] = metrics["nelbo"]["lsgm"] | {"nelbo": 96.5}
-        metrics["nelbo"]["settings"] = {"estimator": "ode", "further_estimators": ["discretised"]}
+    def discretized(metrics: dict[str, Any]) -> None:
+        metrics["nelbo"]["lsgm_discretized"] = metrics["nelbo"]["lsgm"] | {"nelbo": 96.5}
+        metrics["nelbo"]["settings"] = {"estimator": "ode", "extra_estimators": ["discretized"]}
 
-    tabulate([folder(tmp_path / "in" / "mnist_demo", discretised)], tmp_path)
-    assert "| LSGM (discretised bound) | 96.50 ± 1.25 |" in (tmp_path / "tables" / "comparison.md").read_text()
-    found = json.loads((tmp_path / "metrics" / "lsgm_discretised" / "mnist_demo.json").read_text())
+    tabulate([folder(tmp_path / "in" / "mnist_demo", discretized)], tmp_path)
+    assert "| LSGM (discretized bound) | 96.50 ± 1.25 |" in (tmp_path / "tables" / "comparison.md").read_text()
+    found = json.loads((tmp_path / "metrics" / "lsgm_discretized" / "mnist_demo.json").read_text())
     assert found == {"nelbo": 96.5, "stderr": 1.25, "reconstruction": 70.0, "kl": 25.12}
 
 
 def test_paper_columns_where_the_paper_has_a_figure(tmp_path: Path) -> None:
     """By the model: the paper has three of CIFAR-10."""
 
-    def colour(metrics: dict[str, Any]) -> None:
+    def color(metrics: dict[str, Any]) -> None:
         for key in PRIORS:
             metrics["nelbo"][key]["bpd"] = 3.25
         for key in ("lsgm", "vae"):
             metrics["fidelity"][key] = {"fid": 5.0}
 
-    folders = [folder(tmp_path / "models" / "omniglot"), folder(tmp_path / "models" / "cifar10_best_nll", colour)]
+    folders = [folder(tmp_path / "models" / "omniglot"), folder(tmp_path / "models" / "cifar10_best_nll", color)]
     tabulate(folders, tmp_path)
     header, _, *rows = (tmp_path / "tables" / "comparison.md").read_text().splitlines()
     shown = [dict(zip(*(line.split(" | ") for line in (header, row)), strict=True)) for row in (rows[2], rows[5])]

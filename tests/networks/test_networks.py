@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsgm.config import PriorConfig, VAEConfig
+from lsgm.config import NCSNppConfig, VAEConfig
 from lsgm.networks.ncsnpp import NCSNpp, Resample
 from lsgm.networks.nvae import NVAE
 from lsgm.shapes import width_multipliers
@@ -18,7 +18,7 @@ def vae_config(arch="res_bnswish", blocks=2, groups=3):
 
 
 def prior_config(**settings):
-    return PriorConfig(channels=8, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0, **settings)
+    return NCSNppConfig(channels=8, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0, **settings)
 
 
 def test_each_group_sees_the_groups_before_it():

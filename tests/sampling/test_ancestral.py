@@ -1,4 +1,4 @@
-"""The discretised diffusion against closed forms for Gaussian latents."""
+"""The discretized diffusion against closed forms for Gaussian latents."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from lsgm.errors import LSGMError, SolverError
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ancestral import Discretisation, elbo, sample
+from lsgm.solvers.ancestral import Discretization, elbo, sample
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
 
 SHAPE = (2, 2, 2)
@@ -41,12 +41,12 @@ def draws(shape, seed=0):
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("steps", [1, 2, 1000])
 def test_steps_compose_to_the_diffusion(sde, steps):
-    process = Discretisation(sde, steps)
+    process = Discretization(sde, steps)
     np.testing.assert_allclose(process.alpha.cumprod(0), 1 - sde.variance(process.t), rtol=1e-10)
     assert (process.posterior_beta <= process.beta + 1e-15).all() and (process.posterior_beta > 0).all()
 
 
-@pytest.mark.parametrize("variances", ["beta", "posterior"])
+@pytest.mark.parametrize("variance", ["beta", "posterior"])
 @pytest.mark.parametrize("sde", SDES, ids=["vpsde", "geometric"])
 def test_samples_of_a_gaussian_have_its_variance(sde, variances):
     """z0 ~ N(0, 0.25 I), 300 steps, 3,000 samples: the variance that the linear recursion gives, to four standard
@@ -55,7 +55,7 @@ def test_samples_of_a_gaussian_have_its_variance(sde, variances):
     draw = draws((n, *SHAPE))
     solution = sample(prior, draw(), steps, draw, variances)
     assert solution.nfe == steps
-    process = Discretisation(sde, steps)
+    process = Discretization(sde, steps)
     spread = process.beta if variances == "beta" else process.posterior_beta
     variance = 1.0
     for i in reversed(range(steps)):
@@ -92,7 +92,7 @@ def test_bound_is_the_sum_of_its_gaussian_terms():
     prior = gaussian(sde, 0.5)
     z0 = draws((4, *SHAPE), seed=3)()
     found, _ = elbo(prior, z0, steps, draws((4, *SHAPE), seed=4))
-    process, draw = Discretisation(sde, steps), draws((4, *SHAPE), seed=4)
+    process, draw = Discretization(sde, steps), draws((4, *SHAPE), seed=4)
     Normal, kl = torch.distributions.Normal, torch.distributions.kl_divergence
     total = kl(Normal(process.alpha_bar[-1].sqrt() * z0, process.variance[-1].sqrt()), Normal(0.0, 1.0))
     for i in (2, 1, 0):
@@ -114,7 +114,7 @@ def test_bound_is_the_sum_of_its_gaussian_terms():
 @pytest.mark.parametrize("sde", [SubVPSDE(0.1, 20.0), VESDE(1e-4, 100.0)])
 def test_other_diffusions_are_refused(sde):
     with pytest.raises(LSGMError, match="use the solver rk45 and the estimator ode"):
-        Discretisation(sde, 10)
+        Discretization(sde, 10)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, math.nan])

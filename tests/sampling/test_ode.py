@@ -11,7 +11,7 @@ from torch import nn
 
 from lsgm.errors import LSGMError, SolverError
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ode import FIXED, drift, fixed_grid, log_prob, rk45, sample
+from lsgm.solvers.probability_flow import FIXED, drift, fixed_grid, log_prob, rk45, sample
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
 
 SHAPE = (2, 2, 2)

@@ -135,10 +135,10 @@ def write_params(path: Path) -> None:
 
     def add(name: str, like: dict[str, Any], stage: str, settings: dict[str, Any], **resources: Any) -> None:
         model = params["models"][name] = copy.deepcopy(like)
-        model[stage] |= {"state_minutes": 0.01, **settings}
+        model[stage] |= {"checkpoint_minutes": 0.01, **settings}
         model["resources"][stage] = one | resources
 
-    add("broken", tiny, "pretrain", {"lr": 1e9, "rescue": {"bad_steps": 1, "tries": 0}})
+    add("broken", tiny, "pretrain", {"lr": 1e9, "divergence": {"skip_limit": 1, "max_restarts": 0}})
     add("limited", tiny, "pretrain", {"epochs": 0.06})
     add("cancelled", second, "train", {"epochs": 0.06}, gpus=1)
     add("requeued", second, "train", {"epochs": 0.06, "seed": 2}, nodes=2, gpus=1)

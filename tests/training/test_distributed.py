@@ -27,7 +27,7 @@ SHORT = {"epochs": 2, "batch": 8, "warmup_epochs": 0, "lr_schedule": "iteration"
 PRIOR = {"channels": 8, "scales": 1, "cells_per_scale": 1, "dropout": 0, "embedding_dim": 16, "mixing_logit_init": -1}
 PRETRAIN = {**SHORT, "kl_anneal_portion": 1, "kl_max_coeff": 0.7, "spectral_reg": 0.01, "lr": 1, "adam_eps": 1e4}
 TRAIN = {
-    **SHORT, "p_weighting": "un", "q_samples": "reweighted", "draws": 2, "spectral_reg_prior": 1e-3,
+    **SHORT, "p_weighting": "un", "algorithm": 3, "time_samples": 2, "spectral_reg_prior": 1e-3,
     "lr_vae": 1, "lr_prior": 1, "adam_eps_vae": 1e4, "adam_eps_prior": 1e4,
 }  # fmt: skip
 STAGES = {
@@ -144,7 +144,7 @@ def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
 
 def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
     """SIGTERM to torchrun: one state, from which two processes end in the bits of two that were not stopped."""
-    settings = {"epochs": 20, "state_minutes": 10}
+    settings = {"epochs": 20, "checkpoint_minutes": 10}
     given = ("pretrain", 2, data)
     assert run(*given, tmp_path / "whole", **settings).returncode == 0
     out = tmp_path / "stopped" / "pretrain"

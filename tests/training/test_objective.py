@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lsgm.config import ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.sde import VPSDE
@@ -24,7 +24,7 @@ def model():
         arch="res_bnswish", channels=4, channel_mult=[1, 1, 2], groups_per_scale=2, latents_per_group=1,
         cells_per_cond=1, preprocess=BLOCK, postprocess=BLOCK,
     )  # fmt: skip
-    prior = PriorConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=-1)
+    prior = NCSNppConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=-1)
     return LSGM(ImageConfig(channels=1, size=28, padded_size=32, binary=True), vae, prior, SDEConfig())
 
 
@@ -146,8 +146,8 @@ def assert_same(one, two, prefix, **tolerance):
 def test_algorithm_1_is_algorithm_3_with_ll(double):
     """One loss or two, for one weighting: the same gradients, everywhere, to rounding."""
     rho = torch.rand(8, dtype=torch.float64)
-    one, value_1 = gradients(double, LSGMObjective(sampler(double, "ll"), "shared", draws=2), 1.0, rho)
-    three, value_3 = gradients(double, LSGMObjective(sampler(double, "ll"), "reweighted", draws=2), 1.0, rho)
+    one, value_1 = gradients(double, LSGMObjective(sampler(double, "ll"), "shared", time_samples=2), 1.0, rho)
+    three, value_3 = gradients(double, LSGMObjective(sampler(double, "ll"), "reweighted", time_samples=2), 1.0, rho)
     assert_same(one, three, "", rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(value_1.terms["nelbo"], value_3.terms["nelbo"])
 
@@ -220,7 +220,7 @@ def test_own_samples_in_one_pass_or_in_turn_are_the_same(double):
     p, q = sampler(double, "re"), sampler(double, "ll")
     found = []
     for joint in (False, True):
-        objective = LSGMObjective(p, "own", q=q, joint=joint, draws=2)
+        objective = LSGMObjective(p, "own", q=q, joint=joint, time_samples=2)
         found.append(gradients(double, objective, 0.9, rho, q_rho))
     assert_same(found[0][0], found[1][0], "", rtol=1e-9, atol=1e-12)
     assert found[0][1].terms.keys() == found[1][1].terms.keys()
@@ -233,7 +233,7 @@ def test_q_can_see_the_averaged_prior(double):
     with torch.no_grad():
         for p in average.parameters():
             p.mul_(1.2)
-    samplers = {"p": sampler(double, "un"), "q_samples": "own", "q": sampler(double, "ll")}
+    samplers = {"p": sampler(double, "un"), "algorithm": 2, "q": sampler(double, "ll")}
     plain, _ = gradients(double, LSGMObjective(**samplers), 1.0, rho, q_rho)
     mixed, _ = gradients(double, LSGMObjective(**samplers, q_prior=average), 1.0, rho, q_rho)
     assert_same(plain, mixed, "prior", rtol=1e-9, atol=1e-13)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lsgm.config import ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.model import LSGM
 from lsgm.training.ema import EMA
 from lsgm.training.objective import LSGMObjective, VAEObjective
@@ -23,7 +23,7 @@ def make():
         latents_per_group=2, cells_per_cond=1, preprocess=BLOCKS, postprocess=BLOCKS, num_nf=1, likelihood="dml",
         progressive_input="input_skip",
     )  # fmt: skip
-    prior = PriorConfig(channels=8, scales=2, cells_per_scale=1, dropout=0.5, embedding_dim=16, mixing_logit_init=0)
+    prior = NCSNppConfig(channels=8, scales=2, cells_per_scale=1, dropout=0.5, embedding_dim=16, mixing_logit_init=0)
     model = LSGM(image, vae, prior, SDEConfig(name="vpsde")).double().train()
     with torch.no_grad():
         for p in model.parameters():

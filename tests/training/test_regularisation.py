@@ -4,7 +4,7 @@ from torch import nn
 from lsgm.networks.flow import Shift
 from lsgm.networks.layers import BatchNorm, Conv2d, WNConv2d
 from lsgm.training.ema import EMA
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.regularization import SpectralRegularizer
 
 
 def network():
@@ -17,22 +17,22 @@ def network():
 
 def test_spectral_norms_against_svd():
     net = network()
-    regulariser = SpectralRegulariser(net)
+    regularizer = SpectralRegularizer(net)
     weights = [conv.effective_weight() for conv in [*net[:4], *net[8].children()]] + [net[7].weight]
     exact = sum(torch.linalg.svdvals(w.detach().flatten(1))[0] for w in weights)
     for _ in range(100):
-        value = regulariser.spectral()
+        value = regularizer.spectral()
     torch.testing.assert_close(value.detach(), exact, rtol=1e-6, atol=0)
-    assert SpectralRegulariser(net).spectral() > 0.98 * exact  # 40 iterations at first
+    assert SpectralRegularizer(net).spectral() > 0.98 * exact  # 40 iterations at first
 
 
 def test_spectral_gradient_against_svd():
     net = network()
-    regulariser = SpectralRegulariser(net)
+    regularizer = SpectralRegularizer(net)
     for _ in range(200):
-        regulariser.spectral()
+        regularizer.spectral()
     parameters = [net[1].weight, net[1].log_weight_norm, net[3].weight, net[7].weight, net[8].conv_in.weight]
-    ours = torch.autograd.grad(regulariser.spectral(), parameters)
+    ours = torch.autograd.grad(regularizer.spectral(), parameters)
     exact = sum(torch.linalg.svdvals(net[i].effective_weight().flatten(1))[0] for i in (1, 3))
     exact = exact + torch.linalg.svdvals(net[7].weight.flatten(1))[0]
     exact = exact + torch.linalg.svdvals(net[8].conv_in.effective_weight().flatten(1))[0]
@@ -45,8 +45,8 @@ def test_norm_scales():
     with torch.no_grad():
         net[4].weight[3] = -7.0
         net[5].weight[0] = 2.0
-    regulariser = SpectralRegulariser(net, convs=False)
-    assert regulariser.norm_scales().item() == regulariser().item() == 9.0
+    regularizer = SpectralRegularizer(net, convs=False)
+    assert regularizer.norm_scales().item() == regularizer().item() == 9.0
 
 
 def test_ema_is_the_weighted_sum_of_the_past():

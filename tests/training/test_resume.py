@@ -20,7 +20,7 @@ VAE = {
     "arch": "res_mbconv", "channels": 4, "channel_mult": [1, 2], "groups_per_scale": 2, "latents_per_group": 2,
     "cells_per_cond": 1, "preprocess": BLOCKS, "postprocess": BLOCKS, "likelihood": "dml",
 }  # fmt: skip
-LENGTH = {"epochs": 12, "batch": 8, "warmup_epochs": 1, "lr_schedule": "iteration", "state_minutes": 1e-9}
+LENGTH = {"epochs": 12, "batch": 8, "warmup_epochs": 1, "lr_schedule": "iteration", "checkpoint_minutes": 1e-9}
 STAGES = {
     "pretrain": (
         PretrainStage,
@@ -31,7 +31,7 @@ STAGES = {
         {
             "prior": {"channels": 8, "scales": 1, "cells_per_scale": 1, "embedding_dim": 16, "mixing_logit_init": -1},
             "sde": {},
-            "train": {**LENGTH, "p_weighting": "un", "q_samples": "reweighted", "spectral_reg_prior": 1e-3},
+            "train": {**LENGTH, "p_weighting": "un", "algorithm": 3, "spectral_reg_prior": 1e-3},
         },
     ),
 }
@@ -82,7 +82,7 @@ def test_told_to_stop_it_says_so_with_its_exit_code_and_goes_on(root, tmp_path):
     """SIGTERM: the state is saved at once (here states are ten minutes apart), exit code 75."""
     shutil.copytree(root, tmp_path / "root")
     config = json.loads((root / "train.json").read_text())
-    config["train"]["state_minutes"] = 10
+    config["train"]["checkpoint_minutes"] = 10
     (tmp_path / "root" / "train.json").write_text(json.dumps(config, separators=(",", ":")))
     given = arguments(tmp_path / "root", "train", tmp_path / "out")
     job = subprocess.Popen(

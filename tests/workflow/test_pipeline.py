@@ -115,7 +115,7 @@ def test_the_cells_of_a_grid_share_what_is_the_same(fresh: Project) -> None:
         "base": "tiny",
         "axes": {
             "weighting": {"ll": {}, "un": {"train.p_weighting": "un"}},
-            "q": {"1": {}, "3": {"train.q_samples": "own"}},
+            "q": {"1": {}, "3": {"train.algorithm": "own"}},
         },
         "seeds": [1, 2],
     }

@@ -14,7 +14,7 @@ from lsgm.errors import LSGMError
 
 
 def mix(*numbers: int) -> int:
-    """A seed in which neighbouring numbers have nothing in common: 63 bits, of which the CPU generator uses 32.
+    """A seed in which neighboring numbers have nothing in common: 63 bits, of which the CPU generator uses 32.
 
     Raises :class:`LSGMError` for what is no whole number from -2^63 to 2^63 - 1.
     """
@@ -25,7 +25,7 @@ def mix(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
-class Streams:
+class PerSampleNoise:
     """One stream of normal draws for each image of a batch, made on the host.
 
     Args:
