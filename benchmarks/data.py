@@ -26,9 +26,9 @@ import torch
 from machine import convolution_rate, machine, median_seconds, table
 from training import build, configs
 
-from lsgm.cli import device, keep_freed_memory
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
+from lsgm.runtime import device, keep_freed_memory
 
 GFLOP_256 = 3 * 266.2  # an image
 

@@ -24,7 +24,7 @@ from machine import machine, table
 from torch import Tensor
 
 from lsgm.cli import keep_freed_memory
-from lsgm.config import BackboneConfig, ImageConfig, NCSNppConfig
+from lsgm.config import BackboneConfig, ImageConfig
 from lsgm.data.registry import DATASETS
 from lsgm.model import LSGM
 from lsgm.params import load_params

@@ -145,8 +145,8 @@ class LSGM(nn.Module):
     def decode(self, z: Tensor, lower_scales: Sequence[Tensor] | None = None) -> Tensor:
         """The mean images [B, C, H, W] in [0, 1] of p(x | z) for latents [B, C', h, w].
 
-        ``lower_scales`` are the latents of the larger scales, group by group; drawn from N(0, I) here if None (by PyTorch's
-        global generator).
+        ``lower_scales`` are the latents of the scales that the prior does not cover, group by group; drawn from N(0, I)
+        here if None (by PyTorch's global generator).
 
         Raises:
             LSGMError: latents have another shape, are not finite or on another device, or there is none.

@@ -146,7 +146,7 @@ def test_metrics_hold_together(made):
     assert (
         metrics["fidelity"]["extractor"] == "mnist_classifier"
         and metrics["fidelity"]["lsgm"]["frechet_mnist_classifier"]
-        > metrics["fidelity"]["floor"]["frechet_mnist_classifier"]
+        > metrics["fidelity"]["real_vs_real"]["frechet_mnist_classifier"]
     )
     assert 0 <= metrics["fidelity"]["lsgm"]["precision_mnist_classifier"] <= 1
     assert metrics["code"]["nelbo"] == metrics["code"]["evaluate"] == "c0de"

@@ -57,7 +57,7 @@ def test_flops_and_memory_of_a_network_one_can_count():
     with hooks:
         model.vae.encode(torch.zeros(2, 1, 8, 8))
     expected = sum(4 * t.numel() for key, t in kept.items() if key not in own) // 2
-    assert found.vae.activations == expected == found.vae.activations_recompute
+    assert found.vae.activations == expected == found.vae.activations_checkpointed
     assert found.memory(10) - found.memory(0) == 10 * expected
 
 

@@ -14,12 +14,13 @@ from lsgm import published
 from lsgm.config import PretrainConfig
 from lsgm.published import published_names
 from lsgm.sde import VPSDE, GeometricVPSDE
-from lsgm.solvers import ancestral, ode
+from lsgm.solvers import ancestral
+from lsgm.solvers import probability_flow as ode
 from lsgm.solvers.ancestral import Discretization
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Schedule
-from lsgm.training.objective import LSGMObjective, VAEObjective, linear_anneal
+from lsgm.training.objective import LSGMObjective, VAEObjective
 from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import Schedule, linear_anneal
 from lsgm.weighting import TimeDraw, TimeSampler
 
 FIXTURES = os.environ.get("LSGM_FIXTURES")

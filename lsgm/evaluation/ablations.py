@@ -16,7 +16,7 @@ import pandas as pd
 
 from lsgm.config.stages import TabulateStage
 from lsgm.errors import LSGMError
-from lsgm.evaluation.figures import Points, save_points
+from lsgm.evaluation.charts import Points, save_points
 from lsgm.evaluation.metrics import Metrics, read_metrics
 from lsgm.evaluation.tables import distance_title, markdown, number, one_line, page, plain, write_text
 
@@ -197,10 +197,14 @@ def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) 
     about = f"NELBO of {_each(str(m.nelbo.images) for m in models)} test images, nats/image; lower is better."
     fidelities = [metrics.fidelity for metrics in models if metrics.fidelity is not None]
     if distance and fidelities:
-        floors = _each(f"{f.floor[distance]:.2f} (of {f.floor_images})" for f in fidelities if distance in f.floor)
+        real = _each(
+            f"{f.real_vs_real[distance]:.2f} (of {f.real_vs_real_images})"
+            for f in fidelities
+            if distance in f.real_vs_real
+        )
         about += (
             f" {distance_title(distance)}N = {_each(str(f.images) for f in fidelities)}) of samples to the training "
-            f"images; two disjoint sets of real ones are {floors} apart."
+            f"images; two disjoint sets of real ones are {real} apart."
         )
     if frame["nelbo_stderr"].notna().any():
         about += (
@@ -259,7 +263,7 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
 
 def _distance(models: Sequence[Metrics]) -> str | None:
     """The name of the Fréchet distance that the cells have."""
-    return next((next(iter(m.fidelity.floor)) for m in models if m.fidelity is not None), None)
+    return next((next(iter(m.fidelity.real_vs_real)) for m in models if m.fidelity is not None), None)
 
 
 def _distance_column(frame: pd.DataFrame) -> str | None:

@@ -16,8 +16,9 @@ from lsgm.config.stages import IllustrateStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError, SolverError
-from lsgm.evaluation.figures import save_mixing, save_panels
+from lsgm.evaluation.charts import save_mixing
 from lsgm.evaluation.history import read_history
+from lsgm.evaluation.image_grids import save_panels
 from lsgm.model import LSGM
 from lsgm.networks.layers import batch_statistics
 from lsgm.per_sample_noise import PerSampleNoise
@@ -39,7 +40,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
 
     Raises:
         LSGMError: ``folder`` holds no LSGM, the data are damaged or another dataset, or the ODE could not be solved
-            and ``sample.on_failure`` is `error`.
+            and ``sample.give_up`` is `fail`.
     """
     config = stage.sample
     model = checkpoint.load(folder, device).eval()

@@ -52,6 +52,8 @@ class Shift(nn.Module):
     up to i. With ``mirrored`` the order of the pixels is reversed, that of the channels stays.
     """
 
+    activation_checkpointing = True  # a block of which only the input need be kept
+
     def __init__(self, channels: int, mirrored: bool) -> None:
         super().__init__()
         hidden = EXPANSION * channels

@@ -349,6 +349,8 @@ class Cell(nn.Module):
     ``resample`` is -1 (halve), 0 or +1 (double); the skip is then a :class:`DownSkip` or :class:`UpSkip`.
     """
 
+    activation_checkpointing = True  # a block of which only the input need be kept
+
     def __init__(self, branch: nn.Module, c_in: int, c_out: int, resample: int, use_se: bool) -> None:
         super().__init__()
         self.branch = branch

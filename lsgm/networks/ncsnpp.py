@@ -96,6 +96,8 @@ class Resample(nn.Module):
 class ResidualBlock(nn.Module):
     """BigGAN residual block: (shortcut(x) + h) / sqrt(2), both branches resampled by ``resample`` (-1, 0, +1)."""
 
+    activation_checkpointing = True  # a block of which only the input need be kept
+
     def __init__(
         self, c_in: int, c_out: int, embedding: int, dropout: float, resample: int = 0, fir: bool = False
     ) -> None:
@@ -122,6 +124,8 @@ class ResidualBlock(nn.Module):
 
 class Attention(nn.Module):
     """Single-head self-attention over the pixels: (x + out(softmax(q k / sqrt C) v)) / sqrt(2)."""
+
+    activation_checkpointing = True  # a block of which only the input need be kept
 
     def __init__(self, channels: int) -> None:
         super().__init__()

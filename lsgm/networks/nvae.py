@@ -132,8 +132,8 @@ class NVAE(nn.Module):
 
         Args:
             x: images in [-1, 1], [B, C, H, W].
-            noise: standard normal draws: one in the shape of the top scale's latents, then one for each group of the lower scales;
-                drawn here if None.
+            noise: standard normal draws: one in the shape of the top scale's latents, then one for each group of the
+                lower scales; drawn here if None.
         Returns:
             the posterior sample and the likelihood's parameters [B, output_channels, H, W] that it decodes to
             (the decoder runs anyway: later groups depend on it).
@@ -163,7 +163,7 @@ class NVAE(nn.Module):
         return posterior, self._image(h)
 
     def decode(self, z: Tensor, lower_scales: Sequence[Tensor] = ()) -> Tensor:
-        """The likelihood's parameters [B, output_channels, H, W] for latents of the top scale and of groups of lower scales."""
+        """The likelihood's parameters [B, output_channels, H, W] for the latents of the top and of the lower scales."""
         if len(lower_scales) != len(self.lower_scale_shapes):
             raise ValueError(
                 f"lower_scales: expected the latents of {len(self.lower_scale_shapes)} groups, got {len(lower_scales)}"

@@ -31,7 +31,7 @@ class Posterior:
         return (self.log_q + 0.5 * self.z.square() + HALF_LOG_2PI).sum(dim=(2, 3)).mean(dim=0)
 
     def lower_scales_kl(self) -> Tensor:
-        """log q - log N(0, I) of each group of the lower scales at the sample, [B, number of groups of lower scales]."""
+        """log q - log N(0, I) of each group of the lower scales at the sample, [B, number of groups]."""
         pairs = zip(self.lower_scales, self.lower_scales_log_q, strict=True)
         kl = [(log_q + 0.5 * z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3)) for z, log_q in pairs]
         return torch.stack(kl, dim=1) if kl else self.z.new_zeros(len(self.z), 0)

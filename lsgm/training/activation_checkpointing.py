@@ -10,11 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lsgm.networks.flow import Shift
-from lsgm.networks.layers import Cell, Untracked
-from lsgm.networks.ncsnpp import Attention, ResidualBlock
-
-BLOCKS = (Cell, Shift, ResidualBlock, Attention)
+from lsgm.networks.layers import Untracked
 
 
 def checkpoint_activations(network: nn.Module) -> None:
@@ -24,8 +20,8 @@ def checkpoint_activations(network: nn.Module) -> None:
     of batch norms alone.
     """
     for block in network.modules():
-        if isinstance(block, BLOCKS):
-            block.forward = partial(_recomputed, block)  # type: ignore[method-assign]
+        if getattr(block, "activation_checkpointing", False):
+            block.forward = partial(_recomputed, block)
 
 
 def _recomputed(block: nn.Module, *inputs: Any) -> Any:

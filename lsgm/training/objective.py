@@ -101,9 +101,9 @@ class LSGMObjective:
         p: draws t for the prior.
         q: draws t for the VAE; algorithm 2 only.
         joint: algorithm 2 takes both through the network in one pass of twice the batch, else in turn.
-        q_prior: the prior that q's pass sees (algorithm 2, in turn), one with averaged weights; the trained one where None.
-        time_samples: (t, noise) per latent and step. More cost passes of the score network and lower the gradient's variance,
-            the encoder's too.
+        q_prior: the prior that q's pass sees (algorithm 2, in turn), one with averaged weights; None: the trained one.
+        time_samples: samples of (t, noise) per latent and step. More cost passes of the score network and lower the
+            variance of the gradient, the encoder's too.
         balance: balance the groups' KLs (algorithm 1 only).
         train_vae: False: p's loss alone, on samples of a frozen VAE.
     """

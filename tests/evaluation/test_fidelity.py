@@ -113,11 +113,11 @@ def test_wrong_shapes_of_digits_cost_more_than_binarized_ones(digits: Digits, re
     assert distances[0] < 1 < 3 < distances[1]
 
 
-def test_floor_falls_with_the_number_of_images_and_repeats_itself(digits: Digits) -> None:
+def test_real_vs_real_falls_with_the_number_of_images_and_repeats_itself(digits: Digits) -> None:
     real = of(digits)
-    floors = [real_vs_real(real, n, seed=1, repeats=2) for n in (100, 400, 1600)]
-    assert floors[0] > 1.5 * floors[1] > 1.5**2 * floors[2] > 0
-    assert floors[0] == real_vs_real(real, 100, seed=1, repeats=2)
+    distances = [real_vs_real(real, n, seed=1, repeats=2) for n in (100, 400, 1600)]
+    assert distances[0] > 1.5 * distances[1] > 1.5**2 * distances[2] > 0
+    assert distances[0] == real_vs_real(real, 100, seed=1, repeats=2)
 
 
 def test_committed_weights_are_standardized_and_small(mnist_store: ImageStore) -> None:
@@ -141,6 +141,6 @@ def test_a_few_steps_of_the_training_script_learn_something(digits: Digits, mnis
     torch.testing.assert_close(found.var(0), torch.ones(64), atol=1e-3, rtol=0)
 
 
-def test_floor_wants_enough_images(digits: Digits) -> None:
+def test_real_vs_real_wants_enough_images(digits: Digits) -> None:
     with pytest.raises(LSGMError, match="two disjoint sets of 6 need 12 real images, there are 10"):
         real_vs_real(of(digits[:10]), 6, seed=1)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lsgm.evaluation.figures import SEPARATOR, Bar, grid, save_curves, save_grid, save_nelbo_bars, save_panels
+from lsgm.evaluation.charts import Bar, save_curves, save_nelbo_bars
+from lsgm.evaluation.image_grids import SEPARATOR, grid, save_grid, save_panels
 
 RNG = np.random.default_rng(0)
 

@@ -17,7 +17,7 @@ from lsgm.config import EvaluateConfig, NELBOConfig, SampleConfig
 from lsgm.config.stages import EvaluateStage, IllustrateStage, NELBOStage, SampleStage, StatisticsStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import SolverError
-from lsgm.evaluation.evaluate import compare, evaluate
+from lsgm.evaluation.evaluate import Inputs, compare, evaluate
 from lsgm.evaluation.likelihood import make_part
 from lsgm.evaluation.statistics import make_reference, read_reference
 
@@ -74,9 +74,9 @@ def test_it_is_recorded(folders: tuple[Path, Path], mnist_store: ImageStore, tmp
     config = EvaluateConfig(**nelbo.model_dump(), extractor=None)
     metrics = evaluate(
         EvaluateStage(model="tiny", dataset="mnist", evaluate=config),
-        *(mnist_store.path, folders[0], tmp_path / "lsgm", folders[1], tmp_path / "vae"),
-        *([tmp_path / "part"], [], CPU),
-    )
+        Inputs(mnist_store.path, folders[0], tmp_path / "lsgm", folders[1], tmp_path / "vae", [tmp_path / "part"], []),
+        CPU,
+    ).written()
     assert math.isnan(metrics["nelbo"]["lsgm"]["nelbo"]) and math.isnan(metrics["nelbo"]["gain"]["nelbo"])
     assert math.isfinite(metrics["nelbo"]["vae"]["nelbo"] + metrics["nelbo"]["lsgm_with_normal_prior"]["nelbo"])
     assert metrics["sampling"]["lsgm"]["failed"] == facts["failed"]
@@ -88,7 +88,7 @@ def test_what_was_not_drawn_is_not_compared(small_store: ImageStore, tmp_path: P
     images = np.array(small_store.images("train")[:8])
     references = [read_reference(tmp_path / "reference", small_store)]
     found = compare({"lsgm": 0 * images, "vae": images}, references, CPU, 0, failed={"lsgm"})
-    assert found["lsgm"] == {} and found["vae"]["frechet_mnist_classifier"] >= 0
+    assert found.lsgm == {} and found.vae["frechet_mnist_classifier"] >= 0
 
 
 def test_a_figure_says_so(folders: tuple[Path, Path], mnist_store: ImageStore, tmp_path: Path) -> None:

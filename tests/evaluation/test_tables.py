@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from lsgm.errors import LSGMError
-from lsgm.evaluation.figures import save_panels
+from lsgm.evaluation.image_grids import save_panels
 from lsgm.evaluation.tables import PRIORS, tabulate
 
 METRICS: dict[str, Any] = {
@@ -49,8 +49,8 @@ METRICS: dict[str, Any] = {
         "kept_images": 2000,
         "lsgm": {"frechet_mnist_classifier": 2.5, "kid_mnist_classifier": 0.125, "recall_mnist_classifier": 0.75},
         "vae": {"frechet_mnist_classifier": 7.25, "kid_mnist_classifier": 0.5, "recall_mnist_classifier": 0.25},
-        "floor_images": 2000,
-        "floor": {"frechet_mnist_classifier": 0.25},
+        "real_vs_real_images": 2000,
+        "real_vs_real": {"frechet_mnist_classifier": 0.25},
     },
     "sampling": {
         "lsgm": {"images": 2000, "solver": "rk45", "tol": 1e-4, "nfe": 40.0, "seconds": 20.0},
@@ -191,7 +191,7 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
 def test_each_extractor_has_its_own_column(tmp_path: Path) -> None:
     def inception(metrics: dict[str, Any]) -> None:
         found = {"fid": 2.5, "clean_fid": 2.625, "inception_score": 9.0}
-        metrics["fidelity"].update(extractor="inception", lsgm=found, vae=found, floor={"fid": 0.25})
+        metrics["fidelity"].update(extractor="inception", lsgm=found, vae=found, real_vs_real={"fid": 0.25})
 
     other = folder(tmp_path / "in" / "other", inception)
     tabulate([folder(tmp_path / "in" / "mnist_demo"), other], tmp_path)

@@ -36,7 +36,7 @@ def package(tmp_path: Path) -> Path:
         "data/__init__.py": "",
         "data/prepare.py": (
             '"""Doc."""\nfrom lsgm.config import KEY\nfrom . import used\n\n\ndef f():\n    """Doc."""\n'
-            "    import lsgm.per_sample_noise\n    from lsgm.far import below\n    return 1\n"
+            "    import lsgm.streams\n    from lsgm.far import below\n    return 1\n"
         ),
         "data/used.py": "A = None",
         "data/unused.py": "B = 1",
@@ -119,14 +119,15 @@ JOBS = {  # job -> stage and name
 }
 TRAININGS, PRIORS = {"pretrain", "train"}, {"train", "samples", "nelbo", "illustrate"}
 MODELS = {*PRIORS, "pretrain", "vae samples"}
+NO_RESULT = (
+    *("cli", "config", "convert", "describe", "errors", "files", "networks.published_names", "params", "progress"),
+    *("published", "registry", "runtime", "shapes", "verify"),
+)
 # Module or package -> the jobs whose result it can change; of those that a module is in, the longest counts. Jobs read
 # what others made, so that what is not here is made again all the same where it depends on these.
 CHANGES: dict[str, set[str]] = {
     # These only pass on, check, explain or describe; the values of the configuration are in each job's file.
-    **dict.fromkeys(
-        ("__main__", "cli", "config", "params", "registry", "shapes", "errors", "files", "progress"), set()
-    ),
-    **dict.fromkeys(("describe", "published", "networks.published_names"), set()),
+    **{name: set() for name in NO_RESULT},
     "arguments": {*MODELS, "evaluate"},
     "checkpoint": {*MODELS, "evaluate"},
     "per_sample_noise": {*MODELS, "evaluate"},
@@ -156,10 +157,15 @@ CHANGES: dict[str, set[str]] = {
     "evaluation.fidelity": {"evaluate"},
     "evaluation.likelihood": {"nelbo", "evaluate"},
     "evaluation.parts": {"nelbo", "evaluate"},
-    "evaluation.metrics": {"nelbo", "evaluate", "tabulate"},
+    "evaluation.metrics": {"evaluate", "tabulate"},
     "evaluation.illustrate": {"illustrate"},
-    "evaluation.figures": {"illustrate", "tabulate"},
-    "evaluation.history": {"illustrate", "tabulate"},
+    "evaluation.charts": {"illustrate", "tabulate"},
+    "evaluation.canvas": {"samples", "vae samples", "evaluate", "illustrate", "tabulate"},
+    "evaluation.image_grids": {"samples", "vae samples", "evaluate", "illustrate"},
+    "evaluation.generate": {"samples", "vae samples"},
+    "evaluation.samples": {"samples", "vae samples", "evaluate", "tabulate"},
+    "evaluation.records": {"samples", "vae samples", "evaluate", "nelbo", "tabulate"},
+    "evaluation.history": {"evaluate", "illustrate", "tabulate"},
     "evaluation.tables": {"tabulate"},
     "evaluation.ablations": {"tabulate"},
 }

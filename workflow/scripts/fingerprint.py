@@ -23,19 +23,19 @@ ENTRIES = {
     "statistics": ["lsgm.evaluation.statistics"],
     "pretrain": ["lsgm.training.pretrain"],
     "train": ["lsgm.training.train"],
-    "sample": ["lsgm.checkpoint"],
-    "sample.vae": ["lsgm.checkpoint"],
+    "sample": ["lsgm.evaluation.generate"],
+    "sample.vae": ["lsgm.evaluation.generate"],
     "nelbo": ["lsgm.evaluation.likelihood"],
     "evaluate": ["lsgm.evaluation.evaluate"],
     "illustrate": ["lsgm.evaluation.illustrate"],
-    "tabulate": ["lsgm.evaluation.ablations", "lsgm.evaluation.figures"],
+    "tabulate": ["lsgm.evaluation.ablations", "lsgm.evaluation.tables"],
 }
 
 # Left out, or every result would depend on them: the command line and the package's front door only pass things on;
 # the values of the configuration, defaults resolved, are in the frozen file already (a new key must not retrain a model
 # that has no use for it); error messages, atomic writing and progress bars change no result.
 IGNORED = {
-    "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.params", "lsgm.progress", "lsgm.registry",
+    "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.params", "lsgm.progress", "lsgm.registry", "lsgm.runtime",
     "lsgm.shapes",
 }  # fmt: skip
 

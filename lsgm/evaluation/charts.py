@@ -1,110 +1,17 @@
-"""Pictures: grids and panels of images, the split of the NELBO, training curves. All PNG, the same bytes every time.
-
-matplotlib and Pillow are imported by the functions that draw with them.
-"""
+"""Charts: the split of the NELBO, training curves, mixing coefficients, points of an ablation. All PNG."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from torch import Tensor
 
-from lsgm.files import atomic
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W], C = 1 or 3, in 0..255
-
-SEPARATOR = 56  # a gray that parts black images without drawing the eye
-LARGEST = 1e9  # number in a figure
-# Okabe and Ito's palette: told apart by color-blind readers too.
-BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#9AD0F2"
-COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # matplotlib brings it along: the same letters on every machine
-    "font.size": 11,
-    "axes.labelsize": 11,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "legend.frameon": False,
-    "savefig.dpi": 160,
-}
-
-
-def grid(images: Images, columns: int) -> NDArray[np.uint8]:
-    """``images`` in rows of ``columns``, one pixel of gray between them: uint8 [H, W], or [H, W, 3] for color.
-
-    The cells that an incomplete last row leaves over are black.
-    """
-    array = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
-    if array.ndim != 4 or array.shape[1] not in (1, 3) or array.dtype != np.uint8 or not len(array):
-        raise ValueError(f"expected uint8 [N, 1 or 3, H, W] with N > 0, found {array.dtype} {list(array.shape)}")
-    n, channels, height, width = array.shape
-    rows = math.ceil(n / columns)
-    cells = np.full((rows * columns, channels, height + 1, width + 1), SEPARATOR, np.uint8)
-    cells[:, :, :-1, :-1] = 0
-    cells[:n, :, :-1, :-1] = array
-    cells = cells.reshape(rows, columns, channels, height + 1, width + 1).transpose(0, 3, 1, 4, 2)
-    picture = cells.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
-    return picture[..., 0] if channels == 1 else picture
-
-
-def save_grid(images: Images, path: str | Path, columns: int = 16, scale: int = 2) -> None:
-    """Write :func:`grid` as a PNG, every pixel ``scale`` x ``scale``."""
-    from PIL import Image
-
-    picture = _enlarged(grid(images, columns), scale)
-    with atomic(path) as part:
-        Image.fromarray(picture).save(part, format="PNG", optimize=True)
-
-
-def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int | None = None, scale: int = 2) -> None:
-    """Write grids of images (square ones, if ``columns`` is not given) side by side as a PNG.
-
-    The keys are the titles; a title may have several lines.
-    """
-    columns = columns or math.ceil(math.sqrt(max(len(images) for images in panels.values())))
-    pictures = {title: _enlarged(grid(images, columns), scale) for title, images in panels.items()}
-    margin, gap, line = 16, 28, 36  # pixels
-    head = line * max(title.count("\n") + 1 for title in panels) + 12
-    width = sum(p.shape[1] for p in pictures.values()) + gap * (len(pictures) - 1) + 2 * margin
-    height = max(p.shape[0] for p in pictures.values()) + head + 2 * margin
-    dpi = 100
-    with _figure(path, (width / dpi, height / dpi), dpi=dpi) as figure:
-        left = margin
-        for title, picture in pictures.items():
-            h, w = picture.shape[:2]
-            # Axes of the picture's own size, so that no pixel is resampled.
-            axes = figure.add_axes(
-                (left / width, 1 - (margin + head + h) / height, w / width, h / height), frameon=False
-            )
-            color = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)  # a color map would round
-            axes.imshow(color, interpolation="nearest", aspect="auto")
-            axes.set_axis_off()
-            x, y = (left + w / 2) / width, 1 - (margin + head - 20) / height
-            figure.text(x, y, title, ha="center", va="baseline", fontsize=20, linespacing=1.25)
-            left += w + gap
-
-
-def drawable(value: Any) -> Any:
-    """Whether a number, or each of an array, is finite and on the scale of a figure: matplotlib fails far from it."""
-    return np.abs(value) < LARGEST
+from lsgm.evaluation.canvas import BLUE, COLOURS, LARGEST, SKY, VERMILLION, canvas, drawable
 
 
 @dataclass(frozen=True)
@@ -126,7 +33,7 @@ class Bar:
 def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> None:
     """Write the NELBO of each model (the key) and prior (its bars), split into reconstruction and KL, as a PNG."""
     height = 1.25 + sum(0.55 + 0.5 * len(bars) for bars in groups.values())
-    with _figure(path, (9, height), layout="constrained") as figure:
+    with canvas(path, (9, height), layout="constrained") as figure:
         plots = figure.subplots(
             len(groups), squeeze=False, sharex=True, height_ratios=[0.55 + 0.5 * len(bars) for bars in groups.values()]
         )[:, 0]
@@ -179,7 +86,7 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
     that of a few test images, ``test_nelbo``, is drawn where it was measured.
     """
     change = float(vae["step"].iloc[-1])
-    with _figure(path, (9, 4.2), layout="constrained") as figure:
+    with canvas(path, (9, 4.2), layout="constrained") as figure:
         axes = figure.subplots()
         tops, bottoms = [], []
         for frame, start, color, label in (
@@ -211,7 +118,7 @@ def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str 
 
     ``history`` has the columns ``epoch`` and, where they are trained, ``alpha_mean``; ``coefficients`` are in [0, 1].
     """
-    with _figure(path, (9, 3.8), layout="constrained") as figure:
+    with canvas(path, (9, 3.8), layout="constrained") as figure:
         course, end = figure.subplots(1, 2)
         if "alpha_mean" in history:
             mean = history["alpha_mean"].where(drawable(history["alpha_mean"]))
@@ -254,7 +161,7 @@ def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> No
     colors = dict(zip(dict.fromkeys(series.color), itertools.cycle(COLOURS), strict=False))
     markers = dict(zip(dict.fromkeys(series.marker), itertools.cycle("osD^vPX"), strict=False))
     fillings = dict(zip(dict.fromkeys(series.filling), itertools.cycle(("full", "none", "left", "top")), strict=False))
-    with _figure(path, (6.5 * len(panels) + 1.5, 4.8), layout="constrained") as figure:
+    with canvas(path, (6.5 * len(panels) + 1.5, 4.8), layout="constrained") as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw_points(axes, panel, colors, markers, fillings, few)
         handles = []
@@ -294,21 +201,3 @@ def _draw_points(
     axes.set_xlabel(panel.x_title)
     axes.set_ylabel(panel.y_title)
     axes.grid(color="#DDDDDD", linewidth=0.8)
-
-
-@contextmanager
-def _figure(path: str | Path, inches: tuple[float, float], dpi: int | None = None, **kwargs: Any) -> Iterator[Figure]:
-    """A figure that is written to ``path`` at the end of the block."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    with style.context(["default", STYLE]):  # whatever the user's matplotlibrc says
-        figure = Figure(figsize=inches, **kwargs)  # without pyplot: no display, no global state
-        yield figure
-        with atomic(path) as part:
-            # No metadata: it would hold matplotlib's version.
-            figure.savefig(part, format="png", dpi=dpi or STYLE["savefig.dpi"], metadata={"Software": None})
-
-
-def _enlarged(picture: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
