@@ -23,11 +23,11 @@ import torch
 from machine import machine, table
 from torch import Tensor
 
-from lsgm.cli import keep_freed_memory
-from lsgm.config import BackboneConfig, ImageConfig
+from lsgm.config import BackboneConfig, ImageConfig, PriorConfig
 from lsgm.data.registry import DATASETS
 from lsgm.model import LSGM
 from lsgm.params import load_params
+from lsgm.runtime import keep_freed_memory
 from lsgm.training.objective import VAEObjective
 
 BATCH = {"mnist_demo": 64, "mnist": 16, "cifar10_slim": 8}

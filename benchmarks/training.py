@@ -26,10 +26,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsgm import checkpoint
-from lsgm.cli import device, keep_freed_memory
 from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.params import load_params
+from lsgm.runtime import device, keep_freed_memory
 from lsgm.training import pretrain, train
 from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.engine import Engine

@@ -21,6 +21,7 @@ from lsgm.config.stages import StageConfig
 from lsgm.errors import LSGMError
 from lsgm.files import atomic, read_json, seal, sha256, write_json
 from lsgm.model import LSGM
+from lsgm.runtime import device_name
 from lsgm.shapes import misfits
 
 RESTORE = "delete it, then restore it (`dvc checkout`, or `dvc pull`) or train again"
@@ -183,10 +184,3 @@ def check_weights(weights: Mapping[str, Any], where: str | Path) -> None:
     for name, value in weights.items():
         if not value.isfinite().all():
             raise LSGMError(f"{where}: {name}: not finite; the training diverged, or the file is damaged")
-
-
-def device_name(device: torch.device) -> str:
-    """A name for tables: the GPU's, or `cpu` and the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

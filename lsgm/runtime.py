@@ -54,9 +54,16 @@ def usage(name: str) -> str:
         return f"; {memory}"
     import torch
 
-    from lsgm.checkpoint import device_name
-
     where = device(name)
     if where.type == "cuda":
         memory += f", on the GPU {torch.cuda.max_memory_allocated(where) / 2**30:.1f} GB"
     return f" on {device_name(where)}; {memory}"
+
+
+def device_name(device: torch.device) -> str:
+    """A name for tables: the GPU's, or `cpu` and the number of threads."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

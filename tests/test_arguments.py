@@ -177,11 +177,11 @@ def test_settings_of_likelihoods_out_of_range(color, name, value):
         ),
         (lambda m: m.sample(1, solver="ancestrl"), "found 'ancestrl'; did you mean 'ancestral'"),
         (
-            lambda m: m.sample(1, variance="betta"),
+            lambda m: m.sample(1, variance="fixed_larg"),
             "variance: expected one of fixed_large, fixed_small, .* mean 'fixed_large'",
         ),
         (lambda m: m.nelbo(X, probe="rademaher"), "probe: expected one of gaussian, .* did you mean 'rademacher'"),
-        (lambda m: m.nelbo(X, estimator="discretized"), "estimator: expected one of ode, .* mean 'discretized'"),
+        (lambda m: m.nelbo(X, estimator="discretizd"), "estimator: expected one of ode, .* mean 'discretized'"),
         (lambda m: m.nelbo(X, probs=3), "probs: unknown argument; did you mean 'probes'"),
         (lambda m: m.nelbo(X, solver="heun"), "solver: unknown argument; there are estimator, tol, time_eps, probe, "),
     ],
@@ -268,7 +268,7 @@ def test_streams_of_other_images(color):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seeds_out_of_range(color, seed):
-    for make_streams in (PerSampleNoise, color.streams):
+    for make_streams in (PerSampleNoise, color.per_sample_noise):
         with pytest.raises(LSGMError, match="seed: expected a whole number from 0 to 2"):
             make_streams(seed, range(2))
 

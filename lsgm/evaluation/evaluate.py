@@ -29,6 +29,7 @@ from lsgm.evaluation.samples import DRAW_AGAIN, SamplingFile, check_samples, rea
 from lsgm.evaluation.statistics import Statistics, measure, read_reference
 from lsgm.files import copy, write_json
 from lsgm.progress import log
+from lsgm.runtime import device_name
 
 PANEL = 64  # images of each kind in samples.png
 
@@ -94,7 +95,7 @@ def evaluate(stage: EvaluateStage, inputs: Inputs, device: torch.device) -> Metr
     return Metrics(
         model=stage.model,
         dataset=store.name,
-        device=checkpoint.device_name(device),
+        device=device_name(device),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         nelbo=_nelbos(header, nelbos),
         fidelity=_fidelity(stage, inputs, store, sampling, device),

@@ -20,6 +20,7 @@ from lsgm.evaluation.image_grids import save_grid
 from lsgm.evaluation.samples import SamplingFile
 from lsgm.files import atomic, seal, sha256, write_json
 from lsgm.model import LSGM, SampleInfo
+from lsgm.runtime import device_name
 
 GRID = 256  # images in the grid, at most
 
@@ -61,7 +62,7 @@ def generate(stage: SampleStage, folder: Path, out: Path, device: torch.device) 
     save_grid(shown, out / "grid.png")
     facts = {
         **asdict(info),
-        "device": checkpoint.device_name(model.device),
+        "device": device_name(model.device),
         "code": stage.code,
         "model": checkpoint.read_config(folder).sha256,
         "samples_sha256": digest,

@@ -60,7 +60,7 @@ def test_covers_imports_anywhere_and_weights(module: ModuleType, package: Path) 
         "lsgm.data.used",
         "lsgm.far",
         "lsgm.far.below",
-        "lsgm.per_sample_noise",
+        "lsgm.streams",
     ]
 
 

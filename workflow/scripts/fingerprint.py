@@ -35,8 +35,8 @@ ENTRIES = {
 # the values of the configuration, defaults resolved, are in the frozen file already (a new key must not retrain a model
 # that has no use for it); error messages, atomic writing and progress bars change no result.
 IGNORED = {
-    "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.params", "lsgm.progress", "lsgm.registry", "lsgm.runtime",
-    "lsgm.shapes",
+    "lsgm.cli", "lsgm.config", "lsgm.errors", "lsgm.files", "lsgm.params", "lsgm.progress", "lsgm.registry",
+    "lsgm.runtime", "lsgm.shapes",
 }  # fmt: skip
 
 # Imported by modules that other stages share, but called in these stages alone: a change of the ODE solver must not
@@ -68,7 +68,7 @@ def fingerprint(stage: str, root: Path, parts: Sequence[Any] = ()) -> str:
 
 
 def sources(stage: str, root: Path, parts: Sequence[Any] = ()) -> dict[str, Path]:
-    """The files that ``stage`` uses, by name: the modules it imports, directly or not, and the weights that they name."""
+    """The files that ``stage`` uses, by name: the modules it imports, directly or not, and weights that they name."""
     roots = {"lsgm": root}
     for module in map(module_of, parts):
         package = module.partition(".")[0]
