@@ -60,7 +60,7 @@ def made(request, tmp_path_factory, mnist_store):
     params = parse(Params, raw, "tiny")
     said = {}
     for stage in ("statistics", "pretrain", "train", "sample", "nelbo", "evaluate"):
-        name = "mnist.mnist_classifier" if stage == "statistics" else "tiny"
+        name = {"statistics": "mnist.mnist_classifier", "sample": "lsgm.tiny"}.get(stage, "tiny")
         (folder / f"{stage}.json").write_text(params.freeze(stage, name, code="c0de").model_dump_json())
 
     def stage(name, *arguments, config=None):

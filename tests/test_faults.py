@@ -91,7 +91,7 @@ class Made:
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         loaded = load_params(root / "params.yaml")
         for stage in ("prepare", "pretrain", "train", "sample", "nelbo", "evaluate"):
-            name = "drawn" if stage == "prepare" else "tiny"
+            name = {"prepare": "drawn", "sample": "lsgm.tiny"}.get(stage, "tiny")
             (root / f"{stage}.json").write_text(loaded.freeze(stage, name).model_dump_json())  # type: ignore[arg-type]
         states = States.clear
         States.clear = lambda self: None  # type: ignore[method-assign]  # those of a training that was not interrupted

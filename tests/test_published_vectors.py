@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from lsgm import published
-from lsgm.config import PretrainConfig
+from lsgm.config import PretrainConfig, SampleConfig
 from lsgm.published import published_names
 from lsgm.sde import VPSDE, GeometricVPSDE
 from lsgm.solvers import ancestral
-from lsgm.solvers import probability_flow as ode
 from lsgm.solvers.ancestral import Discretization
+from lsgm.solvers.probability_flow import log_prob, rk45_sample
 from lsgm.training.ema import EMA
 from lsgm.training.objective import LSGMObjective, VAEObjective
 from lsgm.training.regularization import SpectralRegularizer
@@ -199,17 +199,21 @@ def test_discretized_diffusion(name):
     np.testing.assert_allclose(process.posterior_beta, expected["betas_post_init"], rtol=1e-6)
 
 
+def by_rk45(prior, noise, tol, time_eps):
+    return rk45_sample(prior, noise, lambda: noise, SampleConfig(count=1, tol=tol, time_eps=time_eps))
+
+
 @pytest.mark.parametrize("time_eps", ["1e-05", "1e-06"])
 @pytest.mark.parametrize("which", ["mnist_like", "cifar_like_flow"])
 def test_ode_samples(model, vectors, flow_prior, flow_vectors, which, time_eps):
     """At tol 1e-5, and with cooler starts at tol 1e-3 (where the published float32 sigma near t = 0 shows)."""
     prior, expected = (model.prior, vectors) if which == "mnist_like" else (flow_prior, flow_vectors)
     expected = expected["ode_sample"]
-    solution = ode.sample(prior, expected["noise"], tol=1e-5, time_eps=float(time_eps))
+    solution = by_rk45(prior, expected["noise"], tol=1e-5, time_eps=float(time_eps))
     close(solution.y, expected[time_eps]["latents"], 1e-4)
     assert solution.nfe == expected[time_eps]["nfe"]
     if time_eps == "1e-05":
-        solution = ode.sample(prior, 0.9 * expected["noise"], tol=1e-3, time_eps=1e-5)
+        solution = by_rk45(prior, 0.9 * expected["noise"], tol=1e-3, time_eps=1e-5)
         close(solution.y, expected["temp0.9_tol1e-3"]["latents"], 3e-4)
         assert solution.nfe == expected["temp0.9_tol1e-3"]["nfe"]
 
@@ -224,7 +228,7 @@ def test_ode_likelihood(model, vectors, flow_prior, flow_vectors, which, tol, to
     prior, found = (model.prior, vectors) if which == "mnist_like" else (flow_prior, flow_vectors)
     expected = found["ode_nll"]
     z0 = found["vae"]["eps_top"]
-    log_p, nfe = ode.log_prob(prior, z0, expected["hutchinson_noise"], tol=tol, time_eps=1e-5)
+    log_p, nfe = log_prob(prior, z0, expected["hutchinson_noise"], tol=tol, time_eps=1e-5)
     key = next(k for k in expected if isinstance(k, str) and k.startswith("fixed") and float(k.split("|")[-1]) == tol)
     close(-log_p, expected[key]["nll"], tolerance)
     assert abs(nfe - expected[key]["nfe"]) <= (6 if which == "cifar_like_flow" else 0)
@@ -366,7 +370,7 @@ def trace(optimizer, parameters, expected, after_step=lambda: None):
 
 
 def test_adamax():
-    fixture = load("optimizers.vectors")
+    fixture = load("optimisers.vectors")
     settings = fixture["adamax"]
     parameters = [torch.nn.Parameter(p.clone()) for p in fixture["p0"]]
     optimizer = torch.optim.Adamax(
@@ -376,7 +380,7 @@ def test_adamax():
 
 
 def test_ema():
-    fixture = load("optimizers.vectors")
+    fixture = load("optimisers.vectors")
     settings = fixture["adam_ema"]
     module = torch.nn.ParameterList([torch.nn.Parameter(p.clone()) for p in fixture["p0"]])
     # the trace was made with coupled weight decay: the moments and the average are what is compared
@@ -388,7 +392,7 @@ def test_ema():
 
 
 def test_learning_rate_schedule():
-    for key, values in load("optimizers.vectors")["lr_schedule"]["values"].items():
+    for key, values in load("optimisers.vectors")["lr_schedule"]["values"].items():
         numbers = [float(part) for part in (key.split("|") if isinstance(key, str) else key)]
         lr, lr_min, epochs, warmup, per_epoch = numbers
         config = PretrainConfig(

@@ -130,7 +130,7 @@ def test_goes_on_where_it_was_stopped(
             raise RuntimeError("the machine is gone")
         return original(*args, **settings)
 
-    out, state = tmp_path / "out", tmp_path / "out.state"
+    out, state = tmp_path / "out", tmp_path / "out.resume"
     monkeypatch.setattr(likelihood, "_measure", fails)
     with pytest.raises(RuntimeError, match="gone"):
         part(models, mnist_store, out)
@@ -148,7 +148,7 @@ def test_killed_by_the_system_it_goes_on(
     (tmp_path / "nelbo.json").write_text(STAGE.model_dump_json())
     out, state = tmp_path / "out", tmp_path / "states" / "tiny"
     command = [sys.executable, "-m", "lsgm.cli", "nelbo", "--config", tmp_path / "nelbo.json", "--out", out]
-    command += ["--data", mnist_store.path, "--model", models[0], "--vae", models[1], "--state", state]
+    command += ["--data", mnist_store.path, "--model", models[0], "--vae", models[1], "--resume", state]
     command += ["--device", "cpu"]
     slow = "import time; from lsgm.evaluation import likelihood as l; m = l._measure\n"
     slow += "def measure(*a, **k): time.sleep(0.3); return m(*a, **k)\n"
@@ -173,7 +173,7 @@ def test_what_was_done_with_other_settings_is_not_gone_on_with(
 ) -> None:
     other = STAGE.model_copy(update={"nelbo": SETTINGS.model_copy(update={"seed": 4})})
     left = part(models, mnist_store, tmp_path / "other", stage=other)
-    left.rename(tmp_path / "out.state")  # whole, but of another evaluation
+    left.rename(tmp_path / "out.resume")  # whole, but of another evaluation
     with caplog.at_level("INFO", logger="lsgm"):
         part(models, mnist_store, tmp_path / "out")
     assert "is of another stage; beginning anew" in caplog.text
@@ -184,7 +184,7 @@ def test_what_was_done_with_other_settings_is_not_gone_on_with(
 def test_another_model_is_begun_anew(
     models: tuple[Path, Path], mnist_store: ImageStore, whole: dict[str, SetNELBO], tmp_path: Path
 ) -> None:
-    state = part(models, mnist_store, tmp_path / "old").rename(tmp_path / "out.state")
+    state = part(models, mnist_store, tmp_path / "old").rename(tmp_path / "out.resume")
     lines = state.read_text().splitlines()
     header = json.loads(lines[0]) | {"model": "0" * 64}
     spoilt = [json.dumps(json.loads(line) | {"nelbo": [0.0] * 4}) for line in lines[1:]]

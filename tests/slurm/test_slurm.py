@@ -100,7 +100,7 @@ def run(fresh: Project, cluster: dict[str, str], tmp_path_factory: pytest.TempPa
                 time.sleep(0.1)
                 assert time.monotonic() < deadline, said.read_text()
                 for name, (kind, command) in DISTURBED.items():
-                    states = project.path / "states" / kind / name
+                    states = project.path / "resume" / kind / name
                     if name not in job_ids and any(states.glob("step-*[1-9]*.pt")):  # it is in the middle
                         queue = project.run("squeue", "--noheader", "--format=%i %k")
                         (job_ids[name],) = re.findall(rf"^(\d+) .*_wildcards_{name}$", queue, flags=re.M)
@@ -204,7 +204,7 @@ def test_a_disturbed_training_goes_on_to_the_same_result(
     result = run.project.path / "checkpoints" / kind / name
     for file in ("model.safetensors", "history.csv"):
         assert (result / file).read_bytes() == (undisturbed[name] / file).read_bytes(), file
-    assert not list((run.project.path / "states" / kind / name).glob("*"))
+    assert not list((run.project.path / "resume" / kind / name).glob("*"))
 
 
 @pytest.fixture(scope="session")
