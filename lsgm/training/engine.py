@@ -1,73 +1,30 @@
-"""The loop that both training stages share: precision, steps, learning rates, history, states, rescue from divergence.
+"""The loop that both training stages share: steps, history, states, restarts after divergence.
 
-Every random number of a step depends on (seed, step) alone, so that what goes on after an interruption is what would
-have been. Steps whose loss or gradient is not finite, or whose gradient explodes, are left out; after several in a row
-the training goes back to its last state, more careful. So it does from a bad last step, and from weights or statistics
-that are not finite; no such state is saved.
+Steps whose loss or gradient is not finite, or whose gradient explodes, are skipped; after several in a row training
+restarts from its last state, with lower learning rates. So it does after a bad last step, and from weights or
+statistics that are not finite; no such state is saved. A resumed run ends exactly like an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import math
 import signal
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from lsgm.config import DivergenceConfig, ScheduleConfig
+from lsgm.config import ScheduleConfig
 from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
 from lsgm.model import LSGM
-from lsgm.networks.layers import NormalizedWeights
-from lsgm.per_sample_noise import mix
 from lsgm.progress import Progress, log
-from lsgm.training.batch_noise import BatchNoise
-from lsgm.training.distributed import Ranks, all_reduce_max, all_reduce_mean, barrier, broadcast
+from lsgm.training.distributed import Ranks, all_reduce_max, barrier, broadcast
+from lsgm.training.divergence import ELSEWHERE, DivergenceGuard, diagnosis, not_finite
 from lsgm.training.history import History
-from lsgm.training.objective import Objective
-from lsgm.training.regularization import SpectralRegularizer
-from lsgm.training.schedule import Schedule
 from lsgm.training.state import States
-
-ELSEWHERE = "another process has weights or statistics that are not finite"
-
-
-@dataclass
-class OptimizerSpec:
-    """An optimizer and the range of its learning rate."""
-
-    name: str
-    optimizer: torch.optim.Optimizer
-    lr: float
-    lr_min: float
-
-
-def _not_finite(state: dict[str, Any], device: torch.device) -> str:
-    """Which weights, statistics, averages and moments in a state are not finite; empty if all are."""
-    found = dict(_tensors({name: state[name] for name in ("parts", "optimizers")}))
-    if not found:
-        return ""
-    # optimizers count steps on the host
-    finite = torch.stack([tensor.isfinite().all().to(device) for tensor in found.values()]).tolist()
-    wrong = [name for name, good in zip(found, finite, strict=True) if not good]
-    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return f"not finite: {wrong[0]}{more}" if wrong else ""
-
-
-def _tensors(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors of nested dictionaries and lists, by dotted name."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _tensors(value, f"{prefix}{key}.")
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(dict(enumerate(value)), f"{prefix}{key}.")
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            yield f"{prefix}{key}", value
+from lsgm.training.step import Outcome, Task, TrainingStep
 
 
 def compile_networks(model: LSGM) -> None:
@@ -75,38 +32,6 @@ def compile_networks(model: LSGM) -> None:
     model.vae.encode = torch.compile(model.vae.encode, dynamic=False)
     if model.prior is not None:
         model.prior.network.compile(dynamic=False)
-
-
-class Stateful(Protocol):
-    """What a state is made of."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
-
-
-@dataclass
-class Task:
-    """What a stage asks the engine to do.
-
-    Attributes:
-        objective: (images of this process, step, steps, draws) -> what is minimized; the mean over its images.
-        regularizers: (weight, sum to be minimized too).
-        after_step: called after each step of the optimizers.
-        parts: what a state holds beside optimizers and history, by name.
-        networks: the networks whose gradients are looked at when a step is bad, by name.
-        summarize: (means of the objective's vectors) -> what the history keeps of them.
-        look: (step) -> what is measured on the model every `eval_every_epochs`, and pictures, by name.
-    """
-
-    optimized: list[OptimizerSpec]
-    objective: Callable[[Tensor, int, int, BatchNoise], Objective]
-    regularizers: list[tuple[float, SpectralRegularizer]]
-    after_step: Callable[[], None]
-    parts: dict[str, Stateful]
-    networks: dict[str, nn.Module]
-    summarize: Callable[[dict[str, list[float]]], dict[str, float]]
-    look: Callable[[], tuple[dict[str, float], dict[str, Tensor]]]
 
 
 @dataclass
@@ -127,23 +52,6 @@ class Summary:
         return text if self.diverged_at is None else f"{text}, diverged at step {self.diverged_at}"
 
 
-@dataclass
-class DivergenceGuard:
-    """How the training fares, and how careful it has become."""
-
-    bad: int = 0  # bad steps in a row
-    skipped: int = 0
-    restarts: int = 0
-    seconds: float = 0.0  # before this process took over
-    norms: list[float] = field(default_factory=list)  # of the last gradients
-
-    def lr_factor(self, config: DivergenceConfig) -> float:
-        return config.lr_factor**self.restarts
-
-    def spectral_factor(self, config: DivergenceConfig) -> float:
-        return config.spectral_factor**self.restarts
-
-
 class Engine:
     """Runs a training stage, from its beginning or from the newest state in ``states``."""
 
@@ -160,51 +68,38 @@ class Engine:
     ) -> None:
         self.what, self.task, self.batches, self.config = what, task, batches, config
         self.history, self.states, self.ranks, self.device = history, states, ranks, device
-        self.schedule = Schedule(config, len(batches))
-        self.care = DivergenceGuard()
+        self.take_step = TrainingStep(task, batches, config, ranks, device)
+        self.schedule = self.take_step.schedule
+        self.guard = DivergenceGuard(config.divergence)
         self.step = 0
+        self.seconds = 0.0  # before this process took over
         self._began = self._saved = time.monotonic()
-        share, rest = divmod(batches.batch, ranks.world * config.accumulate)
-        if rest:
-            raise LSGMError(
-                f"batch: {batches.batch} images cannot be shared evenly by {ranks.world} processes of "
-                f"{config.accumulate} parts (accumulate)"
-            )
-        self.share = share  # images of one forward pass
-        self.generator = torch.Generator(device)
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**6, enabled=config.precision == "fp16")
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
-        # Statistics of batch norms, and what they were before the step: a bad step must not stay in them.
-        buffers = [b for network in task.networks.values() for b in network.buffers() if b.is_floating_point()]
-        self._buffers, self._buffers_before = buffers, [b.clone() for b in buffers]
-        self._weights = NormalizedWeights(*task.networks.values())
-        self._rescued_to = -1  # the step of the state that was gone back to
-        self._spoilt = ""  # what kept the last state from being saved
+        self._restarted_from = -1  # the step of the state that training restarted from
+        self._spoiled = ""  # what kept the last state from being saved
         self.diverged_at: int | None = None
         self.stop = False
 
     # -- state
 
     def _state(self) -> dict[str, Any]:
-        parts = {name: part.state_dict() for name, part in self.task.parts.items()}
-        optimizers = {item.name: item.optimizer.state_dict() for item in self.task.optimized}
         return {
-            "parts": parts,
-            "optimizers": optimizers,
-            "scaler": self.scaler.state_dict(),
+            "parts": {name: part.state_dict() for name, part in self.task.parts.items()},
+            "optimizers": {item.name: item.optimizer.state_dict() for item in self.task.optimized},
+            "scaler": self.take_step.scaler.state_dict(),
             "history": self.history.state_dict(),
-            "care": asdict(self.care),
+            "guard": self.guard.state_dict(),
+            "seconds": self.seconds + time.monotonic() - self._began,
         }
 
     def _save(self) -> None:
         if self.ranks.first and self.states is not None:
-            state, seconds = self._state(), self.care.seconds + time.monotonic() - self._began
-            if wrong := _not_finite(state, self.device):
-                self._spoilt = wrong  # the next step goes back, in all processes
+            state = self._state()
+            if wrong := not_finite(state, self.device):
+                self._spoiled = wrong  # the next step restarts, in all processes
                 log.info(f"{self.what}: no state is saved after step {self.step}: {wrong}")
             else:
                 self.history.flush()
-                self.states.save(self.step, {**state, "care": {**state["care"], "seconds": seconds}})
+                self.states.save(self.step, state)
         self._saved = time.monotonic()
 
     def _restore(self, below: int | None = None) -> bool:
@@ -217,9 +112,10 @@ class Engine:
             part.load_state_dict(state["parts"][name])
         for item in self.task.optimized:
             item.optimizer.load_state_dict(state["optimizers"][item.name])
-        self.scaler.load_state_dict(state["scaler"])
+        self.take_step.scaler.load_state_dict(state["scaler"])
         self.history.load_state_dict(state["history"])
-        self.care = DivergenceGuard(**state["care"])
+        self.guard.load_state_dict(state["guard"])
+        self.seconds = state["seconds"]
         return True
 
     # -- steps
@@ -255,7 +151,7 @@ class Engine:
                     if self.step < self.schedule.steps:
                         self.one_step()
                     elif wrong := self._wrong_at_the_end():
-                        self._go_back(wrong)
+                        self._restart(wrong)
                     else:
                         break
                     rows = self.history.rows
@@ -263,10 +159,11 @@ class Engine:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        seconds = self.care.seconds + time.monotonic() - self._began
+        seconds = self.seconds + time.monotonic() - self._began
         rate = self.step * self.batches.batch / seconds
-        care = self.care
-        return Summary(self.step, rate, seconds, care.skipped, care.restarts, self.ranks.world, self.diverged_at)
+        return Summary(
+            self.step, rate, seconds, self.guard.skipped, self.guard.restarts, self.ranks.world, self.diverged_at
+        )
 
     def _on_signal(self, number: int, _: object) -> None:
         self.stop = True
@@ -274,173 +171,89 @@ class Engine:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def one_step(self) -> None:
-        """One batch: gradients, optimizers, history, and the state if it is time. Raises as :meth:`fit`."""
-        step, config = self.step, self.config
-        for item in self.task.optimized:
-            lr = self.schedule.learning_rate(step, item.lr, item.lr_min) * self.care.lr_factor(config.divergence)
-            for group in item.optimizer.param_groups:
-                group["lr"] = lr
-        terms, norm = self._gradients(step)
-        # What the host must know of a step, in one transfer: is it good, is anyone to stop or to go back?
-        flags = torch.tensor([float(self.stop), float(bool(self._spoilt))], device=self.device)
-        facts = torch.cat([torch.stack([terms["loss"].float(), norm]), flags])
-        all_reduce_max(facts)
-        loss, size, stop, spoilt = facts.tolist()
-        if spoilt:
-            self._go_back(self._spoilt or ELSEWHERE)
-        elif not (math.isfinite(loss) and math.isfinite(size)) or self._explodes(size):
-            self._bad_step(terms, size)
-        else:
-            if config.grad_clip > 0:
-                torch.nn.utils.clip_grads_with_norm_(self._parameters(), config.grad_clip, norm)
-            for item in self.task.optimized:
-                self.scaler.step(item.optimizer)
-            self.task.after_step()
-            self.care.bad = 0
-            self.care.norms = [*self.care.norms[-99:], size]
-            self.history.add({**terms, "gradient_norm": norm})
+        """One batch: step, history, and the state if it is time. Raises as :meth:`fit`."""
+        found = self.take_step(self.step, self.guard, lambda: (self.stop, bool(self._spoiled)))
+        if found.spoiled:
+            self._restart(self._spoiled or ELSEWHERE)
+        elif found.good:
+            self.history.add(found.terms)
             self.step += 1
+        else:
+            self._skip(found)
         if self.diverged_at is not None:
             return
-        self.scaler.update()
+        self.take_step.scaler.update()
         self._record()
-        if stop:
+        if found.stop:
             self._save()
             barrier()  # a process that ends takes the others down
-            raise Stopped(f"{self.what}: told to stop after step {self.step}; the same command goes on from here")
-        if time.monotonic() - self._saved > 60 * config.checkpoint_minutes and not self.care.bad:
+            raise Stopped(f"{self.what}: told to stop after step {self.step}; the same command resumes from here")
+        if time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes and not self.guard.bad:
             self._save()
 
-    def _gradients(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Forward and backward; the terms (means over all images) and the gradients' norm."""
-        config, parts = self.config, self.config.accumulate
-        if self._buffers:
-            torch._foreach_copy_(self._buffers_before, self._buffers)
-        torch.manual_seed(mix(config.seed, step, self.ranks.rank))  # dropout's
-        for item in self.task.optimized:
-            item.optimizer.zero_grad(set_to_none=False)
-        sums: dict[str, Tensor] = {}
-        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-        for part in range(parts):
-            start = (self.ranks.rank * parts + part) * self.share
-            x = self.batches.batch_at(*divmod(step, len(self.batches)), rows=slice(start, start + self.share))
-            self.generator.manual_seed(mix(config.seed, step, -1))
-            draws = BatchNoise(start, self.share, self.batches.batch, self.device, self.generator)
-            with self._weights:
-                with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-                    value = self.task.objective(x, step, self.schedule.steps, draws)
-                loss, terms = value.loss, value.terms
-                if part == 0 and self.task.regularizers:
-                    weighted = [weight * regularizer() for weight, regularizer in self.task.regularizers]
-                    spectral = self.care.spectral_factor(config.divergence) * parts * torch.stack(weighted).sum()
-                    loss, terms = loss + spectral, {**terms, "spectral": spectral.detach()}
-                self.scaler.scale(loss / parts).backward()
-            for name, term in {"loss": loss.detach(), **terms}.items():
-                sums[name] = sums[name] + term / parts if name in sums else term / parts
-        all_reduce_mean(sums.values())
-        gradients = [p.grad for p in self._parameters() if p.grad is not None]
-        all_reduce_mean(gradients)
-        for item in self.task.optimized:
-            self.scaler.unscale_(item.optimizer)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        return sums, norm.float()
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for item in self.task.optimized for group in item.optimizer.param_groups for p in group["params"]]
-
-    def _explodes(self, norm: float) -> bool:
-        """Far beyond what the last hundred steps had."""
-        norms = self.care.norms
-        return len(norms) >= 20 and norm > self.config.divergence.explosion_factor * statistics.median(norms)
-
-    def _looks_for_scale(self) -> bool:
-        """Whether steps are left out because the loss, in fp16, is scaled too much."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
-
-    def _bad_step(self, terms: dict[str, Tensor], norm: float) -> None:
-        care = self.care
-        care.bad += 1
-        care.skipped += 1
-        diagnosis = self._diagnosis(terms, norm)
-        log.info(f"{self.what}: step {self.step} left out ({diagnosis})")
-        with torch.no_grad():
-            if self._buffers:
-                torch._foreach_copy_(self._buffers, self._buffers_before)
+    def _skip(self, found: Outcome) -> None:
+        """Leave a bad step out; restart if there were too many in a row."""
+        reason = diagnosis(found.terms, found.norm, self.task.networks)
+        log.info(f"{self.what}: step {self.step} skipped ({reason})")
         self.step += 1
-        if care.bad >= self.config.divergence.skip_limit and not self._looks_for_scale():
-            self._go_back(diagnosis)
+        if self.guard.bad >= self.config.divergence.skip_limit and not self.take_step.looks_for_scale:
+            self._restart(reason)
 
     def _wrong_at_the_end(self) -> str:
         """What makes the training no success after its last step; empty if nothing does. The same in all processes."""
-        wrong = _not_finite(self._state(), self.device)
-        if self.care.bad and not self._looks_for_scale():
-            wrong = f"its last step was left out{f'; {wrong}' if wrong else ''}"
+        wrong = not_finite(self._state(), self.device)
+        if self.guard.bad and not self.take_step.looks_for_scale:
+            wrong = f"its last step was skipped{f'; {wrong}' if wrong else ''}"
         anywhere = torch.tensor([float(bool(wrong))], device=self.device)
         all_reduce_max(anywhere)
         return wrong or (ELSEWHERE if anywhere.item() else "")
 
-    def _go_back(self, diagnosis: str) -> None:
-        """To the last state, with lower learning rates; or give up, after so many times."""
-        rescue, care = self.config.divergence, self.care
-        self._spoilt = ""
-        if care.restarts >= rescue.max_restarts:
-            if rescue.on_failure == "keep_last" and self.states is not None:
-                self._give_up(diagnosis)
+    # -- restarts
+
+    def _restart(self, reason: str) -> None:
+        """From the last state, with lower learning rates; or give up, after so many times."""
+        config, guard, seconds = self.config.divergence, self.guard, self.seconds
+        self._spoiled = ""
+        if guard.restarts >= config.max_restarts:
+            if config.on_failure == "keep_last" and self.states is not None:
+                self._give_up(reason)
                 return
             raise LSGMError(
-                f"{self.what}: diverged at step {self.step}, after {care.restarts} restarts with lower learning rates "
-                f"({diagnosis}); a lower learning rate, a longer warm-up or a larger spectral_reg is the way out"
+                f"{self.what}: diverged at step {self.step}, after {guard.restarts} restarts with lower learning rates "
+                f"({reason}); a lower learning rate, a longer warm-up or a larger spectral_reg is the way out"
             )
-        skipped, restarts, seconds = care.skipped, care.restarts + 1, care.seconds
-        self._restore_good(diagnosis)
-        if self.step == self._rescued_to:  # it ended badly from there once already: from further back
+        kept = {"skipped": guard.skipped, "restarts": guard.restarts + 1, "bad": 0}
+        self._restore_good(reason)
+        if self.step == self._restarted_from:  # it ended badly from there once already: from further back
             self._restore(below=self.step)
-        self._rescued_to = self.step
-        self.care.skipped, self.care.restarts, self.care.bad = skipped, restarts, 0
-        self.care.seconds = seconds
+        self._restarted_from = self.step
+        guard.load_state_dict(kept)
+        self.seconds = seconds
         self.history.begin(self.step)
         log.info(
-            f"{self.what}: back to step {self.step}, learning rates x {self.care.lr_factor(rescue):g}, spectral "
-            f"regularization x {self.care.spectral_factor(rescue):g} (restart {restarts} of {rescue.max_restarts})"
+            f"{self.what}: back to step {self.step}, learning rates x {guard.lr_factor:g}, spectral regularization x "
+            f"{guard.spectral_factor:g} (restart {guard.restarts} of {config.max_restarts})"
         )
 
-    def _restore_good(self, diagnosis: str) -> None:
+    def _restore_good(self, reason: str) -> None:
         """Take the newest state from before this step: a training that ended badly may have saved one at its end."""
         if not self._restore(below=self.step):
-            raise LSGMError(
-                f"{self.what}: diverged at step {self.step} ({diagnosis}) and there is no state to go back to"
-            )
+            raise LSGMError(f"{self.what}: diverged at step {self.step} ({reason}) and there is no state to go back to")
 
-    def _give_up(self, diagnosis: str) -> None:
+    def _give_up(self, reason: str) -> None:
         """Back to the last good state for good; the history keeps the way there, and says where it diverged."""
-        self.diverged_at, care, history = self.step, self.care, self.history.state_dict()
+        self.diverged_at, history, seconds = self.step, self.history.state_dict(), self.seconds
+        kept = {**self.guard.state_dict(), "bad": 0}
         log.info(f"{self.what}: diverged at step {self.step} for good; the last good state is what is kept")
-        self._restore_good(diagnosis)
+        self._restore_good(reason)
         self.history.load_state_dict(history)
-        self.care.bad, self.care.skipped, self.care.restarts = 0, care.skipped, care.restarts
-        self.care.seconds, self.care.norms = care.seconds, care.norms
-        care_row = {"skipped": care.skipped, "restarts": care.restarts}
-        epoch = self.diverged_at / len(self.batches)
-        self.history.add_row({"step": self.diverged_at, "epoch": epoch, "nelbo": math.nan, **care_row})
-
-    def _diagnosis(self, terms: dict[str, Tensor], norm: float) -> str:
-        """What is wrong: the terms that are not finite, and the layer with the largest gradient."""
-        wrong = [name for name, value in terms.items() if not torch.isfinite(value).all()]
-        worst, size = "", -1.0
-        for name, network in self.task.networks.items():
-            for key, p in network.named_parameters():
-                if p.grad is not None:
-                    value = p.grad.norm().item()
-                    if not math.isfinite(value):
-                        worst, size = f"{name}.{key}", value
-                        break
-                    if value > size:
-                        worst, size = f"{name}.{key}", value
-        text = f"not finite: {', '.join(wrong)}; " if wrong else ""
-        return f"{text}gradient norm {norm:.3g}, largest in {worst}: {size:.3g}"
+        self.guard.load_state_dict(kept)
+        self.seconds = seconds
+        row = {"step": self.diverged_at, "epoch": self.diverged_at / len(self.batches), "nelbo": math.nan}
+        self.history.add_row({**row, "skipped": self.guard.skipped, "restarts": self.guard.restarts})
 
     def _record(self) -> None:
-        """A row of the history, if it is time; with a look at the model, if it is time for that too."""
+        """A row of the history, if it is time; with an evaluation of the model, if it is time for that too."""
         step, every, history = self.step, self.history.every, self.history
         last = step == self.schedule.steps
         if history.empty or not (last or step % every == 0):
@@ -448,10 +261,10 @@ class Engine:
         row = {"step": step, "epoch": step / len(self.batches)}
         row |= {f"lr_{item.name}": item.optimizer.param_groups[0]["lr"] for item in self.task.optimized}
         scalars, vectors = history.close_row()
-        row |= scalars | self.task.summarize(vectors) | {"skipped": self.care.skipped, "restarts": self.care.restarts}
-        look_every = self.config.eval_every_epochs * len(self.batches)
-        if self.ranks.first and look_every and (last or step % look_every < every):
-            facts, pictures = self.task.look()
+        row |= scalars | self.task.summarize(vectors) | {"skipped": self.guard.skipped, "restarts": self.guard.restarts}
+        eval_every = self.config.eval_every_epochs * len(self.batches)
+        if self.ranks.first and eval_every and (last or step % eval_every < every):
+            facts, pictures = self.task.validate()
             row |= facts
             for name, picture in pictures.items():
                 history.add_images(name, picture, step)

@@ -18,7 +18,7 @@ from lsgm.training import distributed
 from lsgm.training.activation_checkpointing import checkpoint_activations
 from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks
-from lsgm.training.engine import Engine, OptimizerSpec, Summary, Task, compile_networks
+from lsgm.training.engine import Engine, Summary, compile_networks
 from lsgm.training.flat import flatten
 from lsgm.training.history import History
 from lsgm.training.latents import summarize_kl
@@ -26,6 +26,7 @@ from lsgm.training.objective import Objective, VAEObjective
 from lsgm.training.regularization import SpectralRegularizer
 from lsgm.training.schedule import linear_anneal, rows_every
 from lsgm.training.state import States
+from lsgm.training.step import OptimizerSpec, Task
 from lsgm.training.validation import Validation
 
 
@@ -100,7 +101,7 @@ def build(
         parts={"model": model, "regularizer": regularizer},
         networks={"vae": model.vae},
         summarize=summarize_kl(model.vae.latent_groups),
-        look=Validation(model, store, config.eval_images),
+        validate=Validation(model, store, config.eval_images),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("VAE", task, batches, config, history, states, ranks, device), model

@@ -28,6 +28,7 @@ class Schedule:
         return max(1, round(self.config.epochs * self.steps_per_epoch))
 
     def learning_rate(self, step: int, lr: float, lr_min: float) -> float:
+        """The learning rate of ``step``, between ``lr`` and ``lr_min``."""
         every = self.steps_per_epoch if self.config.lr_schedule == "epoch" else 1
         warmup = round(self.config.warmup_epochs * self.steps_per_epoch)
         if step < warmup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lsgm import checkpoint
-from lsgm.config import SDEConfig
+from lsgm.config import SDEConfig, TrainConfig
 from lsgm.config.stages import TrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
@@ -23,7 +24,7 @@ from lsgm.training.activation_checkpointing import checkpoint_activations
 from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, OptimizerSpec, Stateful, Summary, Task, compile_networks
+from lsgm.training.engine import Engine, Summary, compile_networks
 from lsgm.training.flat import flatten
 from lsgm.training.history import History
 from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarize_kl
@@ -31,6 +32,7 @@ from lsgm.training.objective import LSGMObjective, Objective
 from lsgm.training.regularization import SpectralRegularizer
 from lsgm.training.schedule import linear_anneal, rows_every
 from lsgm.training.state import States
+from lsgm.training.step import OptimizerSpec, Stateful, Task
 from lsgm.training.validation import Validation
 from lsgm.weighting import TimeSampler
 
@@ -102,31 +104,64 @@ def build(
         )
     bits = pretrained.vae_config.x_bits
     batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, bits)
-    pretrained.to(device)
+    model = _start_from(pretrained.to(device), stage, batches)
+    prior = model.prior
+    assert isinstance(prior, ScorePrior)
+    optimized, regularizers = _optimizers(model, config)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    ema = EMA(prior, config.ema)
+    if config.compile:
+        compile_networks(model)
+    parts: dict[str, Stateful] = {"model": model, "ema": ema}
+    parts |= {f"regularizer {i}": regularizer for i, (_, regularizer) in enumerate(regularizers)}
+    task = Task(
+        optimized=optimized,
+        objective=_objective(model, config, ema),
+        regularizers=regularizers,
+        after_step=ema.update,
+        parts=parts,
+        networks={"vae": model.vae, "prior": prior} if config.train_vae else {"prior": prior},
+        summarize=summarize_kl(model.vae.latent_groups),
+        validate=Validation(model, store, config.eval_images, ema.module),
+    )
+    history = History(rows_every(config, len(batches)), tensorboard)
+    return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema
+
+
+def _start_from(pretrained: LSGM, stage: TrainStage, batches: Batches) -> LSGM:
+    """The model with the pretrained VAE and a new prior. The log tells what was measured on the VAE's latents."""
+    config, sde = stage.train, stage.sde
     torch.manual_seed(config.seed)
-    sde = stage.sde
     if isinstance(sde, SDEConfig) and sde.name == "vesde" and sde.sigma2_max is None:
         sde = sde.model_copy(update={"sigma2_max": largest_squared_distance(encodings(pretrained, batches))})
         log.info(f"VESDE: sigma2_max = {sde.sigma2_max:.1f}, the largest squared distance of two encodings")
     torch.manual_seed(config.seed)
-    model = LSGM(image, pretrained.vae_config, stage.prior, sde)
+    model = LSGM(pretrained.image, pretrained.vae_config, stage.prior, sde)
     model.vae.load_state_dict(pretrained.vae.state_dict())
-    model.to(device).train()
-    prior = model.prior
-    assert isinstance(prior, ScorePrior)
+    model.to(pretrained.device).train()
+    assert model.prior is not None
     if stage.prior.drop_inactive is not None:
         kl = kl_per_channel(pretrained, batches, stage.prior.drop_inactive.batches)
         inactive = kl <= stage.prior.drop_inactive.threshold
-        prior.deactivate(inactive)
-        log.info(f"{int(inactive.sum())} of {len(kl)} latent channels are inactive and left to N(0, I)")
-    del pretrained
+        model.prior.deactivate(inactive)
+        log.info(f"{int(inactive.sum())} of {len(kl)} latent channels are inactive: their prior stays N(0, I)")
     if not config.train_vae:
         model.vae.eval().requires_grad_(False)
+    return model
 
+
+def _optimizers(
+    model: LSGM, config: TrainConfig
+) -> tuple[list[OptimizerSpec], list[tuple[float, SpectralRegularizer]]]:
+    """Adam for VAE and prior, each with its own learning rate (LSGM, appendix G), and their spectral regularizers."""
+    assert model.prior is not None
     networks: dict[str, tuple[nn.Module, float, float, float, float]] = {}
     if config.train_vae:
         networks["vae"] = (model.vae, config.lr_vae, config.lr_min_vae, config.adam_eps_vae, config.spectral_reg_vae)
-    networks["prior"] = (prior, config.lr_prior, config.lr_min_prior, config.adam_eps_prior, config.spectral_reg_prior)
+    networks["prior"] = (
+        *(model.prior, config.lr_prior, config.lr_min_prior, config.adam_eps_prior, config.spectral_reg_prior),
+    )
     optimized, regularizers = [], []
     for name, (network, lr, lr_min, adam_eps, spectral_reg) in networks.items():
         optimizer = torch.optim.AdamW(
@@ -134,28 +169,32 @@ def build(
             lr=lr,
             eps=adam_eps,
             weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
+            fused=model.device.type in ("cpu", "cuda"),
         )
         optimized.append(OptimizerSpec(name, optimizer, lr, lr_min))
         if spectral_reg > 0:
             convs = name == "vae" or config.spectral_reg_prior_convs
             regularizers.append((spectral_reg, SpectralRegularizer(network, convs=convs)))
-    if config.activation_checkpointing:
-        checkpoint_activations(model)
-    ema = EMA(prior, config.ema)
-    if config.compile:
-        compile_networks(model)
+    return optimized, regularizers
+
+
+def _objective(
+    model: LSGM, config: TrainConfig, ema: EMA[ScorePrior]
+) -> Callable[[Tensor, int, int, BatchNoise], Objective]:
+    """The objective as the training step calls it, with the KL coefficient of the step."""
+    prior, anneal = model.prior, config.kl_anneal
+    assert isinstance(prior, ScorePrior) and model.sde_config is not None
+    time_eps = model.sde_config.time_eps
     lsgm_objective = LSGMObjective(
-        TimeSampler(prior.sde, config.p_weighting, config.p_sampling, sde.time_eps),
+        TimeSampler(prior.sde, config.p_weighting, config.p_sampling, time_eps),
         config.algorithm,
-        q=TimeSampler(prior.sde, "ll", config.q_sampling, sde.time_eps),
+        q=TimeSampler(prior.sde, "ll", config.q_sampling, time_eps),
         joint=config.q_pass == "joint",
         q_prior=ema.module if config.q_uses_ema else None,
         time_samples=config.time_samples,
         balance=config.kl_balance,
         train_vae=config.train_vae,
     )
-    anneal = config.kl_anneal
 
     def objective(x: Tensor, step: int, steps: int, random: BatchNoise) -> Objective:
         beta = linear_anneal(step, steps, 0.0, anneal.portion, anneal.start, anneal.end) if anneal else 1.0
@@ -165,17 +204,4 @@ def build(
             value.terms["alpha_mean"] = torch.sigmoid(prior.mixing_logit.detach()).mean()
         return value
 
-    parts: dict[str, Stateful] = {"model": model, "ema": ema}
-    parts |= {f"regularizer {i}": regularizer for i, (_, regularizer) in enumerate(regularizers)}
-    task = Task(
-        optimized=optimized,
-        objective=objective,
-        regularizers=regularizers,
-        after_step=ema.update,
-        parts=parts,
-        networks={name: network for name, (network, *_) in networks.items()},
-        summarize=summarize_kl(model.vae.latent_groups),
-        look=Validation(model, store, config.eval_images, ema.module),
-    )
-    history = History(rows_every(config, len(batches)), tensorboard)
-    return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema
+    return objective

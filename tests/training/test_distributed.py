@@ -95,13 +95,13 @@ def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path)
     script.write_text(
         "import os, sys\n"
         "from lsgm import cli\n"
-        "from lsgm.training.engine import Engine\n"
-        "gradients = Engine._gradients\n"
-        "def dying(self, step):\n"
+        "from lsgm.training.step import TrainingStep\n"
+        "call = TrainingStep.__call__\n"
+        "def dying(self, step, *given):\n"
         "    if step == 2 and self.ranks.rank == 1:\n"
         "        raise RuntimeError('this process dies')\n"
-        "    return gradients(self, step)\n"
-        "Engine._gradients = dying\n"
+        "    return call(self, step, *given)\n"
+        "TrainingStep.__call__ = dying\n"
         "sys.exit(cli.main())\n"
     )
     kind, sections = STAGES["pretrain"]
@@ -122,14 +122,14 @@ def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
     script.write_text(
         "import math, sys\n"
         "from lsgm import cli\n"
-        "from lsgm.training.engine import Engine\n"
-        "gradients = Engine._gradients\n"
-        "def spoilt(self, step):\n"
-        "    found = gradients(self, step)\n"
-        "    if step == self.schedule.steps - 1 and self.ranks.rank == 1 and self.care.restarts == 0:\n"
-        "        self._buffers[0].fill_(math.inf)\n"
+        "from lsgm.training.step import TrainingStep\n"
+        "call = TrainingStep.__call__\n"
+        "def spoiling(self, step, guard, *given):\n"
+        "    found = call(self, step, guard, *given)\n"
+        "    if step == self.schedule.steps - 1 and self.ranks.rank == 1 and guard.restarts == 0:\n"
+        "        self.buffers[0].fill_(math.inf)\n"
         "    return found\n"
-        "Engine._gradients = spoilt\n"
+        "TrainingStep.__call__ = spoiling\n"
         "sys.exit(cli.main())\n"
     )
     kind, sections = STAGES["pretrain"]

@@ -12,11 +12,12 @@ from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
 from lsgm.training.distributed import Ranks
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, OptimizerSpec, Task
+from lsgm.training.engine import Engine
 from lsgm.training.history import History
 from lsgm.training.objective import Objective
 from lsgm.training.schedule import Schedule
 from lsgm.training.state import States
+from lsgm.training.step import OptimizerSpec, Task
 
 CPU = torch.device("cpu")
 
@@ -57,7 +58,7 @@ class Quadratic:
             parts={"net": self.net, "ema": self.ema},
             networks={"net": self.net},
             summarize=lambda vectors: {},
-            look=self.look,
+            validate=self.look,
         )
         images = np.random.default_rng(0).integers(0, 256, (64, 1, 28, 28), dtype=np.uint8)
         batches = Batches(images, self.config.batch, CPU, self.config.seed, stream=stream)
@@ -108,7 +109,7 @@ def test_what_goes_on_ends_where_it_would_have(tmp_path, stops):
     for stop in stops:
         part = Quadratic(tmp_path / "parts")
         part.stop_at = stop
-        with pytest.raises(Stopped, match=f"told to stop after step {stop + 1}; the same command goes on"):
+        with pytest.raises(Stopped, match=f"told to stop after step {stop + 1}; the same command resumes"):
             part.engine.fit()
     last = Quadratic(tmp_path / "parts")
     last.engine.fit()
@@ -229,18 +230,18 @@ def test_what_gives_up_is_recorded_where_that_is_asked_for(tmp_path):
 
 def at_the_end(toy, what):
     """Call ``what`` in every last step, after its gradients."""
-    gradients = toy.engine._gradients
+    is_good = toy.engine.guard.is_good
 
-    def disturbed(step):
-        found = gradients(step)
-        return what(found) or found if step == toy.engine.schedule.steps - 1 else found
+    def disturbed(loss, norm):
+        found = loss, norm
+        return is_good(*(what(found) or found if toy.engine.step == toy.engine.schedule.steps - 1 else found))
 
-    toy.engine._gradients = disturbed
+    toy.engine.guard.is_good = disturbed
 
 
 FAULTS = {
     "a gradient": lambda toy: lambda found: (found[0], found[1] * math.nan),
-    "a loss": lambda toy: lambda found: ({**found[0], "loss": found[0]["loss"] / 0}, found[1]),
+    "a loss": lambda toy: lambda found: (math.inf, found[1]),
     "a running variance": lambda toy: lambda _: toy.norm.running_var[1].fill_(math.inf) and None,
     "a weight": lambda toy: lambda _: toy.w.weight.data[0, 1].fill_(math.nan) and None,
     "an average": lambda toy: lambda _: toy.ema.average[0].data[0, 1].fill_(math.nan) and None,
@@ -262,7 +263,7 @@ def test_a_training_that_ends_badly_once_is_done_again_from_its_last_state(tmp_p
     """The last step is left out, or something is not finite after it."""
     toy = Quadratic(tmp_path)
     spoil = FAULTS[fault](toy)
-    at_the_end(toy, lambda found: None if toy.engine.care.restarts else spoil(found))
+    at_the_end(toy, lambda found: None if toy.engine.guard.restarts else spoil(found))
     summary = toy.engine.fit()
     assert toy.calls == [*range(16), *range(16)] and all_finite(toy)
     assert (summary.steps, summary.restarts, summary.diverged_at) == (16, 1, None)
@@ -277,7 +278,7 @@ def test_a_training_that_always_ends_badly_diverged(tmp_path, fault):
     rescue = {"max_restarts": 1}
     toy = Quadratic(tmp_path / "fail", divergence=rescue)
     at_the_end(toy, FAULTS[fault](toy))
-    message = "its last step was left out" if fault in ("a gradient", "a loss") else "not finite: "
+    message = "its last step was skipped" if fault in ("a gradient", "a loss") else "not finite: "
     with pytest.raises(LSGMError, match=rf"toy: diverged at step 16, after 1 restarts .*\({message}"):
         toy.engine.fit()
     toy = Quadratic(tmp_path / "record", divergence={**rescue, "on_failure": "keep_last"})
@@ -339,7 +340,7 @@ def test_a_training_resumed_after_its_last_step_is_looked_at_too(tmp_path):
 def test_a_last_step_left_out_by_the_loss_scale(tmp_path, scale):
     """While fp16 looks for its scale, steps that are left out are no divergence."""
     toy = Quadratic(tmp_path, faults={15: math.nan}, divergence={"max_restarts": 0})
-    toy.engine.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100)
+    toy.engine.take_step.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100)
     if scale > 1:
         assert toy.engine.fit().skipped == 1
     else:

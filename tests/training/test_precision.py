@@ -58,7 +58,7 @@ def test_half_precision_follows_the_curve_of_float32(float32, mnist_store, tmp_p
     made = engines(mnist_store, tmp_path, precision=precision)
     found = curves(made)
     for name, engine in made.items():
-        assert engine.care.skipped == 0 and engine.step == STEPS
+        assert engine.guard.skipped == 0 and engine.step == STEPS
         torch.testing.assert_close(found[name], float32[name], rtol=tolerance, atol=0)
         if tolerance:
             assert not torch.equal(found[name], float32[name])  # it really is another precision
@@ -73,4 +73,4 @@ def test_clipped_gradients_have_the_norm_asked_for(mnist_store, tmp_path):
         assert torch.nn.utils.get_total_norm([g for g in gradients if g is not None]).item() == pytest.approx(
             0.1, rel=1e-3
         )
-        assert engine.care.norms[0] > 1
+        assert engine.guard.norms[0] > 1

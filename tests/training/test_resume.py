@@ -94,7 +94,7 @@ def test_told_to_stop_it_says_so_with_its_exit_code_and_goes_on(root, tmp_path):
     time.sleep(0.3)
     job.send_signal(signal.SIGTERM)
     said = job.communicate(timeout=60)[1]
-    assert job.returncode == 75 and "told to stop after step" in said and "the same command goes on" in said
+    assert job.returncode == 75 and "told to stop after step" in said and "the same command resumes" in said
     assert not (tmp_path / "out" / "config.json").exists()
     # Another training finds this state: other settings, data, a VAE of another weight (whose config.json does not say
     # that it was altered). Nothing is lost.
