@@ -121,7 +121,9 @@ def statistics_of(wildcards):
 def parts_of(wildcards):
     """The parts that a model's test images are shared out in."""
     parts = job_of("evaluate", wildcards).jobs
-    return expand(rules.nelbo.output, model=PARAMS.canonical_model("nelbo", wildcards.model), part=range(parts), parts=parts)
+    return expand(
+        rules.nelbo.output, model=PARAMS.canonical_model("nelbo", wildcards.model), part=range(parts), parts=parts
+    )
 
 
 def job_of(stage, wildcards):
