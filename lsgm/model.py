@@ -21,7 +21,7 @@ from lsgm.config import BackboneConfig, DiffusionConfig, Estimator, ImageConfig,
 from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError, SolverError
 from lsgm.likelihoods import Likelihood
-from lsgm.networks.layers import batch_statistics
+from lsgm.networks.batch_norm import batch_statistics
 from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
 from lsgm.per_sample_noise import PerSampleNoise, mix
 from lsgm.prior import ScorePrior

@@ -21,10 +21,11 @@ from lsgm.config.sdes import GEOMETRIC_SIGMA2_MAX
 from lsgm.errors import LSGMError
 from lsgm.files import atomic
 from lsgm.model import LSGM
-from lsgm.networks.layers import Conv2d, WNConv2d
+from lsgm.networks.layers import Conv2d
 from lsgm.networks.ncsnpp import NCSNpp
 from lsgm.networks.nvae import NVAE
 from lsgm.networks.published_names import published_names
+from lsgm.networks.weight_norm import WNConv2d
 from lsgm.progress import log
 
 # Their arguments. What old files lack, as it was then:

@@ -49,7 +49,7 @@ def test_the_file_is_short() -> None:
         ({"a": {"b": 1}}, {"a": None}, {"a": None}),
         ({"a": None}, {"a": {"b": 1}}, {"a": {"b": 1}}),
         ({"vae": {"arch": "x", "channels": 8}}, {"vae": {"backbone": "conv"}}, {"vae": {"backbone": "conv"}}),
-        ({"vae": {"arch": "x"}}, {"vae": {"backbone": "nvae", "a": 1}}, {"vae": {"arch": "x", "backbone": "nvae", "a": 1}}),
+        ({"vae": {"arch": "x"}}, {"vae": {"backbone": "nvae"}}, {"vae": {"arch": "x", "backbone": "nvae"}}),
         ({"sde": {"beta_end": 10}}, {"sde": {"name": "vesde"}}, {"sde": {"beta_end": 10, "name": "vesde"}}),
     ],
 )  # fmt: skip

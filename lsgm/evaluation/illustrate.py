@@ -20,7 +20,7 @@ from lsgm.evaluation.charts import save_mixing
 from lsgm.evaluation.history import read_history
 from lsgm.evaluation.image_grids import save_panels
 from lsgm.model import LSGM
-from lsgm.networks.layers import batch_statistics
+from lsgm.networks.batch_norm import batch_statistics
 from lsgm.per_sample_noise import PerSampleNoise
 from lsgm.prior import ScorePrior
 from lsgm.progress import log

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lsgm.networks.layers import BatchNormSwish, WNConv2d, soft_clamp
+from lsgm.networks.batch_norm import BatchNormSwish
+from lsgm.networks.layers import soft_clamp
 from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
+from lsgm.networks.weight_norm import WNConv2d
 
 
 class ConvVAE(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsgm.networks.layers import WNConv2d
+from lsgm.networks.weight_norm import WNConv2d
 
 EXPANSION = 6
 

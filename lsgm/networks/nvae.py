@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsgm.networks.batch_norm import BatchNormSwish
 from lsgm.networks.flow import Flow
-from lsgm.networks.layers import BatchNormSwish, BNSwishBranch, Cell, Conv2d, MBConvBranch, WNConv2d, soft_clamp
+from lsgm.networks.layers import Conv2d, soft_clamp
+from lsgm.networks.nvae_cells import BNSwishBranch, Cell, MBConvBranch
 from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
+from lsgm.networks.weight_norm import WNConv2d
 
 MBCONV_EXPANSION_TOWER = 6
 MBCONV_EXPANSION_POST = 3

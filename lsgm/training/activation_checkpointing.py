@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lsgm.networks.layers import Untracked
+from lsgm.networks.batch_norm import Untracked
 
 
 def checkpoint_activations(network: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lsgm.config import ScheduleConfig
 from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError
-from lsgm.networks.layers import NormalizedWeights
+from lsgm.networks.weight_norm import NormalizedWeights
 from lsgm.per_sample_noise import mix
 from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks, all_reduce_max, all_reduce_mean

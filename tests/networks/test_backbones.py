@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lsgm.config import ConvVAEConfig, VAEConfig
-from lsgm.networks.layers import batch_statistics
+from lsgm.networks.batch_norm import batch_statistics
 from lsgm.training.objective import kl_to_normal
 
 NVAE_SETTINGS = {

@@ -5,21 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lsgm.networks.batch_norm import BATCH_NORM_MOMENTUM, BatchNormSwish
+from lsgm.networks.depthwise import DepthwiseConv2d
 from lsgm.networks.flow import Shift
-from lsgm.networks.layers import (
-    BATCH_NORM_MOMENTUM,
-    BatchNormSwish,
-    BNSwishBranch,
-    Cell,
-    DepthwiseConv2d,
-    DownSkip,
-    MBConvBranch,
-    NormalizedWeights,
-    SqueezeExcite,
-    UpSkip,
-    WNConv2d,
-    soft_clamp,
-)
+from lsgm.networks.layers import soft_clamp
+from lsgm.networks.nvae_cells import BNSwishBranch, Cell, DownSkip, MBConvBranch, SqueezeExcite, UpSkip
+from lsgm.networks.weight_norm import NormalizedWeights, WNConv2d
 
 
 def double(module):

@@ -1,8 +1,10 @@
 import torch
 from torch import nn
 
+from lsgm.networks.batch_norm import BatchNorm
 from lsgm.networks.flow import Shift
-from lsgm.networks.layers import BatchNorm, Conv2d, WNConv2d
+from lsgm.networks.layers import Conv2d
+from lsgm.networks.weight_norm import WNConv2d
 from lsgm.training.ema import EMA
 from lsgm.training.regularization import SpectralRegularizer
 
