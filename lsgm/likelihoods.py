@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lsgm.config import ImageConfig
+from lsgm.gaussian import log_prob_of_error
 from lsgm.networks.layers import wide
 
 COMPONENTS = 10
@@ -146,7 +147,7 @@ class Normal(Likelihood):
             mean, log_sigma = wide(parameters).chunk(2, dim=1)
             log_sigma = log_sigma.clamp(min=MIN_LOG_SCALE)
             error = (2 * x - 1 - mean) * torch.exp(-log_sigma)
-            return -(0.5 * error.square() + log_sigma + 0.5 * math.log(math.tau)).sum(dim=(1, 2, 3))
+            return log_prob_of_error(error, log_sigma).sum(dim=(1, 2, 3))
 
     def mean(self, parameters: Tensor) -> Tensor:
         return (wide(parameters).chunk(2, dim=1)[0].clamp(-1, 1) + 1) / 2

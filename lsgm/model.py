@@ -20,9 +20,10 @@ from lsgm.arguments import check_choice, check_count
 from lsgm.config import BackboneConfig, DiffusionConfig, Estimator, ImageConfig, PriorConfig, SampleConfig
 from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError, SolverError
+from lsgm.gaussian import standard_log_prob
 from lsgm.likelihoods import Likelihood
 from lsgm.networks.batch_norm import batch_statistics
-from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
+from lsgm.networks.posterior import Posterior
 from lsgm.per_sample_noise import PerSampleNoise, mix
 from lsgm.prior import ScorePrior
 from lsgm.progress import Progress
@@ -280,7 +281,7 @@ class LSGM(nn.Module):
         reconstruction = -self.likelihood.log_prob(x, parameters)
         nfe = 0
         if self.prior is None:
-            log_p = -(0.5 * posterior.z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3))
+            log_p = standard_log_prob(posterior.z).sum(dim=(1, 2, 3))
         elif estimator == "discretized":
             draw = partial(prior_draws.normal, self.latent_shape)
             log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, draw)

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from lsgm.gaussian import isotropic_log_prob
+
 
 class SDE(ABC):
     """A linear forward diffusion."""
@@ -61,10 +63,7 @@ class SDE(ABC):
 
     def base_log_prob(self, z1: Tensor) -> Tensor:
         """log p(z_1) in nats, [B], for [B, ...]."""
-        z = z1.flatten(1)
-        return -0.5 * (
-            z.square().sum(dim=1) / self.base_variance + z.shape[1] * math.log(math.tau * self.base_variance)
-        )
+        return isotropic_log_prob(z1.flatten(1), self.base_variance)
 
     def normal_noise(self, z_t: Tensor, t: Tensor) -> Tensor:
         """The noise prediction that is optimal where q(z0) = N(0, I): sigma_t z_t / var(z_t).

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lsgm.gaussian import log_prob_of_noise
 from lsgm.networks.batch_norm import BatchNormSwish
 from lsgm.networks.layers import soft_clamp
-from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
+from lsgm.networks.posterior import Posterior
 from lsgm.networks.weight_norm import WNConv2d
 
 
@@ -62,7 +63,7 @@ class ConvVAE(nn.Module):
         mu, log_sigma = soft_clamp(mu), soft_clamp(log_sigma, self.log_sigma_clamp)
         draw = torch.randn_like(mu) if noise is None else noise[0]
         z = torch.addcmul(mu, log_sigma.exp(), draw)
-        log_q = -0.5 * draw.square() - log_sigma - HALF_LOG_2PI
+        log_q = log_prob_of_noise(draw, log_sigma)
         return Posterior(z, log_q, self.latent_groups), self.decode(z)
 
     def decode(self, z: Tensor, lower_scales: Sequence[Tensor] = ()) -> Tensor:

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsgm.gaussian import log_prob_of_noise
 from lsgm.networks.batch_norm import BatchNormSwish
 from lsgm.networks.flow import Flow
 from lsgm.networks.layers import Conv2d, soft_clamp
 from lsgm.networks.nvae_cells import BNSwishBranch, Cell, MBConvBranch
-from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
+from lsgm.networks.posterior import Posterior
 from lsgm.networks.weight_norm import WNConv2d
 
 MBCONV_EXPANSION_TOWER = 6
@@ -158,7 +159,7 @@ class NVAE(nn.Module):
             if self.flows:
                 z = self.flows[g](z)
             zs.append(z)
-            log_qs.append(-0.5 * draw.square() - log_sigma - HALF_LOG_2PI)
+            log_qs.append(log_prob_of_noise(draw, log_sigma))
             h = self._decode_group(g, h, z)
         n = self.groups_per_scale
         top, log_q = torch.cat(zs[:n], dim=1), torch.cat(log_qs[:n], dim=1)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
+from lsgm.gaussian import kl_to_standard
 
 
 @dataclass
@@ -28,12 +28,12 @@ class Posterior:
 
     def kl_per_channel(self) -> Tensor:
         """log q - log N(0, I) of each of the prior's channels at the sample, [C], mean over the batch."""
-        return (self.log_q + 0.5 * self.z.square() + HALF_LOG_2PI).sum(dim=(2, 3)).mean(dim=0)
+        return kl_to_standard(self.log_q, self.z).sum(dim=(2, 3)).mean(dim=0)
 
     def lower_scales_kl(self) -> Tensor:
         """log q - log N(0, I) of each group of the lower scales at the sample, [B, number of groups]."""
         pairs = zip(self.lower_scales, self.lower_scales_log_q, strict=True)
-        kl = [(log_q + 0.5 * z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3)) for z, log_q in pairs]
+        kl = [kl_to_standard(log_q, z).sum(dim=(1, 2, 3)) for z, log_q in pairs]
         return torch.stack(kl, dim=1) if kl else self.z.new_zeros(len(self.z), 0)
 
 

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lsgm.gaussian import kl_to_standard
 from lsgm.model import LSGM
-from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
+from lsgm.networks.posterior import Posterior
 from lsgm.prior import ScorePrior
 from lsgm.training.algorithms import (
     Sample,
@@ -131,7 +132,7 @@ class LSGMObjective:
 
 def kl_to_normal(posterior: Posterior) -> Tensor:
     """log q - log N(0, I) at the sample for each latent group, top first, [B, G]."""
-    top = per_group(posterior.log_q + 0.5 * posterior.z.square() + HALF_LOG_2PI, posterior.groups)
+    top = per_group(kl_to_standard(posterior.log_q, posterior.z), posterior.groups)
     return torch.cat([top, posterior.lower_scales_kl()], dim=1)
 
 
