@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lsgm
-from lsgm import cli, published
+from lsgm import cli, published, published_arguments
 from lsgm.config import ConvVAEConfig, ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
@@ -103,10 +103,23 @@ def test_old_files_lack_arguments(tmp_path):
     model = make("cifar10")
     published.export(model, tmp_path / "a.pt", "cifar10")
     content = published.read(tmp_path / "a.pt")
-    for key in published.OLD:
+    for key in published_arguments.OLD:
         delattr(content["args"], key)
     torch.save(content, tmp_path / "old.pt")
     assert published.load(tmp_path / "old.pt").vae_config == model.vae_config
+
+
+def test_every_field_is_in_the_table():
+    """Except for the fields that their release has no argument for."""
+    tables = [
+        (published_arguments.VAE, VAEConfig, {"backbone"}),
+        (published_arguments.PRIOR, NCSNppConfig, {"network", "attention_resolution", "drop_inactive"}),
+        (published_arguments.SDE, SDEConfig, set()),
+    ]
+    for table, config, others in tables:
+        assert {argument.field.partition(".")[0] for argument in table} == config.model_fields.keys() - others
+    theirs = [name for table, *_ in tables for argument in table for name in argument.theirs]
+    assert len(set(theirs)) == len(theirs)
 
 
 def vae_tensor(content, change):
@@ -256,9 +269,9 @@ def test_the_dataset_must_fit():
         published.export(make("mnist"), "never.pt", "cifar10")
     sizes = {"celeba_256": 256, "ffhq": 256, "celeba_64": 64, "lsun_church_256": 256, "celeba_256_lmdb": 256,
              "imagenet_32": 32, "cifar10": 32}  # fmt: skip
-    assert {name: published.image_of(name).size for name in sizes} == sizes
+    assert {name: published_arguments.image_of(name).size for name in sizes} == sizes
     with pytest.raises(LSGMError, match="cannot tell the size"):
-        published.image_of("things")
+        published_arguments.image_of("things")
 
 
 def test_arguments_are_a_namespace(tmp_path):

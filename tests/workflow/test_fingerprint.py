@@ -121,7 +121,7 @@ TRAININGS, PRIORS = {"pretrain", "train"}, {"train", "samples", "nelbo", "illust
 MODELS = {*PRIORS, "pretrain", "vae samples"}
 NO_RESULT = (
     *("cli", "config", "convert", "describe", "errors", "files", "networks.published_names", "params", "progress"),
-    *("published", "registry", "runtime", "shapes", "verify"),
+    *("published", "published_arguments", "registry", "runtime", "shapes", "verify"),
 )
 # Module or package -> the jobs whose result it can change; of those that a module is in, the longest counts. Jobs read
 # what others made, so that what is not here is made again all the same where it depends on these.
