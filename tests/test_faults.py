@@ -299,10 +299,10 @@ def test_metrics(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_states(made: Made, tmp_path: Path, number: int) -> None:
     """The older of two states, and the newer: a training goes on from one that is whole, to the same weights."""
-    kept = sorted((made.root / "vae/state").glob("step-*"))
+    kept = sorted((made.root / "vae/resume").glob("step-*"))
     assert kept, "the training left no states"
     for case in each_damage(kept[number], 10):
-        shutil.copytree(made.root / "vae/state", tmp_path / "out/state", dirs_exist_ok=True)
+        shutil.copytree(made.root / "vae/resume", tmp_path / "out/resume", dirs_exist_ok=True)
         status, said = run(*made.command("pretrain", tmp_path / "out"))
         check(
             case,
