@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from machine import machine, median_seconds, table
 
-from lsgm.cli import keep_freed_memory
-from lsgm.networks.layers import DepthwiseConv2d
+from lsgm.networks.depthwise import DepthwiseConv2d
+from lsgm.runtime import keep_freed_memory
 
 SHAPES = [  # batch, channels in, channels out, size, kernel's width (depthwise ones are 5 high), groups
     (16, 256, 256, 8, 3, 1),

@@ -2,7 +2,7 @@
 
     python benchmarks/data.py [--images 8192] [--batch 64]
 
-The demo's MNIST, which lives on the device and is binarised there; and random bytes of 256x256 in colour that stream
+The demo's MNIST, which lives on the device and is binarized there; and random bytes of 256x256 in color that stream
 from a memory-mapped file, once from the system's cache and once with the file dropped from it (then it is the disk that
 is measured). Beside it the fastest training step that uses such images: for MNIST the demo's pretraining, measured
 here; for 256x256 the first stage of celebahq256_qualitative_joint, three times its 266 GFLOP an image (`lsgm
@@ -26,9 +26,9 @@ import torch
 from machine import convolution_rate, machine, median_seconds, table
 from training import build, configs
 
-from lsgm.cli import device, keep_freed_memory
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
+from lsgm.runtime import device, keep_freed_memory
 
 GFLOP_256 = 3 * 266.2  # an image
 
@@ -98,7 +98,7 @@ def main() -> None:
         array.flush()
         del array
         images = np.load(path, mmap_mode="r")
-        kind = {"step": convolution_rate(where) / GFLOP_256, "pad_to": 256, "binarise": False}
+        kind = {"step": convolution_rate(where) / GFLOP_256, "pad_to": 256, "binarize": False}
         measure("256x256, on the device", images[: args.images // 4], False, **kind)
         measure("256x256, streamed from the cache", images, True, **kind)
         del images  # what is mapped cannot be dropped

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lsgm.checkpoint import device_name
+from lsgm.runtime import device_name
 
 
 def machine(device: torch.device) -> str:

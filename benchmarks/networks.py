@@ -4,8 +4,8 @@ default layout and channels-last.
     python benchmarks/networks.py [--models mnist_demo mnist cifar10_slim] [--networks vae score] [--runs 7] [--eager]
 
 A forward pass is that of evaluation (no graph). Forward and backward is what a training step does with the network:
-for the VAE the loss of the first stage, for the score network the squared error of its prediction. The optimiser and
-the regularisation are not in it. `cifar10_slim` is the paper's CIFAR-10 model with a quarter of the channels, 4 groups
+for the VAE the loss of the first stage, for the score network the squared error of its prediction. The optimizer and
+the regularization are not in it. `cifar10_slim` is the paper's CIFAR-10 model with a quarter of the channels, 4 groups
 in place of 20 and 2 score-network blocks per resolution in place of 8. The variants of one network are timed in turn,
 so that a machine whose speed drifts is fair to all. Compiling takes minutes on the CPU the first time (PyTorch keeps
 what it compiled); it is not in the figures, and `--eager` leaves it out.
@@ -23,18 +23,18 @@ import torch
 from machine import machine, table
 from torch import Tensor
 
-from lsgm.cli import keep_freed_memory
-from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig
+from lsgm.config import BackboneConfig, ImageConfig, PriorConfig
 from lsgm.data.registry import DATASETS
 from lsgm.model import LSGM
 from lsgm.params import load_params
+from lsgm.runtime import keep_freed_memory
 from lsgm.training.objective import VAEObjective
 
 BATCH = {"mnist_demo": 64, "mnist": 16, "cifar10_slim": 8}
 LAYOUTS = {"default layout": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
-def configs(name: str) -> tuple[ImageConfig, AnyVAEConfig, PriorConfig]:
+def configs(name: str) -> tuple[ImageConfig, BackboneConfig, PriorConfig]:
     params = load_params("params.yaml")
     if name == "cifar10_slim":
         full = params.models["cifar10_best_fid"]

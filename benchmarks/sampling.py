@@ -29,16 +29,23 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 import lsgm
+from lsgm.config import SampleConfig
 from lsgm.prior import ScorePrior
-from lsgm.sampling.ode import drift, sample
+from lsgm.solvers.probability_flow import drift, rk45_sample
+from lsgm.solvers.solution import Solution
 
 Solve = Callable[[], tuple[Tensor, int]]
 Make = Callable[[ScorePrior, Tensor, float, float], Solve]
 
 
+def by_rk45(prior: ScorePrior, noise: Tensor, tol: float, time_eps: float) -> Solution:
+    """Latents by the library's solver."""
+    return rk45_sample(prior, noise, lambda: noise, SampleConfig(count=1, tol=tol, time_eps=time_eps))
+
+
 def ours(prior: ScorePrior, noise: Tensor, tol: float, end: float) -> Solve:
     def solve() -> tuple[Tensor, int]:
-        solution = sample(prior, noise, tol, end)
+        solution = by_rk45(prior, noise, tol, end)
         return solution.y, solution.nfe
 
     return solve
@@ -83,15 +90,15 @@ class Timed(nn.Module):
         self.sde = getattr(network, "sde", None)
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        synchronise(self.device)
+        synchronize(self.device)
         start = time.perf_counter()
         noise: Tensor = self.network(z, t)
-        synchronise(self.device)
+        synchronize(self.device)
         self.seconds += time.perf_counter() - start
         return noise
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -114,7 +121,7 @@ def main() -> None:
     few = (8, *prior.latent_shape)
     noises = [torch.randn(few, generator=torch.Generator().manual_seed(i)).to(device) for i in range(args.noises)]
     double = copy.deepcopy(prior).double()
-    exact = [sample(double, noise.double(), args.tol / 30, args.time_eps).y for noise in noises]
+    exact = [by_rk45(double, noise.double(), args.tol / 30, args.time_eps).y for noise in noises]
 
     def measure(make: Make, tol: float) -> tuple[float, float]:
         """Geometric means over the noises of the relative error and of the NFE."""
@@ -146,7 +153,7 @@ def main() -> None:
                 timed.seconds = 0.0
                 begin = time.perf_counter()
                 _, nfe = solve()
-                synchronise(device)
+                synchronize(device)
                 seconds = time.perf_counter() - begin
                 each[name].append(seconds / nfe)
                 beyond[name].append(seconds / timed.seconds - 1)

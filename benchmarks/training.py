@@ -1,4 +1,4 @@
-"""One step of either training stage, everything in it: forward, backward, spectral regularisation, optimisers, averaged
+"""One step of either training stage, everything in it: forward, backward, spectral regularization, optimizers, averaged
 weights, history.
 
     python benchmarks/training.py [--models demo small medium] [--steps 30] [--options precision=bf16] [--profile]
@@ -26,11 +26,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsgm import checkpoint
-from lsgm.cli import device, keep_freed_memory
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.params import load_params
+from lsgm.runtime import device, keep_freed_memory
 from lsgm.training import pretrain, train
-from lsgm.training.draws import Draws
+from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.engine import Engine
 
 BLOCKS = {"blocks": 2, "cells": 2}
@@ -50,8 +51,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 STAGES: dict[str, dict[str, Any] | None] = {
     "pretraining": None,
-    "end to end, ll": {"p_weighting": "ll", "q_samples": "shared"},
-    "end to end, un": {"p_weighting": "un", "q_samples": "reweighted"},
+    "end to end, ll": {"p_weighting": "ll", "algorithm": 1},
+    "end to end, un": {"p_weighting": "un", "algorithm": 3},
 }
 # Seconds per step of the authors' implementation (torch 2.15, 2 cores), and the rate of that machine's convolutions.
 AUTHORS = {
@@ -121,7 +122,7 @@ def measure(
     for _ in range(3):
         engine.one_step()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        whole = Draws(0, engine.share, engine.share, where)
+        whole = BatchNoise(0, engine.share, engine.share, where)
         engine.task.objective(engine.batches.batch_at(0, 0)[: engine.share], 0, 10, whole)
     seconds, rates = [], []
     for i in range(steps + 2):

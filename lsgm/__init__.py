@@ -1,4 +1,4 @@
-"""LSGM: score-based generative modelling in latent space (Vahdat, Kreis, Kautz, NeurIPS 2021).
+"""LSGM: score-based generative modeling in latent space (Vahdat, Kreis, Kautz, NeurIPS 2021).
 
 >>> import lsgm
 >>> model = lsgm.load("checkpoints/lsgm/mnist_demo")

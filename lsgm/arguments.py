@@ -85,7 +85,7 @@ def check_times(t0: object, t1: object) -> tuple[float, float]:
 
 
 def check_images(
-    x: object, channels: int, sizes: Sequence[int], like: Tensor, *, binary: bool, grey: bool = True
+    x: object, channels: int, sizes: Sequence[int], like: Tensor, *, binary: bool, gray: bool = True
 ) -> Tensor:
     """Images [B, channels, size, size], with a value in [0, 1] for each pixel, in the dtype of ``like``.
 
@@ -96,11 +96,11 @@ def check_images(
         sizes: the sizes that are allowed, the usual one first.
         like: a weight of the model; the images are to be on its device.
         binary: whether the model is one of binary images.
-        grey: whether the images of a binary model may have values between 0 and 1, such as the means of samples.
+        gray: whether the images of a binary model may have values between 0 and 1, such as the means of samples.
     """
-    grey = grey or not binary
+    gray = gray or not binary
     size = f"{channels}, {sizes[0]}, {sizes[0]}"
-    expected = f"x: expected images [B, {size}] {'in [0, 1]' if grey else 'of zeros and ones'}"
+    expected = f"x: expected images [B, {size}] {'in [0, 1]' if gray else 'of zeros and ones'}"
     x = _tensor(expected, x, like)
     if x.dim() != 4 or tuple(x.shape[1:]) not in {(channels, side, side) for side in sizes}:
         raise LSGMError(f"{expected}, found the shape {list(x.shape)}{_shape_hint(x.shape, channels)}")
@@ -113,7 +113,7 @@ def check_images(
     taken = x.to(like.dtype) / 255 if x.dtype == torch.uint8 else x.to(like.dtype)
     values = taken.detach()
     facts = [*values.aminmax()]
-    if not grey:
+    if not gray:
         facts.append((values - values.round()).abs().max())
     low, high, *off = torch.stack(facts).tolist()  # NaN anywhere is NaN here
     if binary and x.dtype == torch.uint8 and round(255 * high) == 1:
@@ -218,4 +218,4 @@ def _range_hint(low: float, high: float) -> str:
         return f"divide by {255 if high <= 255 else 65535}"
     if low >= -1 - ROUNDING and high <= 1 + ROUNDING:
         return "(x + 1) / 2 if they are in [-1, 1]"
-    return "undo their normalisation"
+    return "undo their normalization"

@@ -14,10 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig, Section, StageConfig, parse
+from lsgm.config import BackboneConfig, DiffusionConfig, ImageConfig, PriorConfig, Section
+from lsgm.config.mistakes import parse
+from lsgm.config.model import AnyBackbone, AnyPrior, AnySDE
+from lsgm.config.stages import StageConfig
 from lsgm.errors import LSGMError
 from lsgm.files import atomic, read_json, seal, sha256, write_json
 from lsgm.model import LSGM
+from lsgm.runtime import device_name
 from lsgm.shapes import misfits
 
 RESTORE = "delete it, then restore it (`dvc checkout`, or `dvc pull`) or train again"
@@ -31,9 +35,9 @@ class CheckpointConfig(Section):
 
     format: Literal[1, 2] = 1
     image: ImageConfig
-    vae: AnyVAEConfig
-    prior: PriorConfig | None = None
-    sde: SDEConfig | None = None
+    vae: AnyBackbone
+    prior: AnyPrior | None = None
+    sde: AnySDE | None = None
     stages: list[dict[str, JsonValue]]  # the frozen configurations of the stages that made it, in order, as they were
     training: dict[str, JsonValue]  # of the last stage: seconds, steps, device, date ...
     sha256: str | None = None  # of model.safetensors
@@ -163,7 +167,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LSGM:
     return model.requires_grad_(False).eval().to(device)
 
 
-def skeleton(image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None, sde: SDEConfig | None) -> LSGM:
+def skeleton(image: ImageConfig, vae: BackboneConfig, prior: PriorConfig | None, sde: DiffusionConfig | None) -> LSGM:
     """The model without memory for its tensors: names, shapes and dtypes to hold a file against before it is read.
 
     Raises:
@@ -180,10 +184,3 @@ def check_weights(weights: Mapping[str, Any], where: str | Path) -> None:
     for name, value in weights.items():
         if not value.isfinite().all():
             raise LSGMError(f"{where}: {name}: not finite; the training diverged, or the file is damaged")
-
-
-def device_name(device: torch.device) -> str:
-    """A name for tables: the GPU's, or `cpu` and the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

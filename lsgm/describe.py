@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lsgm.config import AnyVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm import checkpoint
+from lsgm.config import BackboneConfig, DiffusionConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.data.registry import dataset
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
+from lsgm.params import load_params
 from lsgm.shapes import misfits
-from lsgm.training.recompute import BLOCKS, recompute
+from lsgm.training.activation_checkpointing import checkpoint_activations
 
 
 @dataclass
@@ -24,7 +29,7 @@ class NetworkCost:
     parameters: int
     flops: int  # of a forward pass, per image; a multiplication and an addition are two
     activations: int  # bytes that a training step keeps for the backward pass, per image, in float32
-    activations_recompute: int  # the same with `recompute: true`
+    activations_checkpointed: int  # the same with `activation_checkpointing: true`
 
 
 @dataclass
@@ -39,13 +44,13 @@ class Part:
 @dataclass
 class Description:
     latent_shape: tuple[int, int, int]  # of the smallest scale
-    further_shapes: tuple[tuple[int, int, int], ...]  # of each group of the larger scales
+    lower_scale_shapes: tuple[tuple[int, int, int], ...]  # of each group of the larger scales
     parts: list[Part]
     vae: NetworkCost
     prior: NetworkCost | None
     train_vae: bool  # False: the second stage leaves the VAE as it is
 
-    def memory(self, batch: int, recompute: bool = False) -> int:
+    def memory(self, batch: int, activation_checkpointing: bool = False) -> int:
         """Bytes that training in float32 takes: weights, gradients, two moments, the prior's average, activations.
 
         For one draw of (t, noise) per image and one pass through the score network (`draws`, `q_pass`).
@@ -55,41 +60,75 @@ class Description:
         trained += [(self.prior, 5)] if self.prior is not None else []
         weights = sum(copies * cost.parameters for cost, copies in trained)
         weights += 0 if self.train_vae else self.vae.parameters
-        per_image = sum(cost.activations_recompute if recompute else cost.activations for cost, _ in trained)
+        per_image = sum(
+            cost.activations_checkpointed if activation_checkpointing else cost.activations for cost, _ in trained
+        )
         return 4 * weights + batch * per_image
 
     def __str__(self) -> str:
         lines = [f"{'part':28}{'layers':>8}{'parameters':>15}"]
         lines += [f"{part.name:28}{part.layers:>8}{part.parameters:>15,}" for part in self.parts]
-        shapes = [self.latent_shape, *self.further_shapes]
+        shapes = [self.latent_shape, *self.lower_scale_shapes]
         counts = {shape: shapes.count(shape) for shape in shapes}
         drawn = [f"{n} x ({_by(shape)})" if n > 1 else _by(shape) for shape, n in counts.items()]
         lines += ["", f"latents: {' + '.join(drawn)}" + (" (the prior covers the first)" if len(drawn) > 1 else "")]
         for name, cost in (("VAE", self.vae), ("score prior", self.prior)):
             if cost is not None:
-                kept, less = _mib(cost.activations), _mib(cost.activations_recompute)
+                kept, less = _mib(cost.activations), _mib(cost.activations_checkpointed)
                 lines.append(
                     f"{name}: {cost.parameters:,} parameters, {cost.flops / 1e9:.4g} GFLOP per image and forward pass, "
-                    f"activations {kept} per image ({less} with recompute)"
+                    f"activations {kept} per image ({less} with activation checkpointing)"
                 )
         weights = _gib(self.memory(0))
         per_batch = [f"batch {b}: {_gib(self.memory(b))} ({_gib(self.memory(b, True))})" for b in (1, 16, 64)]
-        lines.append(f"training memory, float32 (with recompute): {', '.join(per_batch)}; of it weights {weights}")
+        lines.append(
+            f"training memory, float32 (with activation checkpointing): {', '.join(per_batch)}; of it weights {weights}"
+        )
         return "\n".join(lines)
+
+
+def describe_model(name: str, params_file: str | Path = "params.yaml") -> Description:
+    """Describe the model of this ``name`` in ``params_file``, or the one saved in the folder ``name``.
+
+    Raises:
+        LSGMError: there is neither, or the folder's config.json is damaged.
+    """
+    if Path(name).is_dir():
+        config = checkpoint.read_config(name)
+        return describe(config.image, config.vae, config.prior, config.sde)
+    params = load_params(params_file)
+    if name not in params.all_models:
+        raise LSGMError(f"{name}: neither a model's folder nor one of params.yaml: {', '.join(params.models)}")
+    model = params.all_models[name]
+    image = dataset(model.dataset, params.datasets[model.dataset]).image
+    return describe(image, params.vae(name), model.prior, model.sde, model.train.train_vae)
+
+
+def settings(name: str, params_file: str | Path = "params.yaml") -> str:
+    """The settings of the model ``name`` as YAML, as if it extended no other: every key, defaults too.
+
+    Raises:
+        LSGMError: there is no such model.
+    """
+    params = load_params(params_file)
+    if name not in params.all_models:
+        raise LSGMError(f"{name}: no model of {params_file}; its models are {', '.join(params.models)}")
+    found = params.all_models[name].model_dump(mode="json", exclude={"extends"})
+    return yaml.safe_dump(found, sort_keys=False, default_flow_style=None)
 
 
 def describe(
     image: ImageConfig,
-    vae: AnyVAEConfig,
+    vae: BackboneConfig,
     prior: PriorConfig | None = None,
-    sde: SDEConfig | None = None,
+    sde: DiffusionConfig | None = None,
     train_vae: bool = True,
 ) -> Description:
     """Describe the model of these configurations. Raises :class:`LSGMError` where they fit no model."""
     if reasons := misfits(image, vae, prior):
         raise LSGMError("\n".join(reasons))
     batch = 2
-    if sde is not None and sde.name == "vesde":  # found when training starts; costs do not depend on it
+    if isinstance(sde, SDEConfig) and sde.name == "vesde":  # found when training starts; costs do not depend on it
         sde = sde.model_copy(update={"sigma2_max": sde.sigma2_max or 1000.0})
     with torch.device("meta"):
         model = LSGM(image, vae, prior, sde)
@@ -111,14 +150,14 @@ def describe(
         for prefix, network in networks.items()
         for name, child in network.named_children()
     ]
-    return Description(model.latent_shape, model.vae.further_shapes, parts, cost, cost_prior, train_vae)
+    return Description(model.latent_shape, model.vae.lower_scale_shapes, parts, cost, cost_prior, train_vae)
 
 
 def _cost(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, ...]) -> NetworkCost:
     batch = len(inputs[0])
     with FlopCounterMode(display=False) as counter:
         kept = _kept(module, forward, inputs)
-    recompute(module)
+    checkpoint_activations(module)
     return NetworkCost(
         _count(module), counter.get_total_flops() // batch, kept // batch, _kept(module, forward, inputs) // batch
     )
@@ -138,7 +177,7 @@ def _kept(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, 
         for tensor in arguments:
             keep(tensor)
 
-    recomputed = [m for m in module.modules() if isinstance(m, BLOCKS) and "forward" in vars(m)]
+    recomputed = [m for m in module.modules() if "forward" in vars(m)]
     handles = [m.register_forward_pre_hook(keep_inputs) for m in recomputed]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward(*inputs)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsgm.config import BackboneConfig, ImageConfig
-from lsgm.errors import LSGMError
+from lsgm.config import ImageConfig
+from lsgm.gaussian import log_prob_of_error
 from lsgm.networks.layers import wide
 
 COMPONENTS = 10
@@ -21,7 +21,10 @@ MIN_LOG_SCALE = -7.0
 
 
 class Likelihood(ABC):
-    """A distribution over images in [0, 1], given the decoder's parameters."""
+    """A distribution over images in [0, 1], given the decoder's parameters.
+
+    It is made with keyword arguments: ``image``, the images' format, and ``x_bits``, bits per value.
+    """
 
     parameters_per_pixel: int
 
@@ -37,27 +40,27 @@ class Likelihood(ABC):
 def logistic_bin(x: Tensor, mean: Tensor, log_scale: Tensor, bits: int) -> Tensor:
     """log of the logistic distribution's mass in the bin of ``x``, an image of 2^bits values in [-1, 1].
 
-    The first and the last bin reach to infinity. Where a bin's mass is below 1e-5, its density at the centre times its
+    The first and the last bin reach to infinity. Where a bin's mass is below 1e-5, its density at the center times its
     width. All arguments broadcast (PixelCNN++, arXiv 1701.05517, section 2.1).
     """
     half_width = 1 / (2**bits - 1)
     inverse_scale = torch.exp(-log_scale)
-    centred = x - mean
-    above, below = inverse_scale * (centred + half_width), inverse_scale * (centred - half_width)
+    centered = x - mean
+    above, below = inverse_scale * (centered + half_width), inverse_scale * (centered - half_width)
     mass = torch.sigmoid(above) - torch.sigmoid(below)
-    middle = inverse_scale * centred
+    middle = inverse_scale * centered
     log_density = middle - log_scale - 2 * F.softplus(middle) + math.log(2 * half_width)
     inner = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-10)), log_density)
     return torch.where(x < -0.999, F.logsigmoid(above), torch.where(x > 0.999, F.logsigmoid(-below), inner))
 
 
 class Bernoulli(Likelihood):
-    """One Bernoulli variable per pixel, over the central ``size`` x ``size`` pixels only (the rest is padding)."""
+    """One Bernoulli variable per pixel, over the central pixels only (the border is padding)."""
 
     parameters_per_pixel = 1
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, *, image: ImageConfig, x_bits: int = 8) -> None:
+        self.size = image.size
 
     def _crop(self, image: Tensor) -> Tensor:
         border = (image.shape[-1] - self.size) // 2
@@ -72,12 +75,12 @@ class Bernoulli(Likelihood):
         return torch.sigmoid(wide(self._crop(parameters)))
 
 
-class DiscretisedLogistic(Likelihood):
-    """One discretised logistic per value; ``channels`` means, then as many log scales."""
+class DiscretizedLogistic(Likelihood):
+    """One discretized logistic per value; ``channels`` means, then as many log scales."""
 
-    def __init__(self, channels: int, bits: int) -> None:
-        self.bits = bits
-        self.parameters_per_pixel = 2 * channels
+    def __init__(self, *, image: ImageConfig, x_bits: int) -> None:
+        self.bits = x_bits
+        self.parameters_per_pixel = 2 * image.channels
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -90,20 +93,16 @@ class DiscretisedLogistic(Likelihood):
 
 
 class LogisticMixture(Likelihood):
-    """Mixture of ten discretised logistics per pixel, its colours autoregressive (PixelCNN++, arXiv 1701.05517).
+    """Mixture of ten discretized logistics per pixel, its colors autoregressive (PixelCNN++, arXiv 1701.05517).
 
-    Parameters, 100 channels: 10 mixture logits; then for each of three colours 10 means, 10 log scales and 10
+    Parameters, 100 channels: 10 mixture logits; then for each of three colors 10 means, 10 log scales and 10
     coefficients. The mean of green adds c_0 red, that of blue c_1 red + c_2 green, c_k = tanh of the coefficients that
-    stand with the k-th colour. For grey images: 30 channels, no coefficients.
+    stand with the k-th color. For gray images: 30 channels, no coefficients.
     """
 
-    def __init__(self, channels: int, bits: int) -> None:
-        if channels not in (1, 3):
-            raise LSGMError(
-                f"vae.likelihood: the mixture of logistics is for images of 1 or 3 channels, not {channels}"
-            )
-        self.channels, self.bits = channels, bits
-        self.parameters_per_pixel = COMPONENTS * (10 if channels == 3 else 3)
+    def __init__(self, *, image: ImageConfig, x_bits: int) -> None:
+        self.channels, self.bits = image.channels, x_bits
+        self.parameters_per_pixel = COMPONENTS * (10 if self.channels == 3 else 3)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits [B, 10, H, W]; means, log scales and coefficients [B, C, 10, H, W]."""
@@ -116,12 +115,12 @@ class LogisticMixture(Likelihood):
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             logits, mean, log_scale, c = self._split(parameters)
-            colours = (2 * x - 1)[:, :, None]  # [B, C, 1, H, W]
+            colors = (2 * x - 1)[:, :, None]  # [B, C, 1, H, W]
             if self.channels == 3:
-                red, green = colours[:, 0], colours[:, 1]
+                red, green = colors[:, 0], colors[:, 1]
                 shift = [torch.zeros_like(mean[:, 0]), c[:, 0] * red, c[:, 1] * red + c[:, 2] * green]
                 mean = mean + torch.stack(shift, dim=1)
-            log_p = logistic_bin(colours, mean, log_scale, self.bits).sum(dim=1)  # [B, 10, H, W]
+            log_p = logistic_bin(colors, mean, log_scale, self.bits).sum(dim=1)  # [B, 10, H, W]
             return torch.logsumexp(log_p + F.log_softmax(logits, dim=1), dim=1).sum(dim=(1, 2))
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -140,31 +139,15 @@ class Normal(Likelihood):
     """One normal density per value of the image in [-1, 1]; ``channels`` means, then as many log sigmas (a density, not
     a probability: its nats do not compare with the others')."""
 
-    def __init__(self, channels: int) -> None:
-        self.parameters_per_pixel = 2 * channels
+    def __init__(self, *, image: ImageConfig, x_bits: int = 8) -> None:
+        self.parameters_per_pixel = 2 * image.channels
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             mean, log_sigma = wide(parameters).chunk(2, dim=1)
             log_sigma = log_sigma.clamp(min=MIN_LOG_SCALE)
             error = (2 * x - 1 - mean) * torch.exp(-log_sigma)
-            return -(0.5 * error.square() + log_sigma + 0.5 * math.log(math.tau)).sum(dim=(1, 2, 3))
+            return log_prob_of_error(error, log_sigma).sum(dim=(1, 2, 3))
 
     def mean(self, parameters: Tensor) -> Tensor:
         return (wide(parameters).chunk(2, dim=1)[0].clamp(-1, 1) + 1) / 2
-
-
-def build_likelihood(config: BackboneConfig, image: ImageConfig) -> Likelihood:
-    """The likelihood that the configuration names. Raises :class:`LSGMError`."""
-    if (config.likelihood == "bernoulli") != image.binary:
-        kind = "binary" if image.binary else "not binary"
-        raise LSGMError(
-            f"vae.likelihood: {config.likelihood!r} does not fit, the images are {kind}; see lsgm/config.py"
-        )
-    if config.likelihood == "bernoulli":
-        return Bernoulli(image.size)
-    if config.likelihood == "dml":
-        return LogisticMixture(image.channels, config.x_bits)
-    if config.likelihood == "dl":
-        return DiscretisedLogistic(image.channels, config.x_bits)
-    return Normal(image.channels)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +17,21 @@ from torch import Tensor, nn
 
 from lsgm import arguments
 from lsgm.arguments import check_choice, check_count
-from lsgm.config import AnyVAEConfig, ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig
+from lsgm.config import BackboneConfig, DiffusionConfig, Estimator, ImageConfig, PriorConfig, SampleConfig
+from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError, SolverError
-from lsgm.likelihoods import build_likelihood
-from lsgm.networks.convvae import ConvVAE
-from lsgm.networks.layers import batch_statistics
-from lsgm.networks.ncsnpp import NCSNpp
-from lsgm.networks.nvae import NVAE
-from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
+from lsgm.gaussian import standard_log_prob
+from lsgm.likelihoods import Likelihood
+from lsgm.networks.batch_norm import batch_statistics
+from lsgm.networks.posterior import Posterior
+from lsgm.per_sample_noise import PerSampleNoise, mix
 from lsgm.prior import ScorePrior
 from lsgm.progress import Progress
-from lsgm.sampling import ancestral, ode
-from lsgm.sde import build_sde
-from lsgm.shapes import LARGE, width_multipliers
-from lsgm.streams import Streams, mix
+from lsgm.registry import LIKELIHOODS, SOLVERS, load
+from lsgm.shapes import misfits
+from lsgm.solvers import ancestral, probability_flow
 
 Shape = tuple[int, ...]
-Solver = Literal["rk45", "euler", "heun", "rk4", "ancestral"]
-SOLVERS: tuple[Solver, ...] = get_args(Solver)
-Estimator = Literal["ode", "discretised"]
 Probe = Literal["gaussian", "rademacher", "exact"]
 
 
@@ -67,29 +63,36 @@ class LSGM(nn.Module):
     Args:
         image: the images' format.
         vae: the VAE's architecture.
-        prior, sde: the score prior's; both None for a VAE with the prior N(0, I).
+        prior, sde: those of the score prior; both None for a VAE with the prior N(0, I).
+    Raises:
+        LSGMError: they do not fit together.
     """
 
     def __init__(
-        self, image: ImageConfig, vae: AnyVAEConfig, prior: PriorConfig | None = None, sde: SDEConfig | None = None
+        self,
+        image: ImageConfig,
+        vae: BackboneConfig,
+        prior: PriorConfig | None = None,
+        sde: DiffusionConfig | None = None,
     ) -> None:
         super().__init__()
         self.image = image
         self.vae_config, self.prior_config, self.sde_config = vae, prior, sde
-        self.likelihood = build_likelihood(vae, image)
-        self.vae = build_backbone(vae, image, self.likelihood.parameters_per_pixel)
+        if reasons := misfits(image, vae, prior):
+            raise LSGMError(reasons[0])
+        self.likelihood: Likelihood = load(LIKELIHOODS.entry(vae.likelihood).implementation)(
+            image=image, x_bits=vae.x_bits
+        )
+        self.vae = vae.build(
+            image_channels=image.channels,
+            image_size=image.padded_size,
+            output_channels=self.likelihood.parameters_per_pixel,
+        )
         self.prior: ScorePrior | None = None
         if prior is not None and sde is not None:
-            size = self.latent_shape[1]
-            if size % 2 ** (prior.scales - 1):
-                raise LSGMError(
-                    f"prior.scales: {prior.scales} scales need latents of a size divisible by "
-                    f"{2 ** (prior.scales - 1)}, not {size}x{size}"
-                )
-            widths = width_multipliers(prior.scales, large=image.padded_size >= LARGE)
-            network = NCSNpp(prior, self.latent_shape, widths)
+            network = prior.build(latent_shape=self.latent_shape, image_size=image.padded_size)
             mixing_logit = prior.mixing_logit_init if prior.mixed_prediction else None
-            self.prior = ScorePrior(build_sde(sde), network, self.latent_shape, mixing_logit)
+            self.prior = ScorePrior(sde.build(), network, self.latent_shape, mixing_logit)
         # the layout in which convolutions are fastest, everywhere
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
@@ -118,101 +121,64 @@ class LSGM(nn.Module):
         border = (self.image.padded_size - x.shape[-1]) // 2
         return F.pad(x, (border,) * 4) if border else x
 
-    def _checked(self, x: Tensor, grey: bool) -> Tensor:
+    def _checked(self, x: Tensor, gray: bool) -> Tensor:
         """Images of any dtype that is allowed, with or without their border, in that of the weights."""
         image, weight = self.image, next(self.vae.parameters())
         sizes = (image.size, image.padded_size)
-        return arguments.check_images(x, image.channels, sizes, weight, binary=image.binary, grey=grey)
+        return arguments.check_images(x, image.channels, sizes, weight, binary=image.binary, gray=gray)
 
     def encode(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> Posterior:
         """Draw z0 ~ q(z0 | x) for images [B, C, H, W] in [0, 1]; ``noise`` replaces the normal draws.
 
         Images of any floating-point type are taken, and uint8 ones as values of 0 to 255. Those of a binary model may
-        be grey, as its samples are, or bool.
+        be gray, as its samples are, or bool.
 
         Raises:
             LSGMError: the images have another shape or range, are not finite or on another device, or there is none;
                 or ``noise`` is not a tensor [B, *shape] for each shape of latents.
         """
-        x = self._checked(x, grey=True)
+        x = self._checked(x, gray=True)
         if noise is not None:
-            shapes = (self.latent_shape, *self.vae.further_shapes)
+            shapes = (self.latent_shape, *self.vae.lower_scale_shapes)
             noise = arguments.check_latents(arguments.each("noise", noise, len(shapes)), shapes, x, len(x))
         return self.vae.encode(2 * self._seen(x) - 1, noise)[0]
 
-    def decode(self, z: Tensor, further: Sequence[Tensor] | None = None) -> Tensor:
+    def decode(self, z: Tensor, lower_scales: Sequence[Tensor] | None = None) -> Tensor:
         """The mean images [B, C, H, W] in [0, 1] of p(x | z) for latents [B, C', h, w].
 
-        ``further`` are the latents of the larger scales, group by group; drawn from N(0, I) here if None (by PyTorch's
-        global generator).
+        ``lower_scales`` are the latents of the scales that the prior does not cover, group by group; drawn from N(0, I)
+        here if None (by PyTorch's global generator).
 
         Raises:
             LSGMError: latents have another shape, are not finite or on another device, or there is none.
         """
-        shapes, weight = self.vae.further_shapes, next(self.vae.parameters())
-        given = {} if further is None else arguments.each("further", further, len(shapes))
+        shapes, weight = self.vae.lower_scale_shapes, next(self.vae.parameters())
+        given = {} if lower_scales is None else arguments.each("lower_scales", lower_scales, len(shapes))
         latents = (self.latent_shape, *(shapes if given else ()))
-        z, *further = arguments.check_latents({"z": z, **given}, latents, weight)
+        z, *lower_scales = arguments.check_latents({"z": z, **given}, latents, weight)
         if not given:
-            further = [torch.randn(len(z), *shape, device=z.device, dtype=z.dtype) for shape in shapes]
-        return self.likelihood.mean(self.vae.decode(z, further))
+            lower_scales = [torch.randn(len(z), *shape, device=z.device, dtype=z.dtype) for shape in shapes]
+        return self.likelihood.mean(self.vae.decode(z, lower_scales))
 
-    @overload
-    def sample(
-        self, count: int, *, return_info: Literal[False] = False, seed: int = 0, solver: Solver = "rk45",
-        tol: float = 1e-5, time_eps: float = 1e-5, steps: int | None = None, variances: ancestral.Variances = "beta",
-        temperature: float = 1.0, vae_batch_statistics: bool = False, batch: int = 64,
-    ) -> Tensor: ...  # fmt: skip
-
-    @overload
-    def sample(
-        self, count: int, *, return_info: Literal[True], seed: int = 0, solver: Solver = "rk45",
-        tol: float = 1e-5, time_eps: float = 1e-5, steps: int | None = None, variances: ancestral.Variances = "beta",
-        temperature: float = 1.0, vae_batch_statistics: bool = False, batch: int = 64,
-    ) -> tuple[Tensor, SampleInfo]: ...  # fmt: skip
-
-    def sample(
-        self,
-        count: int,
-        *,
-        return_info: bool = False,
-        seed: int = 0,
-        solver: Solver = "rk45",
-        tol: float = 1e-5,
-        time_eps: float = 1e-5,
-        steps: int | None = None,
-        variances: ancestral.Variances = "beta",
-        temperature: float = 1.0,
-        vae_batch_statistics: bool = False,
-        batch: int = 64,
-    ) -> Tensor | tuple[Tensor, SampleInfo]:
+    def sample(self, count: int, *, return_info: bool = False, **settings: Any) -> Any:
         """Draw ``count`` images: latents from the prior, then the mean of the decoder.
 
         Args:
-            seed: 0 to 2^63 - 1. Image i depends on (seed, i) alone: not on ``batch``, ``count`` or the device. (To the
-                solver's tolerance for `rk45`, whose steps suit a whole batch.)
-            solver: of the probability-flow ODE, `rk45` (adaptive), `euler`, `heun` or `rk4` (equal steps); or
-                `ancestral`, the discretised diffusion. The prior N(0, I) needs none.
-            tol: absolute and relative tolerance of `rk45`, above 0 and at most 1.
-            time_eps: where the ODE ends, between 0 and 1.
-            steps: of the other solvers; 50, and 1000 for `ancestral`, where None.
-            variances: of the steps of `ancestral`: beta, or that of the true posterior (`posterior`).
-            temperature: factor of every normal draw; below 1: less variety, more typical images; 0: one image alone.
-            vae_batch_statistics: the decoder's batch norm takes the statistics of the batch, as for the paper's
-                256-pixel images. An image then depends on those in its batch.
-            batch: images at a time.
+            settings: those of :class:`lsgm.config.SampleConfig`, or of the configuration of an added ``solver``:
+                solver ("rk45"), tol (1e-5), time_eps (1e-5), steps, variance, temperature (1; 0 draws one image alone),
+                vae_batch_statistics, batch (64 images at a time) and seed (0). The prior N(0, I) needs no solver. Image
+                i depends on (seed, i) alone: not on ``batch``, ``count`` or the device. (To the solver's tolerance for
+                `rk45`, whose steps suit a whole batch; with vae_batch_statistics on the images of its batch too.)
         Returns:
-            images [count, C, H, W] in [0, 1] and, if ``return_info``, what it took.
+            images [count, C, H, W] in [0, 1]; if ``return_info``, a pair of them and a :class:`SampleInfo`.
         Raises:
             SolverError: the ODE cannot be solved, or an image is not finite: the training may have diverged.
-            LSGMError: an argument is out of its range. All are checked, those too that the solver does not use.
+            LSGMError: an argument is unknown or out of its range. All are checked, those too that the solver ignores.
         """
         start = time.perf_counter()
+        config = _sample_config(count, settings)
         images, nfe = [], []
-        for x, evaluations in self.sample_batches(
-            count, seed=seed, solver=solver, tol=tol, time_eps=time_eps, steps=steps, variances=variances,
-            temperature=temperature, vae_batch_statistics=vae_batch_statistics, batch=batch,
-        ):  # fmt: skip
+        for x, evaluations in self.sample_batches(config):
             images.append(x)
             nfe.append(evaluations)
         if not return_info:
@@ -221,58 +187,38 @@ class LSGM(nn.Module):
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         x = torch.cat(images)
-        used = float(tol) if solver == "rk45" else None
-        return x, SampleInfo(len(x), solver, used, sum(nfe) / len(nfe), float(temperature), seconds)
+        used = float(config.tol) if config.solver == "rk45" else None
+        return x, SampleInfo(len(x), config.solver, used, sum(nfe) / len(nfe), float(config.temperature), seconds)
 
-    def sample_batches(
-        self,
-        count: int,
-        *,
-        seed: int,
-        solver: Solver,
-        tol: float,
-        time_eps: float,
-        steps: int | None,
-        variances: ancestral.Variances,
-        temperature: float,
-        vae_batch_statistics: bool,
-        batch: int,
-    ) -> Iterator[tuple[Tensor, int]]:
+    def sample_batches(self, config: SampleConfig) -> Iterator[tuple[Tensor, int]]:
         """:meth:`sample`, batch by batch, for what does not fit into memory at once: images and NFE of each.
 
         Raises as it does: arguments at once, what a batch came to with this batch.
         """
-        check_choice("solver", solver, SOLVERS)
-        check_choice("variances", variances, ancestral.VARIANCES)
-        count, batch, seed = check_count("count", count), check_count("batch", batch), arguments.check_seed(seed)
-        number = check_count("steps", (1000 if solver == "ancestral" else 50) if steps is None else steps)
-        tol, time_eps = arguments.check_tol(tol), arguments.check_time_eps(time_eps)
-        factor = arguments.check_temperature(temperature)
+        config = _checked_sampling(config)
+        solve = load(config.implementation)
 
         def one_batch(first: int) -> tuple[Tensor, int]:
-            streams = Streams(seed, range(first, min(first + batch, count)), self.device)
+            streams = PerSampleNoise(config.seed, range(first, min(first + config.batch, config.count)), self.device)
 
             def draw(shape: Shape = self.latent_shape) -> Tensor:
-                return factor * streams.normal(shape)
+                return config.temperature * streams.normal(shape)
 
             z, nfe = draw(), 0
             if self.prior is not None:
-                if solver == "ancestral":
-                    solution = ancestral.sample(self.prior, z, number, draw, variances)
-                else:
-                    solution = ode.sample(self.prior, z, tol, time_eps, solver, number)
+                solution = solve(self.prior, z, draw, config)
                 z, nfe = solution.y, solution.nfe
-            further = [draw(shape) for shape in self.vae.further_shapes]
-            with batch_statistics(self.vae) if vae_batch_statistics else nullcontext():
-                images = self.decode(z, further)
+            lower_scales = [draw(shape) for shape in self.vae.lower_scale_shapes]
+            with batch_statistics(self.vae) if config.vae_batch_statistics else nullcontext():
+                images = self.decode(z, lower_scales)
             if not images.isfinite().all():
                 raise SolverError(f"sample: images after {first} are not finite; the training may have diverged")
             return images, nfe
 
         def batches() -> Iterator[tuple[Tensor, int]]:
             self.eval()
-            starts, total = range(0, count, batch), 0
-            with Progress("sampling", len(starts), "img", batch) as bar:
+            starts, total = range(0, config.count, config.batch), 0
+            with Progress("sampling", len(starts), "img", config.batch) as bar:
                 for done, first in enumerate(starts, start=1):
                     with torch.no_grad():
                         images, nfe = one_batch(first)
@@ -294,7 +240,7 @@ class LSGM(nn.Module):
     def nelbo_terms(
         self,
         x: Tensor,
-        streams: tuple[Streams, Streams],
+        streams: tuple[PerSampleNoise, PerSampleNoise],
         *,
         estimator: Estimator = "ode",
         tol: float = 1e-5,
@@ -309,12 +255,12 @@ class LSGM(nn.Module):
 
         - `ode`: that of the probability-flow ODE from ``time_eps`` to 1 with tolerance ``tol``, its trace by
           ``probes`` Hutchinson probes (`gaussian` or `rademacher`), or `exact`, where there are few latents;
-        - `discretised`: a lower bound, the variational bound of the diffusion in ``steps`` steps.
+        - `discretized`: a lower bound, the variational bound of the diffusion in ``steps`` steps.
 
         Args:
             x: images [B, C, H, W] in [0, 1]; zeros and ones where the data are binary, which may be bool. Of any
                 floating-point type, or uint8 for values of 0 to 255.
-            streams: the draws for these images, see :meth:`streams`.
+            streams: the draws for these images, see :meth:`per_sample_noise`.
         Raises:
             SolverError: the ODE cannot be solved, or a NELBO is not finite: the training may have diverged.
             LSGMError: the images have another shape or range, are not finite or on another device, or there is none;
@@ -324,19 +270,19 @@ class LSGM(nn.Module):
         check_choice("probe", probe, get_args(Probe))
         probes, steps = check_count("probes", probes), check_count("steps", steps)
         tol, time_eps = arguments.check_tol(tol), arguments.check_time_eps(time_eps)
-        x = self._checked(x, grey=False)
+        x = self._checked(x, gray=False)
         encoder_draws, prior_draws = streams
         if not len(encoder_draws) == len(prior_draws) == len(x):
             raise LSGMError(f"streams: expected those of {len(x)} images, found those of {len(encoder_draws)}")
         self.eval()
         x = self._seen(x)
-        shapes = (self.latent_shape, *self.vae.further_shapes)
+        shapes = (self.latent_shape, *self.vae.lower_scale_shapes)
         posterior, parameters = self.vae.encode(2 * x - 1, [encoder_draws.normal(shape) for shape in shapes])
         reconstruction = -self.likelihood.log_prob(x, parameters)
         nfe = 0
         if self.prior is None:
-            log_p = -(0.5 * posterior.z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3))
-        elif estimator == "discretised":
+            log_p = standard_log_prob(posterior.z).sum(dim=(1, 2, 3))
+        elif estimator == "discretized":
             draw = partial(prior_draws.normal, self.latent_shape)
             log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, draw)
         else:
@@ -344,21 +290,21 @@ class LSGM(nn.Module):
             if probe != "exact":
                 draws = prior_draws.normal if probe == "gaussian" else prior_draws.rademacher
                 directions = torch.stack([draws(self.latent_shape) for _ in range(probes)])
-            log_p, nfe = ode.log_prob(self.prior, posterior.z, directions, tol, time_eps)
-        kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p + posterior.further_kl().sum(dim=1)
+            log_p, nfe = probability_flow.log_prob(self.prior, posterior.z, directions, tol, time_eps)
+        kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p + posterior.lower_scales_kl().sum(dim=1)
         nelbo = reconstruction + kl
         if bad := int((~nelbo.isfinite()).sum()):
             raise SolverError(f"nelbo: not finite for {bad} of {len(x)} images; the training may have diverged")
         return NELBO(nelbo, reconstruction, kl, nfe)
 
-    def streams(self, seed: int, images: Iterable[int]) -> tuple[Streams, Streams]:
+    def per_sample_noise(self, seed: int, images: Iterable[int]) -> tuple[PerSampleNoise, PerSampleNoise]:
         """The encoder's draws for images of these numbers, and those of the estimate of log p(z0).
 
         They are apart, so that models with different priors see the same encoder samples. The seed is one from 0 to
         2^63 - 1, or :class:`LSGMError` is raised.
         """
         seed, numbers = arguments.check_seed(seed), list(images)
-        of = [Streams(mix(seed, use), numbers, self.device) for use in range(2)]
+        of = [PerSampleNoise(mix(seed, use), numbers, self.device) for use in range(2)]
         return of[0], of[1]
 
     def nelbo(self, x: Tensor, *, seed: int = 0, samples: int = 1, **settings: Any) -> Tensor:
@@ -374,8 +320,8 @@ class LSGM(nn.Module):
         """
         known = inspect.signature(self.nelbo_terms).parameters.values()
         arguments.check_known(settings, [p.name for p in known if p.kind is p.KEYWORD_ONLY])
-        samples, x = check_count("samples", samples), self._checked(x, grey=False)
-        streams = self.streams(seed, range(len(x)))
+        samples, x = check_count("samples", samples), self._checked(x, gray=False)
+        streams = self.per_sample_noise(seed, range(len(x)))
         terms = [self.nelbo_terms(x, streams, **settings).nelbo for _ in range(samples)]
         return importance_weighted(torch.stack(terms))
 
@@ -385,15 +331,29 @@ def importance_weighted(nelbo: Tensor) -> Tensor:
     return math.log(len(nelbo)) - torch.logsumexp(-nelbo, dim=0)
 
 
-def build_backbone(config: AnyVAEConfig, image: ImageConfig, output_channels: int) -> NVAE | ConvVAE:
-    """The VAE that the configuration names, a :class:`lsgm.networks.posterior.Backbone`. Raises :class:`LSGMError`."""
-    conv = isinstance(config, ConvVAEConfig)
-    keys = "channel_mult" if conv else "preprocess.blocks, vae.latent_scales"
-    halvings = len(config.channel_mult) - 1
-    if image.padded_size % 2**halvings:
-        raise LSGMError(
-            f"vae.{keys}: {halvings} halvings need an image size divisible by {2**halvings}, not {image.padded_size}"
-        )
-    if isinstance(config, ConvVAEConfig):
-        return ConvVAE(config, image.channels, image.padded_size, output_channels)
-    return NVAE(config, image.channels, image.padded_size, output_channels)
+def _sample_config(count: int, settings: dict[str, Any]) -> SampleConfig:
+    """The settings of :meth:`LSGM.sample`, with its defaults; raises :class:`LSGMError` if one is unknown."""
+    solver = settings.get("solver", "rk45")
+    check_choice("solver", solver, SOLVERS.names())
+    kind: type[SampleConfig] = SOLVERS.entry(solver)
+    known = [name for name in kind.model_fields if name not in ("count", "on_failure", "compile")]
+    arguments.check_known(settings, known)
+    given = {"count": count, "seed": 0, "batch": 64, **settings}
+    return SampleConfig.model_construct(**given) if kind is SampleConfig else parse(kind, given, "sample")
+
+
+def _checked_sampling(config: SampleConfig) -> SampleConfig:
+    """The settings as the library computes with them; raises :class:`LSGMError` if one is out of its range."""
+    config = config.resolved()
+    check_choice("variance", config.variance, get_args(SampleConfig.model_fields["variance"].annotation))
+    return config.model_copy(
+        update={
+            "count": check_count("count", config.count),
+            "batch": check_count("batch", config.batch),
+            "seed": arguments.check_seed(config.seed),
+            "steps": check_count("steps", config.steps),
+            "tol": arguments.check_tol(config.tol),
+            "time_eps": arguments.check_time_eps(config.time_eps),
+            "temperature": arguments.check_temperature(config.temperature),
+        }
+    )

@@ -1,4 +1,4 @@
-"""The score-based prior over the latents: a mixture of N(0, I) and a score network (LSGM, section 3.2)."""
+"""The score-based prior over the latents, with the mixed score (LSGM, section 3.2)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ class ScorePrior(nn.Module):
 
         eps(z_t, t) = (1 - alpha) eps_normal(z_t, t) + alpha eps'_theta(z_t, t),   alpha = sigmoid(mixing_logit),
 
-    where eps_normal is exact for z0 ~ N(0, I). One alpha per latent channel.
+    where eps_normal is exact for z0 ~ N(0, I) (:meth:`SDE.normal_noise`). There is one alpha per latent channel.
+    This is the mixed score of LSGM, section 3.2: the prior is a geometric mixture of N(0, I) and a score-based model.
 
     Args:
         sde: the forward diffusion.
-        network: a module (z_t [B, C, H, W], t [B] or [1]) -> [B, C, H, W]. No layer may join the images of a batch.
+        network: a module (z_t [B, C, H, W], t [B] or [1]) -> [B, C, H, W]. Each row of a batch must be independent of
+            the others.
         latent_shape: (C, H, W).
         mixing_logit: value of the logits at the start; None: no mixing, the network alone (the paper's ablation).
     """
@@ -54,12 +56,12 @@ class ScorePrior(nn.Module):
         return noise
 
     def score(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """The gradient of log p_t at ``z_t``: -noise / sigma_t."""
+        """The score, the gradient of log p_t at ``z_t``, as -eps(z_t, t) / sigma_t; shapes as in :meth:`forward`."""
         return -self.predict_noise(z_t, t) / self.sde.variance(t)[:, None, None, None].sqrt()
 
     @torch.no_grad()
     def deactivate(self, inactive: Tensor) -> None:
-        """Leave the channels where ``inactive`` (bool [C]) to N(0, I): the network neither sees nor predicts them."""
+        """Give N(0, I) to the channels where ``inactive`` (bool [C]): the network neither sees nor predicts them."""
         inactive = inactive.to(self.active.device)[None, :, None, None]
         self.active.masked_fill_(inactive, 0.0)
         if self.mixing_logit is not None:

@@ -7,7 +7,6 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lsgm.checkpoint import check_weights, skeleton
-from lsgm.config import (
-    GEOMETRIC_SIGMA2_MAX,
-    BlocksConfig,
-    ImageConfig,
-    LikelihoodName,
-    PriorConfig,
-    SDEConfig,
-    VAEConfig,
-)
+from lsgm.config import NCSNppConfig, SDEConfig
 from lsgm.errors import LSGMError
 from lsgm.files import atomic
 from lsgm.model import LSGM
-from lsgm.networks.layers import Conv2d, WNConv2d
+from lsgm.networks.layers import Conv2d
 from lsgm.networks.ncsnpp import NCSNpp
 from lsgm.networks.nvae import NVAE
 from lsgm.networks.published_names import published_names
+from lsgm.networks.weight_norm import WNConv2d
 from lsgm.progress import log
+from lsgm.published_arguments import arguments, configs, image_of
 
-# Their arguments. What old files lack, as it was then:
-OLD = {"num_x_bits": 8, "channel_mult": [1, 2], "mixing_logit_init": -3.0, "progressive_input_vae": "none"}
-LIKELIHOODS: dict[str, LikelihoodName] = {"bin": "bernoulli", "dml": "dml", "dl": "dl", "normal": "normal"}
-SDES = {"vpsde": "vpsde", "geometric_sde": "geometric_vpsde", "sub_vpsde": "sub_vpsde", "vesde": "vesde"}
-LARGEST = 1 << 13  # height and width of an image
 INACTIVE_BELOW = -12.0  # mixing logits of dropped channels stay near -15, trained ones end between -8 and 0
 
 
@@ -94,84 +82,10 @@ def _check_zip(path: Path) -> None:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
 
 
-def image_of(dataset: str) -> ImageConfig:
-    """The images that the published models of a dataset work on. Raises :class:`LSGMError`."""
-    if not isinstance(dataset, str):
-        raise LSGMError(f"args.dataset: expected a name, found {dataset!r}")
-    if dataset in ("mnist", "omniglot"):
-        return ImageConfig(channels=1, size=28, padded_size=32, binary=True)
-    numbers = re.findall(r"\d+", dataset)
-    known = {"cifar10": 32, "ffhq": 256}
-    size = known.get(dataset) or int(numbers[-1][:9] if numbers else 0)
-    if not 8 <= size <= LARGEST:
-        raise LSGMError(f"args.dataset: cannot tell the size of the images of {dataset!r}")
-    return ImageConfig(channels=3, size=size, padded_size=size, binary=False)
-
-
-def _choice(args: dict[str, Any], key: str, choices: Mapping[str, str]) -> Any:
-    if not isinstance(args[key], str) or args[key] not in choices:
-        raise LSGMError(f"args.{key}: expected one of {', '.join(choices)}, found {args[key]!r}")
-    return choices[args[key]]
-
-
-def configs(
-    args: dict[str, Any], with_prior: bool
-) -> tuple[ImageConfig, VAEConfig, PriorConfig | None, SDEConfig | None]:
-    """Our configuration of a model with their arguments. Raises :class:`LSGMError`."""
-    a: dict[str, Any] = OLD | args
-    for ours, one, other in (("channels", "num_channels_enc", "num_channels_dec"),
-                             ("cells_per_cond", "num_cell_per_cond_enc", "num_cell_per_cond_dec")):  # fmt: skip
-        if a[one] != a[other]:
-            raise LSGMError(f"args.{one}, args.{other}: {a[one]} and {a[other]} differ, {ours} is one number here")
-    vae = VAEConfig(
-        arch=a["arch_instance"],
-        channels=a["num_channels_enc"],
-        channel_mult=a["channel_mult"],
-        latent_scales=a["num_latent_scales"],
-        groups_per_scale=a["num_groups_per_scale"],
-        latents_per_group=a["num_latent_per_group"],
-        cells_per_cond=a["num_cell_per_cond_enc"],
-        preprocess=BlocksConfig(blocks=a["num_preprocess_blocks"], cells=a["num_preprocess_cells"]),
-        postprocess=BlocksConfig(blocks=a["num_postprocess_blocks"], cells=a["num_postprocess_cells"]),
-        num_nf=a["num_nf"],
-        progressive_input=a["progressive_input_vae"],
-        use_se=a["use_se"],
-        likelihood=_choice(a, "decoder_dist", LIKELIHOODS),
-        x_bits=a["num_x_bits"],
-        log_sigma_clamp=a["log_sig_q_scale"],
-    )
-    image = image_of(a["dataset"])
-    if not with_prior:
-        return image, vae, None, None
-    for flag in ("progressive", "progressive_input"):
-        if a.get(flag, "none") != "none":
-            raise LSGMError(f"args.{flag}: {a[flag]!r} is not supported (no recipe of the paper uses it)")
-    prior = PriorConfig(
-        channels=a["num_channels_dae"],
-        scales=a["num_scales_dae"],
-        cells_per_scale=a["num_cell_per_scale_dae"],
-        fir=a["fir"],
-        dropout=a["dropout"],
-        embedding=a.get("embedding_type", "positional"),
-        embedding_dim=a["embedding_dim"],
-        embedding_scale=a["embedding_scale"],
-        mixed_prediction=a.get("mixed_prediction", True),
-        mixing_logit_init=a["mixing_logit_init"],
-    )
-    name = _choice(a, "sde_type", SDES)
-    if name == "vesde" and a["sigma2_0"] != a["sigma2_min"]:
-        raise LSGMError(f"args.sigma2_0: a VESDE starts at sigma2_min = {a['sigma2_min']}, found {a['sigma2_0']}")
-    sde = SDEConfig.model_validate(
-        {"name": name, "beta_start": a["beta_start"], "beta_end": a["beta_end"], "time_eps": a["time_eps"]}
-        | {"sigma2_min": a["sigma2_min"], "sigma2_max": a["sigma2_max"], "sigma2_0": a["sigma2_0"]}
-    )
-    return image, vae, prior, sde
-
-
 def load(path: str | Path, device: str | torch.device = "cpu") -> LSGM:
     """A model from a published file, in evaluation mode, its parameters frozen.
 
-    The prior's weights are the averaged ones (EMA) where the file holds them in the optimiser's state, the VAE's the
+    The prior's weights are the averaged ones (EMA) where the file holds them in the optimizer's state, the VAE's the
     raw ones. Which latents were dropped is not stored there: channels with a mixing logit below -12 are taken for them.
 
     Raises:
@@ -238,15 +152,15 @@ def _tensors(state: Any, where: str) -> dict[str, Tensor]:
 
 
 def _averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The score network's state, its parameters averaged where the optimiser's state has an average.
+    """The score network's state, its parameters averaged where the optimizer's state has an average.
 
-    The optimiser numbers the parameters in the order in which they were registered, which is that of the state.
+    The optimizer numbers the parameters in the order in which they were registered, which is that of the state.
     """
     state = _tensors(checkpoint["dae_state_dict"], "dae_state_dict")
-    optimiser = checkpoint.get("dae_optimizer", {})
-    averages = optimiser.get("state", {}) if isinstance(optimiser, dict) else optimiser
+    optimizer = checkpoint.get("dae_optimizer", {})
+    averages = optimizer.get("state", {}) if isinstance(optimizer, dict) else optimizer
     if not isinstance(averages, dict) or not all(isinstance(entry, dict) for entry in averages.values()):
-        raise LSGMError("dae_optimizer: expected the state of an optimiser, a dict of dicts")
+        raise LSGMError("dae_optimizer: expected the state of an optimizer, a dict of dicts")
     for i, name in enumerate(list(state)):
         average = averages.get(i, {}).get("ema")
         if average is not None:
@@ -296,7 +210,10 @@ def export(model: LSGM, path: str | Path, dataset: str) -> None:
     """
     if not isinstance(model.vae, NVAE):
         raise LSGMError("the authors' code has the NVAE backbone only")
-    if model.prior_config is not None and model.prior_config.attention_resolution != 16:
+    prior = model.prior_config
+    if not (prior is None or isinstance(prior, NCSNppConfig)) or not isinstance(model.sde_config, SDEConfig | None):
+        raise LSGMError("the authors' code has the NCSN++ and the SDEs of the paper only")
+    if prior is not None and prior.attention_resolution != 16:
         raise LSGMError("the authors' code has attention at 16x16, prior.attention_resolution is another number")
     try:
         image = image_of(dataset)
@@ -309,7 +226,7 @@ def export(model: LSGM, path: str | Path, dataset: str) -> None:
         if isinstance(module, Conv2d) and not isinstance(module, WNConv2d):
             theirs = published_names(model.vae)[f"{name}.weight"]
             vae_state[f"{theirs}_normalized"] = vae_state[theirs].clone()
-    content: dict[str, Any] = {"epoch": 0, "global_step": 0, "args": _arguments(model, dataset)}
+    content: dict[str, Any] = {"epoch": 0, "global_step": 0, "args": arguments(model, dataset)}
     if model.prior is None:
         content |= {"best_score": 1e6, "grad_scalar": {}, "vae_optimizer": {}, "vae_scheduler": {}, "sn_calculator": {}}
     else:
@@ -327,52 +244,3 @@ def export(model: LSGM, path: str | Path, dataset: str) -> None:
 def _emitted(network: NVAE | NCSNpp) -> dict[str, Tensor]:
     names, state = published_names(network), network.state_dict()
     return {names[ours]: _turned(names[ours], value).detach().cpu().contiguous() for ours, value in state.items()}
-
-
-def _arguments(model: LSGM, dataset: str) -> argparse.Namespace:
-    """Their arguments, as far as they shape the model."""
-    vae, prior, sde = model.vae_config, model.prior_config, model.sde_config
-    assert isinstance(vae, VAEConfig)
-    a: dict[str, Any] = {
-        "dataset": dataset,
-        "arch_instance": vae.arch,
-        "channel_mult": list(vae.channel_mult),
-        "num_latent_scales": vae.latent_scales,
-        "num_groups_per_scale": vae.groups_per_scale,
-        "num_latent_per_group": vae.latents_per_group,
-        "num_nf": vae.num_nf,
-        "progressive_input_vae": vae.progressive_input,
-        "use_se": vae.use_se,
-        "decoder_dist": {ours: theirs for theirs, ours in LIKELIHOODS.items()}[vae.likelihood],
-        "num_x_bits": vae.x_bits,
-        "log_sig_q_scale": vae.log_sigma_clamp,
-    }
-    for part in ("enc", "dec"):
-        a |= {f"num_channels_{part}": vae.channels, f"num_cell_per_cond_{part}": vae.cells_per_cond}
-    for part, blocks in (("preprocess", vae.preprocess), ("postprocess", vae.postprocess)):
-        a |= {f"num_{part}_blocks": blocks.blocks, f"num_{part}_cells": blocks.cells}
-    if prior is not None and sde is not None and model.prior is not None:
-        diffusion = vars(model.prior.sde)
-        a |= {
-            "dae_arch": "ncsnpp",
-            "num_channels_dae": prior.channels,
-            "num_scales_dae": prior.scales,
-            "num_cell_per_scale_dae": prior.cells_per_scale,
-            "fir": prior.fir,
-            "dropout": prior.dropout,
-            "embedding_type": prior.embedding,
-            "embedding_dim": prior.embedding_dim,
-            "embedding_scale": prior.embedding_scale,
-            "mixed_prediction": prior.mixed_prediction,
-            "mixing_logit_init": prior.mixing_logit_init,
-            "progressive": "none",
-            "progressive_input": "none",
-            "sde_type": {ours: theirs for theirs, ours in SDES.items()}[sde.name],
-            "beta_start": sde.beta_start,
-            "beta_end": sde.beta_end,
-            "sigma2_0": diffusion["sigma2_0"],
-            "sigma2_min": sde.sigma2_min,
-            "sigma2_max": diffusion.get("sigma2_max", GEOMETRIC_SIGMA2_MAX),
-            "time_eps": sde.time_eps,
-        }
-    return argparse.Namespace(**a)

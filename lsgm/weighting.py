@@ -1,12 +1,16 @@
-"""Which t to draw for the prior's loss, and what weight the draw carries (LSGM, section 3.4 and appendix B).
+"""Weightings of the denoising loss, and variance reduction by importance sampling of t (LSGM, section 3.4, appendix B).
 
-The loss is E_t[c(t) ||noise - prediction||^2]. With z0 ~ N(0, I) and alpha -> 0 the squared error is D s(t) in
-expectation, s(t) = m_t^2 / (m_t^2 + sigma_t^2). Drawing t from
+The prior's loss is the denoising score matching integral (LSGM, theorem 1, with the factor 1/2 in c)
+
+    E_{t ~ U[time_eps, 1]} [c(t) ||noise - eps(z_t, t)||^2].
+
+If z0 ~ N(0, I) and the mixing coefficient alpha -> 0, the expected squared error is D s(t) in D dimensions, with
+s(t) = m_t^2 / (m_t^2 + sigma_t^2) = :meth:`SDE.alpha_bar`. Then t drawn from the proposal
 
     r(t) = c(t) s(t) / Z,   Z = the integral of c s over [time_eps, 1],
 
-makes the weighted error c / r ||...||^2 the same for every t there: its variance over t vanishes. Every proposal below
-is this one; where the integral has a closed form it is used, else its inverse is tabulated. All in float64.
+give the same c(t) / r(t) ||...||^2 in expectation for every t: its variance over t vanishes. All proposals below are of
+this form. The integral has a closed form for some (appendix B); for the others its inverse is tabulated, in float64.
 """
 
 from __future__ import annotations
@@ -27,11 +31,11 @@ Sampling = Literal["importance", "uniform"]
 
 @dataclass
 class TimeDraw:
-    """Times and what they weigh; each [B]."""
+    """Times and the weights of the squared error at them; each [B]."""
 
     t: Tensor
-    weight: Tensor  # c(t) / r(t): factor of the squared error in the loss
-    likelihood_weight: Tensor  # the same for c = ll: what algorithm 3 gives to the encoder's loss
+    weight: Tensor  # c(t) / r(t), of the prior's loss
+    likelihood_weight: Tensor  # g^2 / (2 sigma^2) / r(t), of the encoder's loss (appendix G.6, algorithm 3)
 
 
 @dataclass
@@ -43,13 +47,13 @@ class Proposal:
 
 
 class TimeSampler:
-    """Map rho ~ U[0, 1] [B] to times in [time_eps, 1] and their weights.
+    """Map rho ~ U[0, 1], [B], to times in [time_eps, 1] and their weights (LSGM, section 3.4).
 
     Args:
-        weighting: c(t) = g^2 / (2 sigma^2) for `ll` (the likelihood), 1 for `un`, g^2 / 2 for `re`, 1 / (2 s) for
-            `rescale`.
-        sampling: `importance`, from r(t) above; for the sub-VPSDE, from that of the VPSDE. Or `uniform`: weight c(t),
-            as published without the factor 1 - time_eps. For `rescale` both are the same.
+        weighting: c(t), see :func:`coefficient`.
+        sampling: `importance` draws t from r(t), for the sub-VPSDE from the proposal of the VPSDE. `uniform` draws
+            uniform t with the weight c(t), as published without the factor 1 - time_eps. `rescale` is always uniform.
+        time_eps: smallest time that is drawn.
     """
 
     def __init__(self, sde: SDE, weighting: Weighting, sampling: Sampling, time_eps: float) -> None:
@@ -59,8 +63,8 @@ class TimeSampler:
         self.time_eps = time_eps
         self.proposal: Proposal | None = None  # uniform
         if sampling == "importance" and weighting != "rescale":
-            of = (sde.proposal, weighting, time_eps)
-            self.proposal = closed_form(*of) or tabulated(*of)
+            settings = (sde.proposal, weighting, time_eps)
+            self.proposal = closed_form(*settings) or tabulated(*settings)
 
     def __call__(self, rho: Tensor) -> TimeDraw:
         if self.proposal is None:
@@ -68,34 +72,40 @@ class TimeSampler:
             inverse_density: Tensor | float = 1.0
         else:
             t = self.proposal.time_at(rho.double()).clamp(self.time_eps, 1)
-            of = self.sde.proposal
-            inverse_density = self.proposal.integral / (coefficient(of, self.weighting, t) * of.signal_share(t))
+            sde = self.sde.proposal
+            inverse_density = self.proposal.integral / (coefficient(sde, self.weighting, t) * sde.alpha_bar(t))
         weight = coefficient(self.sde, self.weighting, t) * inverse_density
         likelihood_weight = coefficient(self.sde, "ll", t) * inverse_density
         return TimeDraw(*(x.to(rho.dtype) for x in (t, weight, likelihood_weight)))
 
     def cross_entropy_constant(self) -> float:
-        """What the cross entropy adds per latent dimension: (1 + log(2 pi sigma_eps^2)) / 2 nats (theorem 1)."""
+        """The constant of theorem 1 in nats per latent dimension: (1 + log(2 pi sigma^2)) / 2 at t = time_eps."""
         variance = self.sde.variance(torch.tensor(self.time_eps, dtype=torch.float64)).item()
         return 0.5 * (1 + math.log(math.tau * variance))
 
 
 def coefficient(sde: SDE, weighting: Weighting, t: Tensor) -> Tensor:
-    """c(t), the factor of the squared error in the loss with uniform t."""
+    """c(t), the factor of the squared error in the loss with uniform t (LSGM, section 3.3).
+
+    - `ll`, likelihood weighting: g^2 / (2 sigma^2), that of theorem 1;
+    - `un`, unweighted: 1, for the best samples;
+    - `re`, reweighted: g^2 / 2, in between;
+    - `rescale`: 1 / (2 s), an experiment of the published code that the paper does not have.
+    """
     if weighting == "ll":
         return sde.diffusion_squared(t) / (2 * sde.variance(t))
     if weighting == "un":
         return torch.ones_like(t)
     if weighting == "re":
         return sde.diffusion_squared(t) / 2
-    return 0.5 / sde.signal_share(t)
+    return 0.5 / sde.alpha_bar(t)
 
 
 def closed_form(sde: SDE, weighting: Weighting, time_eps: float) -> Proposal | None:
-    """The proposal by an integral of c s that is known, None where there is none.
+    """The proposal if the integral of c s has a closed form, else None (LSGM, appendix B).
 
-    The integral is a function of the variance v = sigma_t^2, apart from that of `un` on the VPSDE: there it is an
-    integral over a Gaussian in t.
+    The integral is a function of the variance v = sigma_t^2. Only for `un` on the VPSDE it is that of a Gaussian in
+    t.
     """
     ends = torch.tensor([time_eps, 1.0], dtype=torch.float64)
     if isinstance(sde, VPSDE) and weighting == "un":
@@ -129,7 +139,7 @@ def closed_form(sde: SDE, weighting: Weighting, time_eps: float) -> Proposal | N
 
 
 def tabulated(sde: SDE, weighting: Weighting, time_eps: float, nodes: int = 8192) -> Proposal:
-    """The proposal of any c s: linear between ``nodes`` nodes, inverted cell by cell.
+    """The proposal of any SDE and weighting: c s is linear between ``nodes`` nodes, its integral inverted cell by cell.
 
     Half of the nodes are equidistant in t and half in log t, for densities that rise towards 0.
     """
@@ -140,7 +150,7 @@ def tabulated(sde: SDE, weighting: Weighting, time_eps: float, nodes: int = 8192
         ]
     ).clamp(time_eps, 1)
     t = t.unique()
-    density = coefficient(sde, weighting, t) * sde.signal_share(t)
+    density = coefficient(sde, weighting, t) * sde.alpha_bar(t)
     width, slope = t.diff(), density.diff() / t.diff()
     mass = torch.cat([t.new_zeros(1), (0.5 * (density[1:] + density[:-1]) * width).cumsum(0)])
 

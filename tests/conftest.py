@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lsgm.config import DatasetConfig, PrepareStage
+from lsgm.config import DatasetConfig
+from lsgm.config.stages import PrepareStage
 from lsgm.data.prepare import prepare
 from lsgm.data.store import ImageStore
 

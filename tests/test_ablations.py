@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsgm.config import ConfigError, TabulateStage, parse
-from lsgm.params import SHARED, Params, load_params
+from lsgm.config import ConfigError
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import TabulateStage
+from lsgm.params import Params, load_params
+from lsgm.params.params import SHARED
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 TINY = yaml.safe_load((Path(__file__).parent / "workflow/tiny.yaml").read_text())
@@ -17,7 +20,7 @@ GRID = {
     "set": {"train.epochs": 0.02, "prior.drop_inactive": {"batches": 3}},
     "axes": {
         "weighting": {"ll": {}, "un": {"train.p_weighting": "un"}},
-        "samples": {"shared": {}, "own, joint": {"train.q_samples": "own", "train.q_pass": "joint"}},
+        "samples": {"shared": {}, "own, joint": {"train.algorithm": 2, "train.q_pass": "joint"}},
     },
     "seeds": [1, 2],
 }
@@ -37,7 +40,7 @@ def test_a_grid_is_every_combination_with_every_seed():
     ]  # fmt: skip
     assert len(cells) == 8 and cells[2].labels == {"weighting": "ll", "samples": "own, joint"}
     model, base = cells[7].model, found.models["tiny"]
-    assert (model.train.p_weighting, model.train.q_samples, model.train.q_pass) == ("un", "own", "joint")
+    assert (model.train.p_weighting, model.train.algorithm, model.train.q_pass) == ("un", 2, "joint")
     assert (model.train.seed, model.sample.seed, model.pretrain.seed) == (2, 2, 1)
     assert (model.train.epochs, model.prior.drop_inactive.batches) == (0.02, 3)
     assert (model.vae, model.pretrain, model.sde) == (base.vae, base.pretrain, base.sde)
@@ -48,8 +51,8 @@ def test_a_combination_that_fits_no_algorithm_is_marked():
     found = params()
     invalid = [cell for cell in found.cells("grid") if cell.model is None]
     assert [cell.labels for cell in invalid] == [{"weighting": "un", "samples": "shared"}] * 2
-    assert "must then be 'll', not 'un'" in invalid[0].invalid and invalid[0].invalid.startswith("train: q_samples")
-    assert len(found.members("grid")) == 6 and "grid_un_shared_seed1" not in found.everything
+    assert "must then be 'll', not 'un'" in invalid[0].invalid and invalid[0].invalid.startswith("train: algorithm")
+    assert len(found.members("grid")) == 6 and "grid_un_shared_seed1" not in found.all_models
     frozen = found.freeze("tabulate", "grid", "abc")
     assert parse(TabulateStage, frozen.model_dump(), "test") == frozen
     assert len(frozen.cells) == 8 and frozen.models == found.members("grid")
@@ -75,33 +78,37 @@ def test_what_has_the_same_settings_is_shared():
     axes = {"tol": {"1e-1": {"sample.tol": 0.1}, "1e-2": {"sample.tol": 0.01}}}
     found = params(axes=axes, set={}, seeds=[1])
     rough, same = found.members("grid")
-    assert {what: found.owner(what, rough) for what in SHARED} == {
+    assert {what: found.canonical_model(what, rough) for what in SHARED} == {
         "vae": "tiny", "lsgm": "tiny", "vae_samples": "tiny", "lsgm_samples": rough, "nelbo": "tiny",
     }  # fmt: skip
-    assert {found.owner(what, same) for what in SHARED} == {"tiny"}
+    assert {found.canonical_model(what, same) for what in SHARED} == {"tiny"}
     found = params(seeds=[3])
     cells = found.members("grid")
-    assert {found.owner("vae", cell) for cell in cells} == {"tiny"}
-    assert {found.owner("vae_samples", cell) for cell in cells} == {cells[0]}
+    assert {found.canonical_model("vae", cell) for cell in cells} == {"tiny"}
+    assert {found.canonical_model("vae_samples", cell) for cell in cells} == {cells[0]}
     for what in ("lsgm", "lsgm_samples", "nelbo"):
-        assert [found.owner(what, cell) for cell in cells] == cells
+        assert [found.canonical_model(what, cell) for cell in cells] == cells
 
 
 def test_a_seed_of_the_pretraining_makes_another_vae():
     found = params(axes={"vae": {"one": {}, "two": {"pretrain.seed": 2}}}, seeds=[1])
-    assert [found.owner("vae", cell) for cell in found.members("grid")] == ["tiny", "grid_two_seed1"]
+    assert [found.canonical_model("vae", cell) for cell in found.members("grid")] == ["tiny", "grid_two_seed1"]
 
 
 def test_a_vae_of_another_model_belongs_to_it():
     found = load_params(PARAMS)
     qualitative, joint = "celebahq256_qualitative", "celebahq256_qualitative_joint"
-    assert [found.owner(what, qualitative) for what in ("vae", "vae_samples", "lsgm")] == [joint, joint, qualitative]
+    assert [found.canonical_model(what, qualitative) for what in ("vae", "vae_samples", "lsgm")] == [
+        joint,
+        joint,
+        qualitative,
+    ]
 
 
 def test_run_names_models_and_ablations():
     raw = copy.deepcopy(TINY) | {"run": ["tiny", "grid"], "ablations": {"grid": GRID}}
     found = parse(Params, raw, "params.yaml")
-    assert found.compared == ["tiny"] and found.running == ["tiny", *found.members("grid")]
+    assert found.table_models == ["tiny"] and found.selected_models == ["tiny", *found.members("grid")]
     with pytest.raises(ConfigError, match="run: name a model too; an ablation alone is made by `snakemake grid`"):
         parse(Params, raw | {"run": ["grid"]}, "params.yaml")
     with pytest.raises(ConfigError, match="no model 'gird'; the models are tiny, the ablations grid"):
@@ -119,7 +126,7 @@ def test_run_names_models_and_ablations():
          "ablations.grid.axes.a.x: train.p_weighting: expected 'll', 'un'.*found 'best'"),
         ({"set": {"prior.drop_inactive": {"bathces": 3}}}, "grid.set: .*bathces: unknown key .*did you mean 'batches'"),
         ({"axes": {"a": {"x y": {}, "x-y": {}}}}, "two cells or models are called grid_x_y_seed1"),
-        ({"axes": {"a": {"x": {"train.p_weighting": "un"}}}}, "none of its cells is a model: train: q_samples"),
+        ({"axes": {"a": {"x": {"train.p_weighting": "un"}}}}, "none of its cells is a model: train: algorithm"),
         ({"base": "tyni"}, "ablations.grid.base: 'tyni': the models are tiny"),
         ({"columns": ["sample"]}, "there is no axis 'sample'; the axes are weighting, samples"),
         ({"columns": ["weighting", "samples"]}, "columns: leave an axis for the rows"),
@@ -162,18 +169,18 @@ def test_the_papers_ablations_are_declared_at_two_scales():
     cells = found.cells("sde_weighting")
     assert len(cells) == 36 and sum(cell.invalid is not None for cell in cells) == 8
     demo = [m for name, g in found.ablations.items() if g.base == "mnist_demo" for m in found.members(name)]
-    assert len({found.owner("lsgm", model) for model in found.members("solvers")}) == 1
-    assert len({found.owner("lsgm", model) for model in demo}) == 38
+    assert len({found.canonical_model("lsgm", model) for model in found.members("solvers")}) == 1
+    assert len({found.canonical_model("lsgm", model) for model in demo}) == 38
     for cell in found.cells("solvers"):  # the labels say what they set, whatever the base has
-        sample, label = found.everything[cell.name].sample, cell.labels["sampler"]
+        sample, label = found.all_models[cell.name].sample, cell.labels["sampler"]
         stated = f"{sample.solver}, tol {sample.tol:.0e}".replace("e-0", "e-")
         assert label == (f"ancestral, {sample.steps} steps" if sample.solver == "ancestral" else stated)
-    for model in map(found.everything.get, [*demo, *found.members("small_backbones")]):
+    for model in map(found.all_models.get, [*demo, *found.members("small_backbones")]):
         if model.train != found.models["mnist_demo"].train:
-            gives_up = {model.train.rescue.give_up, model.sample.give_up, model.evaluate.give_up}
-            assert gives_up == {"record"}
+            gives_up = {model.train.divergence.on_failure, model.sample.on_failure, model.evaluate.on_failure}
+            assert gives_up == {"keep_last", "record"}
     for name in ("backbones", "small_backbones"):  # with VAEs of their own
-        assert {found.everything[cell].pretrain.rescue.give_up for cell in found.members(name)} == {"record"}
+        assert {found.all_models[cell].pretrain.divergence.on_failure for cell in found.members(name)} == {"keep_last"}
 
 
 def test_models_on_different_data_share_nothing():
@@ -185,6 +192,6 @@ def test_models_on_different_data_share_nothing():
     }
     raw["datasets"]["digits"] = {"images": {"size": 28, "channels": 1, "binary": True}, "path": "/x"}
     found = parse(Params, raw, "params.yaml")
-    assert {found.owner(what, "other") for what in SHARED} == {"other"}
-    strict = {what: found.owner(what, "strict") for what in SHARED}
+    assert {found.canonical_model(what, "other") for what in SHARED} == {"other"}
+    strict = {what: found.canonical_model(what, "strict") for what in SHARED}
     assert strict == dict.fromkeys(SHARED, "tiny") | {"nelbo": "strict"}

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lsgm import load
-from lsgm.config import ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ImageConfig, NCSNppConfig, SampleConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError, SolverError
 from lsgm.model import LSGM
-from lsgm.streams import Streams, mix
+from lsgm.per_sample_noise import PerSampleNoise, mix
 
 BLOCK = {"blocks": 1, "cells": 1}
 VAE = {
@@ -18,7 +18,7 @@ VAE = {
     "latents_per_group": 2, "cells_per_cond": 1, "preprocess": BLOCK, "postprocess": BLOCK,
 }  # fmt: skip
 TWO_SCALES = {"latent_scales": 2, "channel_mult": [1, 1, 1]}
-PRIOR = PriorConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
+PRIOR = NCSNppConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
 SHORT = {"tol": 1e-1, "time_eps": 1e-1}
 
 
@@ -31,7 +31,7 @@ def make(prior=True, **settings):
 
 
 @pytest.fixture(scope="module")
-def colour():
+def color():
     return make(prior=False)
 
 
@@ -62,7 +62,7 @@ def with_one(value):
         (255 * X.round(), r"in \[0, 1\], found values from 0 to 255; divide by 255"),
         (65535 * X.round(), r"found values from 0 to 6.554e\+04; divide by 65535"),
         (2 * X.round() - 1, r"found values from -1 to 1; .x . 1. / 2 if they are in \[-1, 1\]"),
-        (4 * X.round() - 2, "found values from -2 to 2; undo their normalisation"),
+        (4 * X.round() - 2, "found values from -2 to 2; undo their normalization"),
         (with_one(1.01), "found values from .* to 1.01"),
         (with_one(-0.01), "found values from -0.01 to"),
         (with_one(math.nan), "found values that are not finite"),
@@ -86,37 +86,37 @@ def with_one(value):
         (X.to("meta"), "on cpu, where the model is, found it on meta"),
     ],
 )
-def test_images_that_are_none_of_the_models(colour, entry, x, message):
+def test_images_that_are_none_of_the_models(color, entry, x, message):
     with pytest.raises(LSGMError, match=rf"^x: expected .*{message}") as error:
-        getattr(colour, entry)(x)
+        getattr(color, entry)(x)
     assert "\n" not in str(error.value)
 
 
-def test_types_of_images(colour, binary):
+def test_types_of_images(color, binary):
     """Any floating-point type; bytes are 0..255; what rounding left out of the range is put back."""
-    expected = colour.nelbo(X, seed=1)
-    assert torch.equal(colour.nelbo(X.double(), seed=1), expected)
-    torch.testing.assert_close(colour.nelbo(X.half(), seed=1), expected, rtol=1e-2, atol=0)
+    expected = color.nelbo(X, seed=1)
+    assert torch.equal(color.nelbo(X.double(), seed=1), expected)
+    torch.testing.assert_close(color.nelbo(X.half(), seed=1), expected, rtol=1e-2, atol=0)
     stored = X.mul(255).round().byte()
-    assert torch.equal(colour.nelbo(stored, seed=1), colour.nelbo(stored / 255, seed=1))
-    assert torch.equal(colour.nelbo(with_one(1 + 1e-6), seed=1), colour.nelbo(with_one(1.0), seed=1))
-    assert torch.equal(colour.nelbo(with_one(-1e-6), seed=1), colour.nelbo(with_one(0.0), seed=1))
-    assert colour.double().nelbo(X).dtype == torch.float64
-    colour.float()
+    assert torch.equal(color.nelbo(stored, seed=1), color.nelbo(stored / 255, seed=1))
+    assert torch.equal(color.nelbo(with_one(1 + 1e-6), seed=1), color.nelbo(with_one(1.0), seed=1))
+    assert torch.equal(color.nelbo(with_one(-1e-6), seed=1), color.nelbo(with_one(0.0), seed=1))
+    assert color.double().nelbo(X).dtype == torch.float64
+    color.float()
     expected = binary.nelbo(BITS)
     for x in (BITS.bool(), 255 * BITS.byte(), BITS + 1e-6, BITS - 1e-6):
         assert torch.equal(binary.nelbo(x), expected)
 
 
-def test_grey_images_of_a_binary_model(binary):
+def test_gray_images_of_a_binary_model(binary):
     """A likelihood is one of zeros and ones; the encoder takes the means that samples are. Bytes of 0 and 1 are
     neither."""
-    grey = torch.full((2, 1, 6, 6), 0.4)
+    gray = torch.full((2, 1, 6, 6), 0.4)
     with pytest.raises(
         LSGMError, match=r"x: expected images \[B, 1, 6, 6\] of zeros and ones, found values in between"
     ):
-        binary.nelbo(grey)
-    assert binary.encode(grey).z.isfinite().all()
+        binary.nelbo(gray)
+    assert binary.encode(gray).z.isfinite().all()
     for entry in (binary.nelbo, binary.encode):
         with pytest.raises(LSGMError, match="found bytes of 0 and 1 where 255 stands for 1; give x.bool"):
             entry(BITS.byte())
@@ -141,7 +141,7 @@ SAMPLE = [
     *[("tol", value) for value in TOLS],
     *[("time_eps", value) for value in TIMES],
     *[("temperature", value) for value in TEMPERATURES],
-    *[(name, value) for name in ("solver", "variances") for value in NAMES],
+    *[(name, value) for name in ("solver", "variance") for value in NAMES],
 ]
 NELBO = [
     *[(name, value) for name in ("samples", "probes", "steps") for value in COUNTS],
@@ -153,21 +153,19 @@ NELBO = [
 
 
 @pytest.mark.parametrize(("name", "value"), SAMPLE)
-def test_settings_of_samples_out_of_range(colour, name, value):
+def test_settings_of_samples_out_of_range(color, name, value):
     """Those that the solver does not use as well; :meth:`sample_batches` refuses before a batch is asked for."""
     with pytest.raises(LSGMError, match=f"^{name}: expected .*, found "):
-        colour.sample(**{"count": 1, name: value})
-    every = {"count": 1, "seed": 0, "solver": "heun", "tol": 0.1, "time_eps": 0.1, "steps": 1, "variances": "beta"}
-    every |= {"temperature": 1.0, "vae_batch_statistics": False, "batch": 1}
-    with pytest.raises(LSGMError, match=f"^{name}: expected .*, found ") as error:
-        colour.sample_batches(**{**every, name: value})
-    assert "\n" not in str(error.value)
+        color.sample(**{"count": 1, name: value})
+    if name != "solver":  # that of a configuration is known
+        with pytest.raises(LSGMError, match=f"^{name}: expected .*, found "):
+            color.sample_batches(SampleConfig.model_construct(**{"count": 1, name: value}))
 
 
 @pytest.mark.parametrize(("name", "value"), NELBO)
-def test_settings_of_likelihoods_out_of_range(colour, name, value):
+def test_settings_of_likelihoods_out_of_range(color, name, value):
     with pytest.raises(LSGMError, match=f"^{name}: expected .*, found "):
-        colour.nelbo(X, **{name: value})
+        color.nelbo(X, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -178,16 +176,19 @@ def test_settings_of_likelihoods_out_of_range(colour, name, value):
             "solver: expected one of rk45, euler, heun, rk4, ancestral, found 'ddim'",
         ),
         (lambda m: m.sample(1, solver="ancestrl"), "found 'ancestrl'; did you mean 'ancestral'"),
-        (lambda m: m.sample(1, variances="betta"), "variances: expected one of beta, posterior, .* mean 'beta'"),
+        (
+            lambda m: m.sample(1, variance="fixed_larg"),
+            "variance: expected one of fixed_large, fixed_small, .* mean 'fixed_large'",
+        ),
         (lambda m: m.nelbo(X, probe="rademaher"), "probe: expected one of gaussian, .* did you mean 'rademacher'"),
-        (lambda m: m.nelbo(X, estimator="discretized"), "estimator: expected one of ode, .* mean 'discretised'"),
+        (lambda m: m.nelbo(X, estimator="discretizd"), "estimator: expected one of ode, .* mean 'discretized'"),
         (lambda m: m.nelbo(X, probs=3), "probs: unknown argument; did you mean 'probes'"),
         (lambda m: m.nelbo(X, solver="heun"), "solver: unknown argument; there are estimator, tol, time_eps, probe, "),
     ],
 )
-def test_names_that_are_unknown(colour, call, message):
+def test_names_that_are_unknown(color, call, message):
     with pytest.raises(LSGMError, match=message):
-        call(colour)
+        call(color)
 
 
 def test_numbers_of_numpy_and_of_tensors(lsgm):
@@ -203,10 +204,10 @@ def test_numbers_of_numpy_and_of_tensors(lsgm):
 
 def test_latents_that_are_none_of_the_models():
     model = make(prior=False, **TWO_SCALES)
-    assert len(model.vae.further_shapes) == 1
-    z, further = torch.zeros(2, *model.latent_shape), [torch.zeros(2, *model.vae.further_shapes[0])]
-    image = model.decode(z, further)
-    assert torch.equal(model.decode(z.double(), tuple(further)), image) and image.shape == (2, 3, 8, 8)
+    assert len(model.vae.lower_scale_shapes) == 1
+    z, lower_scales = torch.zeros(2, *model.latent_shape), [torch.zeros(2, *model.vae.lower_scale_shapes[0])]
+    image = model.decode(z, lower_scales)
+    assert torch.equal(model.decode(z.double(), tuple(lower_scales)), image) and image.shape == (2, 3, 8, 8)
     for wrong, message in (
         (z[:0], "found an empty batch"),
         (z[0], "found the shape"),
@@ -218,23 +219,23 @@ def test_latents_that_are_none_of_the_models():
         (z.to("meta"), "found it on meta"),
     ):
         with pytest.raises(LSGMError, match=rf"^z: expected .*{message}|^z: {message}"):
-            model.decode(wrong, further)
+            model.decode(wrong, lower_scales)
     for wrong, message in (
-        ([], "further: expected a list of 1 tensors, found a list of 0"),
-        ([*further, *further], "further: expected a list of 1 tensors, found a list of 2"),
-        (further[0], "further: expected a list of 1 tensors, found a Tensor"),
-        ([further[0][:1]], r"further\[0\]: expected a tensor \[2, .*found the shape \[1"),
-        ([z], r"further\[0\]: expected a tensor .*found the shape"),
-        ([further[0] / 0], r"further\[0\]: expected finite values"),
-        ([None], r"further\[0\]: expected .*found None"),
+        ([], "lower_scales: expected a list of 1 tensors, found a list of 0"),
+        ([*lower_scales, *lower_scales], "lower_scales: expected a list of 1 tensors, found a list of 2"),
+        (lower_scales[0], "lower_scales: expected a list of 1 tensors, found a Tensor"),
+        ([lower_scales[0][:1]], r"lower_scales\[0\]: expected a tensor \[2, .*found the shape \[1"),
+        ([z], r"lower_scales\[0\]: expected a tensor .*found the shape"),
+        ([lower_scales[0] / 0], r"lower_scales\[0\]: expected finite values"),
+        ([None], r"lower_scales\[0\]: expected .*found None"),
     ):
         with pytest.raises(LSGMError, match=f"^{message}"):
             model.decode(z, wrong)
     for wrong, message in (
         ([z], "noise: expected a list of 2 tensors, found a list of 1"),
         (z, "noise: expected a list of 2 tensors, found a Tensor"),
-        ([z[:1], further[0]], r"noise\[0\]: expected a tensor \[2, "),
-        ([z, further[0] / 0], r"noise\[1\]: expected finite values"),
+        ([z[:1], lower_scales[0]], r"noise\[0\]: expected a tensor \[2, "),
+        ([z, lower_scales[0] / 0], r"noise\[1\]: expected finite values"),
     ):
         with pytest.raises(LSGMError, match=f"^{message}"):
             model.encode(X, wrong)
@@ -246,7 +247,7 @@ def test_a_prior_that_diverged_gives_no_samples(solver):
     model.prior.network.register_forward_hook(lambda module, inputs, output: output * math.inf)
     with pytest.raises(SolverError, match="diverge"):
         model.sample(2, solver=solver, steps=2)
-    for estimator in ("ode", "discretised"):
+    for estimator in ("ode", "discretized"):
         with pytest.raises(SolverError, match="diverge"):
             model.nelbo(X, estimator=estimator, steps=2)
 
@@ -260,14 +261,14 @@ def test_a_decoder_that_diverged_gives_nothing():
         model.nelbo(X)
 
 
-def test_streams_of_other_images(colour):
+def test_streams_of_other_images(color):
     with pytest.raises(LSGMError, match="streams: expected those of 2 images, found those of 1"):
-        colour.nelbo_terms(X, colour.streams(0, range(1)))
+        color.nelbo_terms(X, color.per_sample_noise(0, range(1)))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_seeds_out_of_range(colour, seed):
-    for make_streams in (Streams, colour.streams):
+def test_seeds_out_of_range(color, seed):
+    for make_streams in (PerSampleNoise, color.per_sample_noise):
         with pytest.raises(LSGMError, match="seed: expected a whole number from 0 to 2"):
             make_streams(seed, range(2))
 

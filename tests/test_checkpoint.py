@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import lsgm
 from lsgm import checkpoint
-from lsgm.config import ImageConfig, PretrainConfig, PretrainStage, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ImageConfig, NCSNppConfig, PretrainConfig, SDEConfig, VAEConfig
+from lsgm.config.stages import PretrainStage
 from lsgm.data.batches import preprocess
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM, importance_weighted
@@ -22,7 +23,7 @@ VAE = VAEConfig(
     arch="res_mbconv", channels=4, channel_mult=[1, 1, 2], groups_per_scale=2, latents_per_group=1,
     cells_per_cond=1, preprocess=BLOCK, postprocess=BLOCK,
 )  # fmt: skip
-PRIOR = PriorConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
+PRIOR = NCSNppConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
 IMAGE = ImageConfig(channels=1, size=28, padded_size=32, binary=True)
 STAGE = PretrainStage(
     model="m",
@@ -105,7 +106,7 @@ def test_temperature_scales_the_draws(folder):
     x = model.sample(3, temperature=0.0, solver="heun", steps=4)
     torch.testing.assert_close(x[1:], x[:1].expand(2, -1, -1, -1), atol=1e-5, rtol=0)
     model.prior, seen = None, []
-    model.decode = lambda z, further: seen.append(z) or z
+    model.decode = lambda z, lower_scales: seen.append(z) or z
     model.sample(64, temperature=0.5)
     model.sample(64)
     torch.testing.assert_close(seen[0], 0.5 * seen[1])
@@ -133,7 +134,7 @@ def test_nelbo_of_a_model_with_a_closed_form():
         model.prior.mixing_logit.fill_(-60)
     x = (torch.rand(4, 1, 28, 28) < 0.5).float()
     expected = torch.full((4,), 784 * torch.log(torch.tensor(2.0)).item())
-    terms = model.nelbo_terms(x, model.streams(0, range(4)), tol=1e-6)
+    terms = model.nelbo_terms(x, model.per_sample_noise(0, range(4)), tol=1e-6)
     torch.testing.assert_close(terms.reconstruction, expected)
     torch.testing.assert_close(terms.kl, torch.zeros(4), atol=2e-3, rtol=0)
     torch.testing.assert_close(terms.nelbo, terms.reconstruction + terms.kl)
@@ -145,7 +146,7 @@ def test_nelbo_of_a_model_with_a_closed_form():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"probe": "gaussian", "probes": 2}, {"estimator": "discretised", "steps": 5}],
+    [{"probe": "gaussian", "probes": 2}, {"estimator": "discretized", "steps": 5}],
 )
 def test_likelihoods_can_be_chosen(folder, settings):
     """Draws belong to images: one by one or together, the same NELBO (to the solver's tolerance)."""
@@ -159,7 +160,8 @@ def test_likelihoods_can_be_chosen(folder, settings):
 def test_exact_trace_can_be_chosen(folder, monkeypatch):
     model, seen = lsgm.load(folder), []
     monkeypatch.setattr(
-        "lsgm.sampling.ode.log_prob", lambda prior, z, probes, *_: (seen.append(probes), (z[:, 0, 0, 0], 1))[1]
+        "lsgm.solvers.probability_flow.log_prob",
+        lambda prior, z, probes, *_: (seen.append(probes), (z[:, 0, 0, 0], 1))[1],
     )
     model.nelbo(torch.zeros(2, 1, 28, 28), probe="exact")
     model.nelbo(torch.zeros(2, 1, 28, 28), probes=3)
@@ -173,7 +175,7 @@ def test_models_with_different_priors_see_the_same_encoder_samples(folder):
     for prior in (True, False):
         model = lsgm.load(folder)
         model.prior = model.prior if prior else None
-        streams = model.streams(5, range(3))
+        streams = model.per_sample_noise(5, range(3))
         found.append([model.nelbo_terms(x, streams, tol=1e-1, time_eps=1e-2).reconstruction for _ in range(2)])
     torch.testing.assert_close(found[0], found[1])
     assert not torch.allclose(found[0][0], found[0][1])
@@ -340,7 +342,7 @@ def test_images_lose_their_lower_bits_once(bits):
     image = ImageConfig(channels=1, size=16, padded_size=16, binary=False)
     model = LSGM(image, VAE.model_copy(update={"likelihood": "dl", "x_bits": bits}))
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    in_training = preprocess(values, None, 16, binarise=False, bits=bits)
+    in_training = preprocess(values, None, 16, binarize=False, bits=bits)
     assert len(in_training.unique()) == 2**bits
     for x in (values / 255, values.double() / 255, in_training, in_training.double()):
         torch.testing.assert_close(model._seen(x).float(), in_training, rtol=1e-6, atol=0)

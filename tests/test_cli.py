@@ -18,7 +18,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lsgm.config import parse
+from lsgm.config.mistakes import parse
 from lsgm.params import Params
 
 TINY = """
@@ -32,8 +32,8 @@ models:
     pretrain: {epochs: 0.01, batch: 32, warmup_epochs: 0, kl_anneal_portion: 1, kl_max_coeff: 0.7, spectral_reg: 0.01}
     prior: {channels: 8, scales: 1, cells_per_scale: 1, dropout: 0, embedding_dim: 16, mixing_logit_init: -3}
     sde: {time_eps: 0.01}
-    train: {epochs: 0.01, batch: 32, warmup_epochs: 0, ema: 0.9, spectral_reg_prior: 0.001, look_epochs: 0.006,
-            look_images: 4}
+    train: {epochs: 0.01, batch: 32, warmup_epochs: 0, ema: 0.9, spectral_reg_prior: 0.001, eval_every_epochs: 0.006,
+            eval_images: 4}
     sample: {count: 64, tol: 0.01, batch: 32}
     evaluate: {images: 16, tol: 0.01, batch: 16, extractor: mnist_classifier}
 """
@@ -60,7 +60,7 @@ def made(request, tmp_path_factory, mnist_store):
     params = parse(Params, raw, "tiny")
     said = {}
     for stage in ("statistics", "pretrain", "train", "sample", "nelbo", "evaluate"):
-        name = "mnist.mnist_classifier" if stage == "statistics" else "tiny"
+        name = {"statistics": "mnist.mnist_classifier", "sample": "lsgm.tiny"}.get(stage, "tiny")
         (folder / f"{stage}.json").write_text(params.freeze(stage, name, code="c0de").model_dump_json())
 
     def stage(name, *arguments, config=None):
@@ -146,11 +146,11 @@ def test_metrics_hold_together(made):
     assert (
         metrics["fidelity"]["extractor"] == "mnist_classifier"
         and metrics["fidelity"]["lsgm"]["frechet_mnist_classifier"]
-        > metrics["fidelity"]["floor"]["frechet_mnist_classifier"]
+        > metrics["fidelity"]["real_vs_real"]["frechet_mnist_classifier"]
     )
     assert 0 <= metrics["fidelity"]["lsgm"]["precision_mnist_classifier"] <= 1
     assert metrics["code"]["nelbo"] == metrics["code"]["evaluate"] == "c0de"
-    assert not (folder / "nelbo.state").exists()
+    assert not (folder / "nelbo.resume").exists()
     assert metrics["training"]["lsgm"]["seconds"] > 0 and metrics["code"]["train"] == "c0de"
     assert (folder / "tables" / "tables" / "comparison.md").exists()
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsgm.config import ConfigError, PretrainStage, load_stage, parse
-from lsgm.params import Params, load_params
+from lsgm.config import ConfigError
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, load_stage
+from lsgm.params import Params, load_params, presets
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 RAW = yaml.safe_load(PARAMS.read_text())
+RAW["models"] = {name: {**model, "extends": None} for name, model in presets.resolve(RAW["models"]).items()}
 
 
 def changed(path, value):
@@ -139,22 +142,22 @@ def test_the_papers_models_ask_for_the_papers_gpus(model, pretrain, train):
     ("key", "value"),
     [
         ("sample.solver", "ancestral"),
-        ("evaluate.estimator", "discretised"),
-        ("evaluate.further_estimators", ["discretised"]),
+        ("evaluate.estimator", "discretized"),
+        ("evaluate.extra_estimators", ["discretized"]),
     ],
 )
-def test_discretised_diffusions_must_preserve_variance(key, value):
+def test_discretized_diffusions_must_preserve_variance(key, value):
     raw = changed(f"models.mnist_demo.{key}", value)
     parse(Params, raw, "params.yaml")
     raw["models"]["mnist_demo"]["sde"]["name"] = "sub_vpsde"
-    with pytest.raises(ConfigError, match=f"{key}: '(ancestral|discretised)' needs sde.name vpsde or geometric_vpsde"):
+    with pytest.raises(ConfigError, match=f"{key}: '(ancestral|discretized)' needs sde.name vpsde or geometric_vpsde"):
         parse(Params, raw, "params.yaml")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("further_estimators", ["ode"], r"evaluate: further_estimators: \['ode'\] with estimator: ode names one twice"),
+        ("extra_estimators", ["ode"], r"evaluate: extra_estimators: \['ode'\] with estimator: ode names one twice"),
         (
             "cross_check",
             True,
@@ -201,7 +204,9 @@ def test_a_lineage_starts_where_the_vae_is_pretrained():
 
 
 def test_a_key_of_another_backbone_is_explained():
-    with pytest.raises(ConfigError, match=r"mnist_demo_conv.vae.arch: unknown key .*the keys here are likelihood"):
+    with pytest.raises(
+        ConfigError, match=r"mnist_demo_conv.vae.arch: unknown key .*the keys here are backbone, likelihood"
+    ):
         parse(Params, changed("models.mnist_demo_conv.vae.arch", "res_mbconv"), "params.yaml")
     with pytest.raises(ConfigError, match="mnist_demo.vae.chanels: unknown key .* did you mean 'channels'"):
         parse(Params, changed("models.mnist_demo.vae.chanels", 3), "params.yaml")

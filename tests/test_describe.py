@@ -57,7 +57,7 @@ def test_flops_and_memory_of_a_network_one_can_count():
     with hooks:
         model.vae.encode(torch.zeros(2, 1, 8, 8))
     expected = sum(4 * t.numel() for key, t in kept.items() if key not in own) // 2
-    assert found.vae.activations == expected == found.vae.activations_recompute
+    assert found.vae.activations == expected == found.vae.activations_checkpointed
     assert found.memory(10) - found.memory(0) == 10 * expected
 
 
@@ -66,7 +66,7 @@ def test_recomputing_and_freezing_take_less(params):
     image = DATASETS[model.dataset].image
     found = describe(image, params.vae("mnist"), model.prior, model.sde)
     frozen = describe(image, params.vae("mnist"), model.prior, model.sde, train_vae=False)
-    assert found.memory(32, recompute=True) < found.memory(32) / 2
+    assert found.memory(32, activation_checkpointing=True) < found.memory(32) / 2
     assert found.memory(0) - frozen.memory(0) == 4 * 3 * found.vae.parameters
     assert found.memory(8) - frozen.memory(8) > 8 * found.vae.activations
 

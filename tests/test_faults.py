@@ -52,7 +52,7 @@ MODEL = {
     "sde": {},
     "train": {**TRAINING, "ema": 0.9},
     "sample": {"count": 6, "solver": "euler", "steps": 2, "batch": 6},
-    "evaluate": {"images": 4, "estimator": "discretised", "steps": 2, "batch": 2, "extractor": None},
+    "evaluate": {"images": 4, "estimator": "discretized", "steps": 2, "batch": 2, "extractor": None},
 }
 STRANGE: list[Any] = [
     None, True, -1, 0, 2**63, 10**30, 0.5, -0.0, math.nan, math.inf, 1e308, "", "x", "../x", "\0", "1:30", [], [None],
@@ -91,7 +91,7 @@ class Made:
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         loaded = load_params(root / "params.yaml")
         for stage in ("prepare", "pretrain", "train", "sample", "nelbo", "evaluate"):
-            name = "drawn" if stage == "prepare" else "tiny"
+            name = {"prepare": "drawn", "sample": "lsgm.tiny"}.get(stage, "tiny")
             (root / f"{stage}.json").write_text(loaded.freeze(stage, name).model_dump_json())  # type: ignore[arg-type]
         states = States.clear
         States.clear = lambda self: None  # type: ignore[method-assign]  # those of a training that was not interrupted
@@ -299,10 +299,10 @@ def test_metrics(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_states(made: Made, tmp_path: Path, number: int) -> None:
     """The older of two states, and the newer: a training goes on from one that is whole, to the same weights."""
-    kept = sorted((made.root / "vae/state").glob("step-*"))
+    kept = sorted((made.root / "vae/resume").glob("step-*"))
     assert kept, "the training left no states"
     for case in each_damage(kept[number], 10):
-        shutil.copytree(made.root / "vae/state", tmp_path / "out/state", dirs_exist_ok=True)
+        shutil.copytree(made.root / "vae/resume", tmp_path / "out/resume", dirs_exist_ok=True)
         status, said = run(*made.command("pretrain", tmp_path / "out"))
         check(
             case,
@@ -318,7 +318,7 @@ def test_parts_that_go_on(made: Made, tmp_path: Path) -> None:
     state, lines = tmp_path / "state.jsonl", (made.root / "nelbo.jsonl").read_bytes().splitlines(keepends=True)
     state.write_bytes(b"".join(lines[:-3]))
     for case in each_damage(state):
-        status, said = run(*made.command("nelbo", tmp_path / "out.jsonl"), "--state", state)
+        status, said = run(*made.command("nelbo", tmp_path / "out.jsonl"), "--resume", state)
         check(case, status, said, lambda: nelbos(tmp_path / "out.jsonl") == nelbos(made.root / "nelbo.jsonl"))
 
 
@@ -352,7 +352,7 @@ def start(*arguments: object, limit: int | None = None) -> subprocess.Popen[str]
         ("pretrain", "step-000000000.pt"),
         ("train", "step-000000000.pt"),
         ("sample", "samples.npy"),
-        ("nelbo", "out.state"),
+        ("nelbo", "out.resume"),
         ("evaluate", "samples.png"),
     ],
 )

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from lsgm.likelihoods import Bernoulli, DiscretisedLogistic, LogisticMixture, Normal, logistic_bin
+from lsgm.config import ImageConfig
+from lsgm.likelihoods import Bernoulli, DiscretizedLogistic, LogisticMixture, Normal, logistic_bin
+
+
+def images_of(channels, size=8, binary=False):
+    return ImageConfig(channels=channels, size=size, padded_size=size, binary=binary)
 
 
 def test_bernoulli_counts_the_central_pixels_only():
@@ -12,7 +17,7 @@ def test_bernoulli_counts_the_central_pixels_only():
     p = 1 / (1 + np.exp(-logits.numpy()))[:, 0, 2:30, 2:30]
     pixels = x.numpy()[:, 0, 2:30, 2:30]
     expected = np.log(np.where(pixels == 1, p, 1 - p)).sum(axis=(1, 2))
-    likelihood = Bernoulli(28)
+    likelihood = Bernoulli(image=images_of(1, 28, binary=True))
     np.testing.assert_allclose(likelihood.log_prob(x, logits), expected, rtol=1e-12)
     np.testing.assert_allclose(likelihood.mean(logits)[:, 0], p, rtol=1e-12)
     assert likelihood.mean(logits).shape == (3, 1, 28, 28)
@@ -20,7 +25,7 @@ def test_bernoulli_counts_the_central_pixels_only():
 
 def test_bernoulli_is_finite_for_extreme_logits():
     logits = torch.full((1, 1, 4, 4), 1e4, requires_grad=True)
-    value = Bernoulli(4).log_prob(torch.zeros(1, 1, 4, 4), logits)
+    value = Bernoulli(image=images_of(1, 4, binary=True)).log_prob(torch.zeros(1, 1, 4, 4), logits)
     value.sum().backward()
     assert value.item() == -16e4 and torch.isfinite(logits.grad).all()
 
@@ -28,7 +33,7 @@ def test_bernoulli_is_finite_for_extreme_logits():
 def test_bernoulli_sums_to_one():
     logits = torch.randn(1, 1, 2, 2, dtype=torch.float64)
     images = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 4).view(-1, 1, 2, 2)
-    total = Bernoulli(2).log_prob(images, logits.expand(16, -1, -1, -1)).exp().sum()
+    total = Bernoulli(image=images_of(1, 2, binary=True)).log_prob(images, logits.expand(16, -1, -1, -1)).exp().sum()
     torch.testing.assert_close(total, torch.tensor(1.0, dtype=torch.float64))
 
 
@@ -45,16 +50,16 @@ def test_probabilities_of_a_logistic_sum_to_one(bits, log_scale):
     n = len(x)
     for mean in (-1.4, -1.0, -0.31, 0.0, 0.77, 1.0, 1.2):
         parameters = torch.tensor([mean, log_scale], dtype=torch.float64).view(1, 2, 1, 1).expand(n, -1, -1, -1)
-        log_p = DiscretisedLogistic(1, bits).log_prob(x, parameters)
-        # where a bin's mass is taken from the density at its centre, the sum is not exact
+        log_p = DiscretizedLogistic(image=images_of(1), x_bits=bits).log_prob(x, parameters)
+        # where a bin's mass is taken from the density at its center, the sum is not exact
         assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_probabilities_of_a_mixture_sum_to_one(bits):
-    """Colour by colour: given red and green, over all blues, and so on; the product of three sums is one."""
+    """Color by color: given red and green, over all blues, and so on; the product of three sums is one."""
     torch.manual_seed(0)
-    likelihood = LogisticMixture(3, bits)
+    likelihood = LogisticMixture(image=images_of(3), x_bits=bits)
     parameters = torch.randn(1, 100, 1, 1, dtype=torch.float64)
     values = grid(min(bits, 3)) if bits > 3 else grid(bits)
     if bits <= 3:  # all combinations
@@ -75,7 +80,11 @@ def test_probabilities_of_a_mixture_sum_to_one(bits):
 
 
 def test_gradients_are_finite_at_the_edges():
-    for likelihood in (LogisticMixture(3, 8), DiscretisedLogistic(3, 8), Normal(3)):
+    for likelihood in (
+        LogisticMixture(image=images_of(3), x_bits=8),
+        DiscretizedLogistic(image=images_of(3), x_bits=8),
+        Normal(image=images_of(3)),
+    ):
         parameters = 30 * torch.randn(2, likelihood.parameters_per_pixel, 4, 4)
         parameters.requires_grad_()
         for value in (0.0, 1.0, 0.5):
@@ -85,7 +94,7 @@ def test_gradients_are_finite_at_the_edges():
 
 
 def test_mean_of_a_mixture_by_brute_force():
-    """Colour by colour: the expectation over all 256 values, the later colours given the means of the earlier.
+    """Color by color: the expectation over all 256 values, the later colors given the means of the earlier.
 
     Scales are small and means inside, so that neither clamping nor the open edge bins matter: 1e-3.
     """
@@ -94,7 +103,7 @@ def test_mean_of_a_mixture_by_brute_force():
     parameters[:, 10:] *= 0.1
     rest = parameters[:, 10:].unflatten(1, (3, 30))
     rest[:, :, 10:20] -= 4.0
-    likelihood = LogisticMixture(3, 8)
+    likelihood = LogisticMixture(image=images_of(3), x_bits=8)
     logits, mean, log_scale, c = likelihood._split(parameters)
     share, values = logits.softmax(1), 2 * grid(8) - 1
     c = (share[:, None] * c).sum(2)[0, :, 0, 0]
@@ -111,5 +120,5 @@ def test_normal_is_the_density():
     x, parameters = torch.rand(2, 3, 4, 4), torch.randn(2, 6, 4, 4)
     mean, log_sigma = parameters.chunk(2, dim=1)
     exact = torch.distributions.Normal(mean, log_sigma.exp()).log_prob(2 * x - 1).sum(dim=(1, 2, 3))
-    torch.testing.assert_close(Normal(3).log_prob(x, parameters), exact)
-    torch.testing.assert_close(Normal(3).mean(parameters), (mean.clamp(-1, 1) + 1) / 2)
+    torch.testing.assert_close(Normal(image=images_of(3)).log_prob(x, parameters), exact)
+    torch.testing.assert_close(Normal(image=images_of(3)).mean(parameters), (mean.clamp(-1, 1) + 1) / 2)

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsgm.config import ConfigError, DatasetConfig, PretrainStage, load_stage, parse
-from lsgm.evaluation.extractors import EXTRACTORS
-from lsgm.params import Params
-from lsgm.plan import ONLY_SHAPES, RULES
+from lsgm import registry
+from lsgm.config import ConfigError, DatasetConfig
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, load_stage
+from lsgm.evaluation.extractors import extractor
+from lsgm.params import Params, presets
+from lsgm.params.plan import RULES
 
 ROOT = Path(__file__).parents[1]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
+RAW["models"] = {name: {**model, "extends": None} for name, model in presets.resolve(RAW["models"]).items()}
 RAW["datasets"]["mine"] = {"path": "/x", "images": {"size": 32}}
 RAW["models"]["own"] = copy.deepcopy(RAW["models"]["cifar10_small"]) | {"dataset": "mine"}
 DEMO, OWN = "models.mnist_demo", "models.own"
@@ -111,13 +115,13 @@ def test_numbers_that_yaml_reads_as_text(value, read):
         ({f"{OWN}.vae.likelihood": "bernoulli"}, "own.vae.likelihood: 'bernoulli' does not fit, the images are not"),
         ({f"{DEMO}.vae.x_bits": 5}, "mnist_demo.vae.x_bits: 5 has no meaning for binary images"),
         ({"datasets.mine.images.size": 30}, "own.vae.preprocess.blocks.*: 2 halvings need an image size divisible"),
-        ({"datasets.mine.images.binary": True}, "datasets.mine.images: binary: true is for grey images, channels: 1"),
+        ({"datasets.mine.images.binary": True}, "datasets.mine.images: binary: true is for gray images, channels: 1"),
         ({f"{DEMO}.train.accumulate": 3}, r"train.batch: expected a multiple of 3, .*accumulate .3., found 64"),
         ({f"{DEMO}.resources.train": {"nodes": 3, "gpus": 2}, f"{DEMO}.train.accumulate": 2},
          r"train.batch: expected a multiple of 12, which is processes .*: 6. x accumulate .2., found 64"),
         ({f"{DEMO}.resources.pretrain.gpus": 3}, "mnist_demo.pretrain.batch: expected a multiple of 3"),
         ({f"{DEMO}.train.batch": 60001}, "mnist_demo.train.batch: mnist has 60000 training images, not 60001"),
-        ({f"{DEMO}.train.look_images": 10001}, "train.look_images: mnist has 10000 test images, not 10001"),
+        ({f"{DEMO}.train.eval_images": 10001}, "train.eval_images: mnist has 10000 test images, not 10001"),
         ({f"{DEMO}.sample.count": 1}, "sample.count: mnist_classifier needs at least 2 samples to compare, found 1"),
         ({f"{OWN}.sample.count": 9, f"{OWN}.evaluate.extractor": "inception"}, "inception needs at least 10 samples"),
         ({f"{OWN}.evaluate.extractor": "mnist_classifier"}, "mnist_classifier is for images of 1 x 28 x 28 .* 3 x 32"),
@@ -174,7 +178,8 @@ def test_the_rules_of_the_workflow_are_known():
 
 
 def test_the_shapes_of_extractors_are_known():
-    assert {name: e.image_shape for name, e in EXTRACTORS.items() if e.image_shape is not None} == ONLY_SHAPES
+    for name in registry.EXTRACTORS.ours:
+        assert extractor(name).image_shape == registry.EXTRACTORS.entry(name).image_shape
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import lsgm
-from lsgm import cli, published
-from lsgm.config import ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm import cli, published, published_arguments
+from lsgm.config import ConvVAEConfig, ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 
@@ -48,7 +48,7 @@ MODELS = {
 def make(name):
     image, vae, prior, sde = MODELS[name]
     torch.manual_seed(0)
-    model = LSGM(image, VAEConfig(**vae), PriorConfig(**prior), SDEConfig(**sde))
+    model = LSGM(image, VAEConfig(**vae), NCSNppConfig(**prior), SDEConfig(**sde))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.02 * torch.randn_like(p))
@@ -73,7 +73,7 @@ def test_what_is_exported_is_imported(name, tmp_path):
     assert lsgm.load(tmp_path / "vae.pt").prior is None
 
 
-def test_the_average_is_taken_from_the_optimiser(tmp_path):
+def test_the_average_is_taken_from_the_optimizer(tmp_path):
     """As in a second-stage training checkpoint: numbered by registration, frozen parameters without an entry."""
     model = make("mnist")
     published.export(model, tmp_path / "a.pt", "mnist")
@@ -103,10 +103,23 @@ def test_old_files_lack_arguments(tmp_path):
     model = make("cifar10")
     published.export(model, tmp_path / "a.pt", "cifar10")
     content = published.read(tmp_path / "a.pt")
-    for key in published.OLD:
+    for key in published_arguments.OLD:
         delattr(content["args"], key)
     torch.save(content, tmp_path / "old.pt")
     assert published.load(tmp_path / "old.pt").vae_config == model.vae_config
+
+
+def test_every_field_is_in_the_table():
+    """Except for the fields that their release has no argument for."""
+    tables = [
+        (published_arguments.VAE, VAEConfig, {"backbone"}),
+        (published_arguments.PRIOR, NCSNppConfig, {"network", "attention_resolution", "drop_inactive"}),
+        (published_arguments.SDE, SDEConfig, set()),
+    ]
+    for table, config, others in tables:
+        assert {argument.field.partition(".")[0] for argument in table} == config.model_fields.keys() - others
+    theirs = [name for table, *_ in tables for argument in table for name in argument.theirs]
+    assert len(set(theirs)) == len(theirs)
 
 
 def vae_tensor(content, change):
@@ -154,7 +167,7 @@ class Foreign(collections.OrderedDict):
         (lambda c: c["dae_state_dict"]["mixing_logit"].fill_(math.inf), "dae_state_dict: mixing_logit: not finite"),
         (lambda c: averaged(c, lambda t: t * math.nan), "dae_state_dict: all_modules.0.bias: not finite"),
         (lambda c: averaged(c, lambda t: [1.0]), "dae_optimizer.state.2: ema: expected a tensor"),
-        (lambda c: c.update(dae_optimizer=[]), "dae_optimizer: expected the state of an optimiser"),
+        (lambda c: c.update(dae_optimizer=[]), "dae_optimizer: expected the state of an optimizer"),
         (lambda c: vae_tensor(c, lambda t: t.int()), "vae_state_dict: of other kinds of numbers .*: stem.weight"),
         (lambda c: vae_tensor(c, lambda t: t.to_sparse()), "stem.weight: expected a dense tensor"),
         (lambda c: vae_tensor(c, lambda t: t.flatten()[:1].expand(10**6, 10**6)), "of other shapes .*: stem.weight"),
@@ -256,9 +269,9 @@ def test_the_dataset_must_fit():
         published.export(make("mnist"), "never.pt", "cifar10")
     sizes = {"celeba_256": 256, "ffhq": 256, "celeba_64": 64, "lsun_church_256": 256, "celeba_256_lmdb": 256,
              "imagenet_32": 32, "cifar10": 32}  # fmt: skip
-    assert {name: published.image_of(name).size for name in sizes} == sizes
+    assert {name: published_arguments.image_of(name).size for name in sizes} == sizes
     with pytest.raises(LSGMError, match="cannot tell the size"):
-        published.image_of("things")
+        published_arguments.image_of("things")
 
 
 def test_arguments_are_a_namespace(tmp_path):

@@ -11,15 +11,17 @@ import pytest
 import torch
 
 from lsgm import published
-from lsgm.config import PretrainConfig
+from lsgm.config import PretrainConfig, SampleConfig
 from lsgm.published import published_names
-from lsgm.sampling import ancestral, ode
-from lsgm.sampling.ancestral import Discretisation
 from lsgm.sde import VPSDE, GeometricVPSDE
+from lsgm.solvers import ancestral
+from lsgm.solvers.ancestral import Discretization
+from lsgm.solvers.probability_flow import log_prob, rk45_sample
+from lsgm.training.algorithms import squared_error
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Schedule
-from lsgm.training.objective import LSGMObjective, VAEObjective, linear_anneal
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.objective import LSGMObjective, VAEObjective
+from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import Schedule, linear_anneal
 from lsgm.weighting import TimeDraw, TimeSampler
 
 FIXTURES = os.environ.get("LSGM_FIXTURES")
@@ -189,13 +191,17 @@ def test_time_sampling(name, mode):
 
 
 @pytest.mark.parametrize("name", DIFFUSIONS)
-def test_discretised_diffusion(name):
+def test_discretized_diffusion(name):
     expected = load("diffusions.vectors")[name]["discretized"]
-    process = Discretisation(DIFFUSIONS[name], 1000)
+    process = Discretization(DIFFUSIONS[name], 1000)
     np.testing.assert_allclose(process.beta, expected["betas_init"], rtol=1e-6)
     np.testing.assert_allclose(process.alpha, expected["alphas"], rtol=1e-6)
     np.testing.assert_allclose(process.alpha_bar, expected["alpha_bars"], rtol=1e-6)
     np.testing.assert_allclose(process.posterior_beta, expected["betas_post_init"], rtol=1e-6)
+
+
+def by_rk45(prior, noise, tol, time_eps):
+    return rk45_sample(prior, noise, lambda: noise, SampleConfig(count=1, tol=tol, time_eps=time_eps))
 
 
 @pytest.mark.parametrize("time_eps", ["1e-05", "1e-06"])
@@ -204,11 +210,11 @@ def test_ode_samples(model, vectors, flow_prior, flow_vectors, which, time_eps):
     """At tol 1e-5, and with cooler starts at tol 1e-3 (where the published float32 sigma near t = 0 shows)."""
     prior, expected = (model.prior, vectors) if which == "mnist_like" else (flow_prior, flow_vectors)
     expected = expected["ode_sample"]
-    solution = ode.sample(prior, expected["noise"], tol=1e-5, time_eps=float(time_eps))
+    solution = by_rk45(prior, expected["noise"], tol=1e-5, time_eps=float(time_eps))
     close(solution.y, expected[time_eps]["latents"], 1e-4)
     assert solution.nfe == expected[time_eps]["nfe"]
     if time_eps == "1e-05":
-        solution = ode.sample(prior, 0.9 * expected["noise"], tol=1e-3, time_eps=1e-5)
+        solution = by_rk45(prior, 0.9 * expected["noise"], tol=1e-3, time_eps=1e-5)
         close(solution.y, expected["temp0.9_tol1e-3"]["latents"], 3e-4)
         assert solution.nfe == expected["temp0.9_tol1e-3"]["nfe"]
 
@@ -223,7 +229,7 @@ def test_ode_likelihood(model, vectors, flow_prior, flow_vectors, which, tol, to
     prior, found = (model.prior, vectors) if which == "mnist_like" else (flow_prior, flow_vectors)
     expected = found["ode_nll"]
     z0 = found["vae"]["eps_top"]
-    log_p, nfe = ode.log_prob(prior, z0, expected["hutchinson_noise"], tol=tol, time_eps=1e-5)
+    log_p, nfe = log_prob(prior, z0, expected["hutchinson_noise"], tol=tol, time_eps=1e-5)
     key = next(k for k in expected if isinstance(k, str) and k.startswith("fixed") and float(k.split("|")[-1]) == tol)
     close(-log_p, expected[key]["nll"], tolerance)
     assert abs(nfe - expected[key]["nfe"]) <= (6 if which == "cifar_like_flow" else 0)
@@ -274,7 +280,7 @@ def test_end_to_end_loss_and_gradients(model, vectors, run, joint):
     balance = "balance" in run
     objective = LSGMObjective(
         Published(sde, weighting, sampling, 0.01),
-        "own" if own else "shared" if weighting == "ll" else "reweighted",
+        2 if own else 1 if weighting == "ll" else 3,
         q=TimeSampler(sde, *MODES[expected["iw_sample_q"]], 0.01) if own else None,
         joint=joint,
         balance=balance,
@@ -288,7 +294,7 @@ def test_end_to_end_loss_and_gradients(model, vectors, run, joint):
         model.prior.zero_grad()
         draw = objective.p(objectives["rho_p"])
         noise = objectives["noise_disjoint_p"]
-        error = objective.squared_error(model.prior, vectors["vae"]["eps_top"], noise, draw.t).sum(dim=1)
+        error = squared_error(model.prior, vectors["vae"]["eps_top"], noise, draw.t).sum(dim=1)
         loss_prior = (draw.weight * error).mean()
         loss_prior.backward()
         close(loss_prior, expected["p_loss"], 1e-4)
@@ -306,7 +312,7 @@ def test_objectives_of_each_image(model, vectors, mode):
     expected = objectives["per_sample_reweight"][mode]
     sampler = Published(VPSDE(0.1, 20.0), *MODES[mode], 0.01)
     draw = sampler(objectives["rho_p"])
-    error = LSGMObjective.squared_error(model.prior, vae["eps_top"], objectives["noise"], draw.t, (4, 4))
+    error = squared_error(model.prior, vae["eps_top"], objectives["noise"], draw.t, (4, 4))
     close(draw.t, expected["t"], 1e-4)
     close(error.sum(dim=1), expected["l2_sum"], 1e-5)
     close(draw.weight * error.sum(dim=1), expected["p_objective"], 1e-4)
@@ -344,21 +350,21 @@ def test_pretraining_loss_and_gradients(model, vectors, key):
             close(state[names[name]], value_after, 1e-4)
 
 
-def test_regularisation(model, vectors):
+def test_regularization(model, vectors):
     expected = vectors["regularization"]
     for network, name in ((model.vae, "vae"), (model.prior, "dae")):
-        regulariser = SpectralRegulariser(network)
+        regularizer = SpectralRegularizer(network)
         for _ in range(200):
-            spectral = regulariser.spectral()
+            spectral = regularizer.spectral()
         close(spectral, expected[f"{name}_spectral_converged"], 1e-4)
-        close(regulariser.norm_scales(), expected[f"{name}_bn_loss"], 1e-5)
+        close(regularizer.norm_scales(), expected[f"{name}_bn_loss"], 1e-5)
 
 
-def trace(optimiser, parameters, expected, after_step=lambda: None):
+def trace(optimizer, parameters, expected, after_step=lambda: None):
     for gradients, step in zip(expected["grads"], expected["trace"], strict=True):
         for p, g in zip(parameters, gradients, strict=True):
             p.grad = g.clone()
-        optimiser.step()
+        optimizer.step()
         after_step()
         for p, value in zip(parameters, step, strict=True):
             close(p, value, 1e-6)
@@ -368,10 +374,10 @@ def test_adamax():
     fixture = load("optimisers.vectors")
     settings = fixture["adamax"]
     parameters = [torch.nn.Parameter(p.clone()) for p in fixture["p0"]]
-    optimiser = torch.optim.Adamax(
+    optimizer = torch.optim.Adamax(
         parameters, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["wd"], foreach=True
     )
-    trace(optimiser, parameters, {"grads": fixture["grads"], "trace": settings["trace"]})
+    trace(optimizer, parameters, {"grads": fixture["grads"], "trace": settings["trace"]})
 
 
 def test_ema():
@@ -379,9 +385,9 @@ def test_ema():
     settings = fixture["adam_ema"]
     module = torch.nn.ParameterList([torch.nn.Parameter(p.clone()) for p in fixture["p0"]])
     # the trace was made with coupled weight decay: the moments and the average are what is compared
-    optimiser = torch.optim.Adam(module, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["wd"])
+    optimizer = torch.optim.Adam(module, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["wd"])
     ema = EMA(module, settings["ema_decay"])
-    trace(optimiser, list(module), {"grads": fixture["grads"], "trace": settings["trace"]}, ema.update)
+    trace(optimizer, list(module), {"grads": fixture["grads"], "trace": settings["trace"]}, ema.update)
     for ours, theirs in zip(ema.average, settings["ema"], strict=True):
         close(ours, theirs, 1e-6)
 

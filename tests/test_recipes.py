@@ -16,19 +16,13 @@ import torch
 
 import lsgm
 from lsgm import checkpoint, cli
-from lsgm.config import (
-    BlocksConfig,
-    DatasetConfig,
-    ModelConfig,
-    PrepareStage,
-    PretrainStage,
-    ResourcesConfig,
-    TrainStage,
-)
+from lsgm.config import BlocksConfig, DatasetConfig, ResourcesConfig
+from lsgm.config.model import ModelConfig
+from lsgm.config.stages import PrepareStage, PretrainStage, TrainStage
 from lsgm.data import prepare, registry, store
 from lsgm.data.originals import read_source
 from lsgm.errors import LSGMError
-from lsgm.evaluation.extractors import EXTRACTORS
+from lsgm.evaluation.extractors import extractor as find_extractor
 from lsgm.evaluation.tables import tabulate
 from lsgm.params import Params, load_params
 from lsgm.training.pretrain import pretrain
@@ -49,7 +43,7 @@ def slim(params: Params) -> Params:
             blocks = {kind: BlocksConfig(blocks=model.vae.preprocess.blocks, cells=1) for kind in
                       ("preprocess", "postprocess")}  # fmt: skip
             update["vae"] = model.vae.model_copy(update={**small, **blocks})
-            update["pretrain"] = model.pretrain.model_copy(update={**schedule, "recompute": True})
+            update["pretrain"] = model.pretrain.model_copy(update={**schedule, "activation_checkpointing": True})
         drop = model.prior.drop_inactive and model.prior.drop_inactive.model_copy(update={"batches": 1})
         small = {"channels": 8, "cells_per_scale": 1, "drop_inactive": drop}
         update["prior"] = model.prior.model_copy(update=small)
@@ -120,10 +114,10 @@ def test_every_recipe_trains_and_samples(name, made):
     assert history[looks].iloc[-1].map(math.isfinite).all()
     model, full = lsgm.load(folder), FULL.models[name]
     sample = full.sample.model_copy(update={"tol": 1e-1, "time_eps": 1e-2})
-    x = model.sample(2, **sample.model_dump(exclude={"compile", "count", "batch", "give_up"}))
+    x = model.sample(2, **sample.model_dump(exclude={"compile", "count", "batch", "on_failure"}))
     assert x.shape == (2, *registry.dataset(full.dataset).image_shape)
     assert torch.isfinite(x).all() and 0 <= x.min() < x.max() <= 1
-    assert len(model.vae.further_shapes) == 2 * (FULL.vae(name).latent_scales - 1)
+    assert len(model.vae.lower_scale_shapes) == 2 * (FULL.vae(name).latent_scales - 1)
 
 
 def test_the_third_stage_keeps_the_vae_of_the_second(made):
@@ -166,10 +160,20 @@ def test_a_model_whose_vae_comes_from_another_is_evaluated(made, stores, tmp_pat
     evaluate = full.evaluate.model_copy(update=few)
     model = full.model_copy(update={"sample": sample, "evaluate": evaluate})
     params = with_models(SLIM, {**SLIM.models, name: model})
-    for stage in ("sample", "nelbo", "evaluate"):
+    for stage in ("nelbo", "evaluate"):
         (tmp_path / f"{stage}.json").write_text(params.freeze(stage, name).model_dump_json())
+    for kind in ("vae", "lsgm"):
+        (tmp_path / f"sample_{kind}.json").write_text(params.freeze("sample", f"{kind}.{name}").model_dump_json())
     for kind, model_folder in (("vae", vae), ("lsgm", folder)):
-        command = ["sample", "--config", tmp_path / "sample.json", "--model", model_folder, "--out", tmp_path / kind]
+        command = [
+            "sample",
+            "--config",
+            tmp_path / f"sample_{kind}.json",
+            "--model",
+            model_folder,
+            "--out",
+            tmp_path / kind,
+        ]
         assert cli.main([*map(str, command)]) == 0
         images = np.load(tmp_path / kind / "samples.npy")
         assert images.shape == (3, 3, 256, 256) and images.dtype == np.uint8 and len(np.unique(images)) > 2
@@ -201,6 +205,6 @@ def test_what_the_evaluation_asks_for_can_be_had(name):
     dataset = registry.dataset(model.dataset)
     assert (model.evaluate.images or 0) <= dataset.counts["test"]
     for extractor in model.evaluate.extractors:
-        EXTRACTORS[extractor].check(extractor, dataset.image_shape)
+        find_extractor(extractor).check(extractor, dataset.image_shape)
     if model.dataset in ("cifar10", "celebahq256") and name != "cifar10_small":  # which is not the paper's
         assert model.evaluate.extractors == ["inception", "clean_fid"] and model.sample.count == 50_000

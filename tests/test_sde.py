@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from lsgm.config import ConfigError, SDEConfig, parse
+from lsgm.config import ConfigError, SDEConfig
+from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError
-from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE, build_sde
+from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
 
 SDES = [
     VPSDE(0.1, 20.0),
@@ -55,7 +56,7 @@ def test_moments_match_a_simulation_of_the_sde():
 def test_float32_is_enough(sde):
     """Relative to float64, at both ends of time too: variances and shares of the signal cancel near 0 and 1."""
     t = torch.tensor([1e-6, 1e-5, 1e-3, 0.1, 0.9, 0.999, 1.0], dtype=torch.float32)
-    for quantity in ("variance", "signal_share", "mean_coefficient", "diffusion_squared", "normal_variance"):
+    for quantity in ("variance", "alpha_bar", "mean_coefficient", "diffusion_squared", "normal_variance"):
         f = getattr(sde, quantity)
         np.testing.assert_allclose(f(t).double(), f(t.double()), rtol=1e-4, err_msg=quantity)
 
@@ -63,7 +64,7 @@ def test_float32_is_enough(sde):
 @each_sde
 def test_gradients_are_finite_on_all_of_time(sde):
     t = torch.linspace(0, 1, 101, requires_grad=True)
-    for quantity in ("variance", "signal_share", "mean_coefficient", "diffusion_squared", "drift", "normal_variance"):
+    for quantity in ("variance", "alpha_bar", "mean_coefficient", "diffusion_squared", "drift", "normal_variance"):
         value = getattr(sde, quantity)(t)
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value.sum(), t)
@@ -82,14 +83,14 @@ def test_time_at_variance_inverts_variance(sde):
 
 
 @each_sde
-def test_signal_share_is_the_error_of_the_best_prediction_for_normal_latents(sde):
+def test_alpha_bar_is_the_error_of_the_best_prediction_for_normal_latents(sde):
     """m^2 / (m^2 + sigma^2) where sigma2_0 is next to nothing; 1 - sigma^2 for the others, as published."""
     t = torch.linspace(0, 0.6, 21, dtype=torch.float64)
     signal, variance = sde.mean_coefficient(t).square(), sde.variance(t)
     if sde.sigma2_0 > 3e-5 or isinstance(sde, SubVPSDE):
-        np.testing.assert_allclose(sde.signal_share(t), 1 - variance, rtol=1e-9)
+        np.testing.assert_allclose(sde.alpha_bar(t), 1 - variance, rtol=1e-9)
     else:
-        np.testing.assert_allclose(sde.signal_share(t), signal / (signal + variance), atol=4e-5)
+        np.testing.assert_allclose(sde.alpha_bar(t), signal / (signal + variance), atol=4e-5)
 
 
 def test_base_is_what_latents_diffuse_to():
@@ -119,14 +120,14 @@ def test_normal_noise_is_the_conditional_expectation(sde):
 
 
 def test_build():
-    assert isinstance(build_sde(SDEConfig()), VPSDE)
-    geometric = build_sde(SDEConfig(name="geometric_vpsde"))
+    assert isinstance(SDEConfig().build(), VPSDE)
+    geometric = SDEConfig(name="geometric_vpsde").build()
     assert (geometric.sigma2_min, geometric.sigma2_max, geometric.sigma2_0) == (3e-5, 0.999, 3e-5)
-    assert build_sde(SDEConfig(name="geometric_vpsde", sigma2_0=0.0)).sigma2_0 == 0
-    assert type(build_sde(SDEConfig(name="sub_vpsde", beta_end=10.0))) is SubVPSDE
-    assert build_sde(SDEConfig(name="vesde", sigma2_max=100.0)).base_variance == 100
+    assert SDEConfig(name="geometric_vpsde", sigma2_0=0.0).build().sigma2_0 == 0
+    assert type(SDEConfig(name="sub_vpsde", beta_end=10.0).build()) is SubVPSDE
+    assert SDEConfig(name="vesde", sigma2_max=100.0).build().base_variance == 100
     with pytest.raises(LSGMError, match="sigma2_max"):
-        build_sde(SDEConfig(name="vesde"))
+        SDEConfig(name="vesde").build()
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import random
 import pytest
 import torch
 
-from lsgm.config import ConvVAEConfig, ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ConvVAEConfig, ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.describe import describe
 from lsgm.errors import LSGMError
 from lsgm.model import LSGM
 from lsgm.networks import ncsnpp
-from lsgm.shapes import latent_shapes, misfits, width_multipliers
+from lsgm.shapes import misfits
 
 
 def drawn(seed):
@@ -41,7 +41,7 @@ def drawn(seed):
             progressive_input=rng.choice(["none", "input_skip"]),
             **common,
         )
-    prior = PriorConfig(
+    prior = NCSNppConfig(
         channels=rng.choice([rng.randint(4, 140), 8 * rng.randint(1, 16), 4 * rng.randint(1, 8), 64]),
         scales=rng.choice([1, 1, 2, 3, 4, 5]),
         cells_per_scale=1,
@@ -54,8 +54,9 @@ def drawn(seed):
 
 
 def built(image, vae, prior):
-    """The model, once through its networks and its likelihood; raises what they raise."""
-    with torch.device("meta"):
+    """The model, once through its networks and its likelihood; the score network is not asked whether it fits."""
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lsgm.model.misfits", lambda image, vae, prior: misfits(image, vae))
         model = LSGM(image, vae, prior, SDEConfig())
         x = torch.zeros(2, image.channels, image.padded_size, image.padded_size)
         model.vae.encode(x)
@@ -76,7 +77,7 @@ def test_what_is_accepted_can_be_built_and_nothing_else():
             assert reasons, (seed, sections, error)
             continue
         assert not reasons, (seed, sections, reasons)
-        assert latent_shapes(sections[1], sections[0]) == [model.latent_shape, *model.vae.further_shapes]
+        assert sections[1].latent_shapes(sections[0]) == [model.latent_shape, *model.vae.lower_scale_shapes]
         accepted += 1
     assert 12 < accepted < 28
 
@@ -87,9 +88,8 @@ def test_the_group_norms_of_the_score_network(size, scales):
     image = ImageConfig(channels=3, size=size, padded_size=size, binary=False)
     vae = ConvVAEConfig(backbone="conv", channels=4, channel_mult=[1, 1], latents=2, likelihood="dl")
     sections = {"scales": scales, "cells_per_scale": 2, "mixing_logit_init": 0}
-    multipliers = width_multipliers(scales, size >= 64)
     with torch.device("meta"):
-        network = ncsnpp.NCSNpp(PriorConfig(channels=128, **sections), (2, size // 2, size // 2), multipliers)
+        network = NCSNppConfig(channels=128, **sections).build(latent_shape=(2, size // 2, size // 2), image_size=size)
         norms = {m.num_channels // 128 for m in network.modules() if isinstance(m, torch.nn.GroupNorm)}
         for channels in range(4, 300):
             try:
@@ -97,7 +97,7 @@ def test_the_group_norms_of_the_score_network(size, scales):
                 fits = True
             except ValueError:
                 fits = False
-            reasons = misfits(image, vae, PriorConfig(channels=channels, **sections))
+            reasons = misfits(image, vae, NCSNppConfig(channels=channels, **sections))
             assert fits == (not reasons), (channels, reasons)
 
 
@@ -109,7 +109,7 @@ def test_the_group_norms_of_the_score_network(size, scales):
         ({"size": 36, "padded_size": 36}, {}, {}, "channel_mult: 3 halvings need an image size divisible by 8, not 36"),
         ({}, {"likelihood": "dl"}, {}, "vae.likelihood: 'dl' does not fit, the images are binary: use bernoulli"),
         ({"binary": False}, {}, {}, "vae.likelihood: 'bernoulli' does not fit, the images are not binary: use dml, dl"),
-        ({"channels": 3}, {}, {}, "vae.likelihood: 'bernoulli' is for grey images, not for 3 channels"),
+        ({"channels": 3}, {}, {}, "vae.likelihood: 'bernoulli' is for images of 1 channels, not 3"),
         ({"binary": False, "channels": 2}, {"likelihood": "dml"}, {}, "'dml' is for images of 1 or 3 channels, not 2"),
         ({}, {}, {"cells_per_scale": 501}, "prior.cells_per_scale: 501 residual blocks .* expected at most 500"),
     ],
@@ -117,6 +117,6 @@ def test_the_group_norms_of_the_score_network(size, scales):
 def test_reasons(image, vae, prior, message):
     image = ImageConfig(**{"channels": 1, "size": 32, "padded_size": 32, "binary": True} | image)
     vae = ConvVAEConfig(**{"backbone": "conv", "channels": 4, "channel_mult": [1, 1, 1, 1], "latents": 2} | vae)
-    prior = PriorConfig(**{"channels": 8, "scales": 1, "cells_per_scale": 1, "mixing_logit_init": 0} | prior)
+    prior = NCSNppConfig(**{"channels": 8, "scales": 1, "cells_per_scale": 1, "mixing_logit_init": 0} | prior)
     with pytest.raises(LSGMError, match=message):
         describe(image, vae, prior, SDEConfig())

@@ -49,7 +49,7 @@ def test_estimates_the_weighted_integral(sde, weighting, sampling):
     """
 
     def h(t):
-        return sde.signal_share(t) * (1 + t)  # the shape of a squared error near alpha = 0, made lopsided
+        return sde.alpha_bar(t) * (1 + t)  # the shape of a squared error near alpha = 0, made lopsided
 
     rho = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     draw = TimeSampler(sde, weighting, sampling, EPS)(rho)
@@ -68,7 +68,7 @@ def test_random_draws_have_the_expectation_of_uniform_ones(sde, weighting):
     estimates = []
     for sampling in ("importance", "uniform"):
         draw = TimeSampler(sde, weighting, sampling, EPS)(torch.rand(n, generator=generator, dtype=torch.float64))
-        values = draw.weight * sde.signal_share(draw.t) * (1 + torch.sin(5 * draw.t))
+        values = draw.weight * sde.alpha_bar(draw.t) * (1 + torch.sin(5 * draw.t))
         if sampling == "uniform" or weighting == "rescale":
             values = values * (1 - EPS)
         estimates.append((values.mean().item(), values.var().item() / n))
@@ -85,7 +85,7 @@ def test_importance_draws_follow_their_density(sde, weighting):
     t = TimeSampler(sde, weighting, "importance", EPS)(rho).t
     of = sde.proposal
     fine = torch.linspace(EPS, 1, 20_001, dtype=torch.float64)
-    density = c(of, weighting, fine) * of.signal_share(fine)
+    density = c(of, weighting, fine) * of.alpha_bar(fine)
     mass = torch.trapezoid(density.unfold(0, 1001, 1000), dx=1.0)  # 20 bins
     expected = (mass / mass.sum()).numpy()
     counts, _ = np.histogram(t.numpy(), fine[::1000].numpy())
@@ -110,7 +110,7 @@ def test_nearly_constant_beta_has_a_proposal(beta_end):
     sde = VPSDE(10.0, beta_end)
     draw = TimeSampler(sde, "un", "importance", EPS)(torch.linspace(0, 1, 11, dtype=torch.float64))
     exact = tabulated(sde, "un", EPS)
-    np.testing.assert_allclose(draw.weight * sde.signal_share(draw.t), exact.integral, rtol=1e-5)
+    np.testing.assert_allclose(draw.weight * sde.alpha_bar(draw.t), exact.integral, rtol=1e-5)
     assert draw.t[0] == EPS and draw.t[-1] == pytest.approx(1) and (draw.t.diff() > 0).all()
 
 
@@ -152,7 +152,7 @@ def test_cross_entropy_of_normal_latents_is_exact():
         sde = SDES[name]
         sampler = TimeSampler(sde, "ll", "importance", EPS)
         draw = sampler(torch.rand(10, dtype=torch.float64))
-        per_dimension = draw.weight * sde.signal_share(draw.t) + sampler.cross_entropy_constant()
+        per_dimension = draw.weight * sde.alpha_bar(draw.t) + sampler.cross_entropy_constant()
         # the integral stops at t = 1, where the diffusion has nearly, not quite, reached its base
         left = -0.5 * math.log(sde.variance(torch.ones((), dtype=torch.float64)).item())
         np.testing.assert_allclose(per_dimension + left, 0.5 * (1 + math.log(2 * math.pi)), atol=1e-9)

@@ -10,7 +10,7 @@ import yaml
 
 from lsgm.config import ConfigError
 from lsgm.params import load_params
-from lsgm.yaml_reader import MAX_BYTES, parse_yaml, read_yaml
+from lsgm.params.yaml_reader import MAX_BYTES, parse_yaml, read_yaml
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -1,4 +1,4 @@
-"""Training batches: gathered on the device or ahead of it, binarised and padded there."""
+"""Training batches: gathered on the device or ahead of it, binarized and padded there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsgm.errors import LSGMError
-from lsgm.streams import mix
+from lsgm.per_sample_noise import mix
 
 SHARE = 0.1  # of the memory of a GPU that a set may take to live there
 ON_HOST = 1 << 30  # bytes; what streams to the host is in the system's cache as far as there is memory
@@ -20,15 +20,15 @@ AHEAD = 4  # batches
 
 
 def preprocess(
-    images: Tensor, generator: torch.Generator | None, pad_to: int = 32, binarise: bool = True, bits: int = 8
+    images: Tensor, generator: torch.Generator | None, pad_to: int = 32, binarize: bool = True, bits: int = 8
 ) -> Tensor:
     """What a model sees of stored images: uint8 [B, C, h, w] in 0..255 -> float32 [B, C, pad_to, pad_to] in [0, 1].
 
-    With ``binarise`` each pixel is one Bernoulli draw with probability pixel / 255, from ``generator`` (on the
+    With ``binarize`` each pixel is one Bernoulli draw with probability pixel / 255, from ``generator`` (on the
     images' device); without it, the upper ``bits`` bits of the pixel, from 0 to 1. The border is zero.
     """
     batch, channels, height, width = images.shape
-    if binarise:
+    if binarize:
         # r uniform in 0..254: P(r < pixel) is pixel / 255 exactly, and no float image is made on the way.
         noise = torch.empty_like(images).random_(0, 255, generator=generator)
         images = noise < images
@@ -39,7 +39,7 @@ def preprocess(
         padded = torch.zeros(batch, channels, pad_to, pad_to, dtype=torch.uint8, device=images.device)
         padded[:, :, top : top + height, left : left + width] = images
         images = padded
-    return images.float() if binarise else images / (2**bits - 1)
+    return images.float() if binarize else images / (2**bits - 1)
 
 
 class Batches:
@@ -62,7 +62,7 @@ class Batches:
         device: torch.device,
         seed: int,
         pad_to: int = 32,
-        binarise: bool = True,
+        binarize: bool = True,
         bits: int = 8,
         stream: bool | None = None,
     ) -> None:
@@ -79,7 +79,7 @@ class Batches:
         self.batch = batch
         self.seed = seed
         self.pad_to = pad_to
-        self.binarise = binarise
+        self.binarize = binarize
         self.bits = bits
         self._stream = Stream(images, self._index, device) if stream else None
         self._generator = torch.Generator(device)
@@ -98,7 +98,7 @@ class Batches:
         """Batch ``step`` (0 .. len - 1) of epoch ``epoch``, or some of its ``rows``: float32 [B, C, pad_to, pad_to]."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)}")
-        drawn = slice(None) if self.binarise else rows  # draws are for the whole batch, whoever shares it
+        drawn = slice(None) if self.binarize else rows  # draws are for the whole batch, whoever shares it
         first, last, _ = drawn.indices(self.batch)
         number = epoch * len(self) + step
         if self._stream is not None:
@@ -107,8 +107,8 @@ class Batches:
             assert isinstance(self.images, Tensor)
             images = self.images.index_select(0, self._index(number, first, last))
         self._generator.manual_seed(mix(self.seed, epoch, step))
-        x = preprocess(images, self._generator, self.pad_to, self.binarise, self.bits)
-        return x[rows] if self.binarise else x
+        x = preprocess(images, self._generator, self.pad_to, self.binarize, self.bits)
+        return x[rows] if self.binarize else x
 
     def in_order(self, batch: int) -> Iterator[Tensor]:
         """Every image once, in the order of the set: float32 [up to ``batch``, C, pad_to, pad_to]."""
@@ -117,7 +117,7 @@ class Batches:
             images = self.images[first : first + batch]
             if isinstance(images, np.ndarray):
                 images = torch.tensor(images, dtype=torch.uint8, device=self.device)
-            yield preprocess(images, generator, self.pad_to, self.binarise, self.bits)
+            yield preprocess(images, generator, self.pad_to, self.binarize, self.bits)
 
     def order(self, epoch: int) -> Tensor:
         """The permutation of the set that ``epoch`` goes through: int64 [N], where the images are."""

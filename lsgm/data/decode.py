@@ -142,7 +142,7 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 
 def eight_bits(image: Image.Image, channels: int, name: str) -> Image.Image:
-    """``image`` as RGB or (one channel) grey; what is transparent lies on white. Raises :class:`LSGMError`."""
+    """``image`` as RGB or (one channel) gray; what is transparent lies on white. Raises :class:`LSGMError`."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -152,7 +152,7 @@ def eight_bits(image: Image.Image, channels: int, name: str) -> Image.Image:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB" if channels == 3 else "L")
     except ValueError as error:
-        raise LSGMError(f"{name}: has {image.mode} pixels ({error}); expected colours or grey, convert it") from None
+        raise LSGMError(f"{name}: has {image.mode} pixels ({error}); expected colors or gray, convert it") from None
 
 
 def from_pixels(pixels: NDArray[Any]) -> Image.Image:

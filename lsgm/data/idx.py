@@ -42,7 +42,7 @@ class IDXFile:
 
 @dataclass(frozen=True)
 class IDXFiles:
-    """The format of MNIST: grey images and labels, a file for each of either split."""
+    """The format of MNIST: gray images and labels, a file for each of either split."""
 
     files: tuple[IDXFile, ...]
 

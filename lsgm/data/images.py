@@ -33,7 +33,7 @@ PARTS = {"train": "train", "training": "train", "valid": "valid", "val": "valid"
 class Images:
     """How the images of a set are found, cut and divided.
 
-    Stored is the centred square of side ``crop`` (None: the largest), resized to ``size`` if it has another one:
+    Stored is the centered square of side ``crop`` (None: the largest), resized to ``size`` if it has another one:
     bilinear, over all pixels that a new one covers, as torchvision resizes.
 
     The splits are what a ``partition`` file says; or with a ``seed`` the share ``test`` is drawn at random; else they

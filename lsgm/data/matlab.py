@@ -54,7 +54,7 @@ EXPECTED = "expected a matrix [pixels of a square, images] of real numbers from 
 
 @dataclass(frozen=True)
 class MatFile:
-    """One .mat file with a matrix [pixels, N] for each split: square grey images, intensities from 0 to 1."""
+    """One .mat file with a matrix [pixels, N] for each split: square gray images, intensities from 0 to 1."""
 
     name: str
     variables: Mapping[str, str]  # the matrix of each split

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lsgm.config import PrepareStage
+from lsgm.config.stages import PrepareStage
 from lsgm.data.walk import walk
 from lsgm.errors import LSGMError
 from lsgm.files import read_json, sha256, write_json

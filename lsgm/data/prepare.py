@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from lsgm.config import PrepareStage
+from lsgm.config.stages import PrepareStage
 from lsgm.data import registry
 from lsgm.data.formats import Rows
 from lsgm.data.originals import SOURCE, Originals, read_source

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lsgm.config import DatasetConfig, ImageConfig
+from lsgm.config import DatasetConfig, DatasetFormatConfig, ImageConfig
 from lsgm.data.formats import Format
 from lsgm.data.idx import IDXFile, IDXFiles
 from lsgm.data.images import Images
@@ -78,7 +78,7 @@ def idx_downloads(files: IDXFiles) -> tuple[Download, ...]:
 DIGITS = ImageConfig(channels=1, size=28, padded_size=32, binary=True)
 
 
-def _colour(size: int) -> ImageConfig:
+def _color(size: int) -> ImageConfig:
     return ImageConfig(channels=3, size=size, padded_size=size, binary=False)
 
 
@@ -135,7 +135,7 @@ OMNIGLOT = Dataset(
 
 CIFAR10 = Dataset(
     name="cifar10",
-    image=_colour(32),
+    image=_color(32),
     licence="CIFAR-10: Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009); none stated",
     format=PickledBatches(
         {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}, size=32, labels=True
@@ -155,7 +155,7 @@ CIFAR10 = Dataset(
 
 CELEBA64 = Dataset(
     name="celeba64",
-    image=_colour(64),
+    image=_color(64),
     licence="CelebA: Liu, Luo, Wang and Tang, ICCV 2015; non-commercial research",
     format=Images(64, crop=140, partition="list_eval_partition.txt"),
     originals="img_align_celeba.zip (or its images) and list_eval_partition.txt in one folder: "
@@ -165,7 +165,7 @@ CELEBA64 = Dataset(
 
 CELEBAHQ256 = Dataset(
     name="celebahq256",
-    image=_colour(256),
+    image=_color(256),
     licence="CelebA-HQ: Karras et al., arXiv 1710.10196, from CelebA; non-commercial research",
     format=Images(256, test=3000),
     originals="the 30,000 images as a folder, zip, LMDB or TFRecord files: "
@@ -175,7 +175,7 @@ CELEBAHQ256 = Dataset(
 
 FFHQ256 = Dataset(
     name="ffhq256",
-    image=_colour(256),
+    image=_color(256),
     licence="FFHQ: Karras, Laine and Aila, arXiv 1812.04948; Creative Commons BY-NC-SA 4.0",
     format=Images(256, test=7000),
     originals="the 70,000 images as a folder, zip, LMDB or TFRecord files: github.com/NVlabs/ffhq-dataset",
@@ -186,7 +186,7 @@ FFHQ256 = Dataset(
 def _lsun(category: str, train: int) -> Dataset:
     return Dataset(
         name=f"lsun_{category.split('_')[0]}",
-        image=_colour(256),
+        image=_color(256),
         licence="LSUN: Yu et al., arXiv 1506.03365; none stated",
         format=Images(256, test=None, within=category),
         originals=f"a folder with the unpacked {category}_train_lmdb and {category}_val_lmdb: github.com/fyu/lsun",
@@ -199,7 +199,7 @@ LSUN_BEDROOM = _lsun("bedroom", 3033042)
 
 IMAGENET32 = Dataset(
     name="imagenet32",
-    image=_colour(32),
+    image=_color(32),
     licence="ImageNet: image-net.org, non-commercial research; downsampled by Chrabaszcz et al., arXiv 1707.08819",
     format=PickledBatches(
         {"train": tuple(f"train_data_batch_{i}" for i in range(1, 11)), "test": ("val_data",)}, size=32
@@ -216,10 +216,12 @@ DATASETS = {
 }  # fmt: skip
 
 
-def dataset(name: str, config: DatasetConfig | None = None) -> Dataset:
+def dataset(name: str, config: DatasetConfig | DatasetFormatConfig | None = None) -> Dataset:
     """The entry called ``name``, or the user's own set that ``config`` describes; raises :class:`LSGMError`."""
     if name in DATASETS:
         return DATASETS[name]
+    if isinstance(config, DatasetFormatConfig):
+        return Dataset(name=name, image=config.image(), licence="the user's own", format=config.build())
     if config is None or config.images is None:
         raise LSGMError(f"there is no dataset {name!r}; the datasets are {', '.join(DATASETS)}")
     images = config.images

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from lsgm.bounds import Name
 from lsgm.config import ImageConfig, Section
+from lsgm.config.bounds import Name
 from lsgm.errors import LSGMError
 from lsgm.files import is_sealed, read_json
 from lsgm.progress import Progress
@@ -77,7 +77,7 @@ class ImageStore:
 
     Attributes:
         name: of the dataset.
-        image: how a model sees its images: size, padding, binarisation.
+        image: how a model sees its images: size, padding, binarization.
         splits: the number of images in each: train, test, for some datasets also valid.
     """
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from lsgm.config import TabulateStage
+from lsgm.config.stages import TabulateStage
 from lsgm.errors import LSGMError
-from lsgm.evaluation.figures import Points, save_points
+from lsgm.evaluation.charts import Points, save_points
 from lsgm.evaluation.metrics import Metrics, read_metrics
 from lsgm.evaluation.tables import distance_title, markdown, number, one_line, page, plain, write_text
 
@@ -197,10 +197,14 @@ def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) 
     about = f"NELBO of {_each(str(m.nelbo.images) for m in models)} test images, nats/image; lower is better."
     fidelities = [metrics.fidelity for metrics in models if metrics.fidelity is not None]
     if distance and fidelities:
-        floors = _each(f"{f.floor[distance]:.2f} (of {f.floor_images})" for f in fidelities if distance in f.floor)
+        real = _each(
+            f"{f.real_vs_real[distance]:.2f} (of {f.real_vs_real_images})"
+            for f in fidelities
+            if distance in f.real_vs_real
+        )
         about += (
             f" {distance_title(distance)}N = {_each(str(f.images) for f in fidelities)}) of samples to the training "
-            f"images; two disjoint sets of real ones are {floors} apart."
+            f"images; two disjoint sets of real ones are {real} apart."
         )
     if frame["nelbo_stderr"].notna().any():
         about += (
@@ -234,16 +238,16 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
         y = distance or "nelbo"
         means = good.groupby(list(stage.axes), sort=False)[list(dict.fromkeys([column, y]))].mean().reset_index()
         alike = pd.Series([""] * len(means))
-        colour, marker, filling = [*(means[axis] for axis in stage.axes), alike, alike][:3]
+        color, marker, filling = [*(means[axis] for axis in stage.axes), alike, alike][:3]
         text = means[others[2:]].agg(", ".join, axis=1) if others else alike
         if not others:  # "rk45, tol 1e-1": one of the series "rk45"
             parts = means[first].str.partition(", ")
-            colour, text = parts[0], parts[2].where(parts[2] != "", parts[0])
+            color, text = parts[0], parts[2].where(parts[2] != "", parts[0])
         panels.append(
             Points(
                 x=means[column].tolist(),
                 y=means[y].tolist(),
-                colour=colour.tolist(),
+                color=color.tolist(),
                 marker=marker.tolist(),
                 filling=filling.tolist(),
                 text=text.tolist() if len(means) else [],
@@ -259,7 +263,7 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
 
 def _distance(models: Sequence[Metrics]) -> str | None:
     """The name of the Fréchet distance that the cells have."""
-    return next((next(iter(m.fidelity.floor)) for m in models if m.fidelity is not None), None)
+    return next((next(iter(m.fidelity.real_vs_real)) for m in models if m.fidelity is not None), None)
 
 
 def _distance_column(frame: pd.DataFrame) -> str | None:

@@ -4,9 +4,9 @@ The weights are committed, so that no evaluation downloads anything and two mach
 
     python -m lsgm.evaluation.classifier --data data/mnist --out lsgm/evaluation/weights/mnist_classifier.safetensors
 
-Samples of a model with a Bernoulli likelihood are the *means* of the pixels: grey, but with smoother edges than the
-photographs they are compared with. The training images are therefore shifted, blurred and binarised at random: the
-features should answer to the shape of the digit more than to how grey its outline is.
+Samples of a model with a Bernoulli likelihood are the *means* of the pixels: gray, but with smoother edges than the
+photographs they are compared with. The training images are therefore shifted, blurred and binarized at random: the
+features should answer to the shape of the digit more than to how gray its outline is.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FEATURES = 64
 
 
 class MNISTClassifier(nn.Module):
-    """Four convolutions and two linear layers: 28x28 grey digits to ten logits.
+    """Four convolutions and two linear layers: 28x28 gray digits to ten logits.
 
-    The features are standardised: over the 60,000 training images every one of the 64 has mean 0 and variance 1. The
+    The features are standardized: over the 60,000 training images every one of the 64 has mean 0 and variance 1. The
     unit of a Fréchet distance of these features is thereby known: the real images' own total variance is 64.
     """
 
@@ -66,7 +66,7 @@ class MNISTClassifier(nn.Module):
         return model.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> Tensor:
-        """``x`` [N, 1, 28, 28] in [0, 1] -> [N, 64], standardised pre-activations of the last hidden layer."""
+        """``x`` [N, 1, 28, 28] in [0, 1] -> [N, 64], standardized pre-activations of the last hidden layer."""
         hidden: Tensor = self.trunk(x)
         return (hidden - self.mean) / self.std
 
@@ -77,7 +77,7 @@ class MNISTClassifier(nn.Module):
 
 
 def augment(x: Tensor) -> Tensor:
-    """Move, turn and scale each image of ``x`` [B, 1, 28, 28] a little; blur half of them, binarise a quarter."""
+    """Move, turn and scale each image of ``x`` [B, 1, 28, 28] a little; blur half of them, binarize a quarter."""
     batch = x.shape[0]
     angle = torch.empty(batch).uniform_(-0.15, 0.15)  # radians
     scale = torch.empty(batch).uniform_(0.9, 1.1)
@@ -96,23 +96,23 @@ def train(images: Tensor, labels: Tensor, epochs: int, seed: int = 1, batch: int
     torch.manual_seed(seed)
     model = MNISTClassifier()
     steps = epochs * (len(images) // batch)
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     start, done = time.perf_counter(), 0
     for epoch in range(epochs):
         order = torch.randperm(len(images))
         for index in order[: len(order) // batch * batch].view(-1, batch):
             loss = F.cross_entropy(model(augment(images[index].float() / 255)), labels[index], label_smoothing=0.05)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             done += 1
         print(f"epoch {epoch + 1}/{epochs}  loss {loss.item():.3f}  {time.perf_counter() - start:.0f} s", flush=True)
     return model.eval().requires_grad_(False)
 
 
-def round_and_standardise(model: MNISTClassifier, images: Tensor) -> None:
+def round_and_standardize(model: MNISTClassifier, images: Tensor) -> None:
     """Round the weights to half precision, then measure the mean and spread of the features of ``images``."""
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
@@ -158,7 +158,7 @@ def main() -> None:
         for array in (store.images(split), store.labels(split))
     )
     model = train(images, labels.long(), args.epochs)
-    round_and_standardise(model, images)
+    round_and_standardize(model, images)
     print(f"test accuracy {accuracy(model, test_images, test_labels.long()):.2%}")
     save(model, args.out)
 

@@ -1,26 +1,10 @@
-"""metrics.json of one model: NELBO and fidelity of the LSGM beside those of the VAE that it began with.
-
-Its parts, in the order of the file::
-
-    model, dataset, device, date
-    nelbo       unit, images, settings, then for each prior (vae; lsgm; lsgm_<estimator> for every further estimator;
-                lsgm_with_normal_prior) nelbo, stderr, bpd, bpd_stderr, reconstruction, kl, nfe, seconds and, of several
-                encoder samples, iw_samples, iw_bound, iw_stderr, iw_bpd, iw_bpd_stderr; gain (of the LSGM over the
-                VAE): nelbo, stderr
-    fidelity    null without an extractor; extractor, images (samples of each model), real_images, kept_images (as many
-                samples and real ones: of KID, precision and recall), then for lsgm and vae the metrics by their names:
-                fid or frechet_<extractor>, kid_<extractor>, kid_<extractor>_std, precision_<extractor>,
-                recall_<extractor>, inception_score, inception_score_std, clean_fid; floor: the distance between two
-                sets of floor_images real ones, under the same name; reference: hashes of what it was computed from
-    sampling    for lsgm and vae images, solver, tol, nfe, temperature, seconds, device
-    training    for lsgm and vae steps, seconds, skipped, restarts, diverged_at (a step, or null) ... of the last stage
-    code        fingerprints of the stages that made it
-"""
+"""`lsgm evaluate`: NELBO and fidelity of an LSGM beside those of the VAE that it began with."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,113 +14,165 @@ import torch
 from numpy.typing import NDArray
 
 from lsgm import checkpoint
-from lsgm.config import ConfigError, EvaluateStage, ImageConfig, parse
+from lsgm.checkpoint import CheckpointConfig
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import EvaluateStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor
-from lsgm.evaluation.fidelity import half_against_half, kept, metrics
-from lsgm.evaluation.likelihood import read_parts, standard_error
-from lsgm.evaluation.metrics import Sampling
+from lsgm.evaluation.fidelity import kept, metrics, real_vs_real
+from lsgm.evaluation.history import read_history
+from lsgm.evaluation.image_grids import save_panels
+from lsgm.evaluation.likelihood import SetNELBO, read_parts, standard_error
+from lsgm.evaluation.metrics import NELBO, Fidelity, Gain, Metrics, NELBOs, Samplings, Training, Trainings
+from lsgm.evaluation.samples import DRAW_AGAIN, SamplingFile, check_samples, read_samples, read_sampling
 from lsgm.evaluation.statistics import Statistics, measure, read_reference
-from lsgm.files import is_sealed, read_json, sha256
+from lsgm.files import copy, write_json
 from lsgm.progress import log
+from lsgm.runtime import device_name
 
-DRAW_AGAIN = "run `lsgm sample` again"
-
-
-class SamplingFile(Sampling):
-    """sampling.json, beside samples.npy."""
-
-    model: str | None = None  # sha256 of the weights
-    code: str | None = None
-    samples_sha256: str | None = None  # None, both: written before they were recorded
-    sha256: str | None = None  # of this file
+PANEL = 64  # images of each kind in samples.png
 
 
-def evaluate(
-    stage: EvaluateStage,
-    data: Path,
-    model: Path,
-    samples: Path,
-    vae: Path,
-    vae_samples: Path,
-    nelbo: Sequence[Path],
-    statistics: Sequence[Path],
-    device: torch.device,
-) -> dict[str, Any]:
-    """The metrics of the LSGM in ``model`` beside those of the pretrained VAE in ``vae`` that all began with.
+@dataclass(frozen=True)
+class Inputs:
+    """The files that one evaluation reads."""
 
-    Args:
-        nelbo: all the parts that `lsgm nelbo` wrote.
-        statistics: what `lsgm statistics` wrote for the extractors of the configuration.
+    data: Path  # folder that `lsgm prepare` wrote
+    model: Path  # folder of the LSGM
+    samples: Path  # folder that `lsgm sample` wrote for the LSGM
+    vae: Path  # folder of the pretrained VAE that the LSGM began with
+    vae_samples: Path
+    nelbo: Sequence[Path]  # all the parts that `lsgm nelbo` wrote
+    statistics: Sequence[Path]  # what `lsgm statistics` wrote, for each extractor of the configuration
+
+    @property
+    def models(self) -> dict[str, Path]:
+        return {"vae": self.vae, "lsgm": self.model}
+
+    @property
+    def drawn(self) -> dict[str, Path]:
+        return {"vae": self.vae_samples, "lsgm": self.samples}
+
+
+def write_results(stage: EvaluateStage, inputs: Inputs, out: Path, device: torch.device) -> None:
+    """Write metrics.json, samples.png, history_vae.csv and history_lsgm.csv to the folder ``out``.
 
     Raises:
-        LSGMError: a file is damaged, missing, or of another model or other data than the others.
+        LSGMError: an input is damaged, missing, or belongs to another model or other data than the others.
     """
-    config = stage.evaluate
-    store = ImageStore(data, stage.dataset)
-    store.verify("test")
-    header, nelbos = read_parts(nelbo)
-    configs = {"vae": checkpoint.read_config(vae), "lsgm": checkpoint.read_config(model)}
-    for folder in (vae, model):
-        checkpoint.verify_history(folder)
-    folders = {"vae": vae_samples, "lsgm": samples}
-    sampling = {kind: _read_sampling(folder / "sampling.json") for kind, folder in folders.items()}
-    # By the weights, not the name: models with the same settings share a training, its NELBO and its samples.
-    for kind, key, trained_in in (("lsgm", "model", model), ("vae", "vae", vae)):
-        trained = configs[kind].sha256  # None: of an older version
-        if trained not in (None, header[key]):
-            raise LSGMError(f"{nelbo[0]}: is of other weights than {trained_in}; run `lsgm nelbo` again")
-        if trained not in (None, sampling[kind].get("model")):
-            raise LSGMError(f"{folders[kind]}: was drawn from other weights than those of {trained_in}; {DRAW_AGAIN}")
-        _check_samples(folders[kind], sampling[kind], configs[kind].image)
-    if header["data"] != store.hashes("test"):
-        raise LSGMError(f"{nelbo[0]}: is of other test images than those in {data}; run `lsgm nelbo` again")
-    gain = nelbos["vae"].nelbo - nelbos["lsgm"].nelbo  # paired: the same images and draws
-    log.info(f"NELBO {nelbos['vae'].nelbo.mean():.2f} (VAE), {nelbos['lsgm'].nelbo.mean():.2f} (LSGM) nats/image")
-    codes = {  # of the stages of other models, which this one starts from, by their name too
-        f"{s.get('stage')}" if s.get("model") == stage.model else f"{s.get('stage')} {s.get('model')}": s.get("code")
-        for s in configs["lsgm"].stages
+    for folder in inputs.models.values():
+        read_history(folder / "history.csv", "restore it, or train the model again")
+    found = evaluate(stage, inputs, device)
+    panels = {
+        f"{stage.dataset}, test set": ImageStore(inputs.data).images("test")[:PANEL],
+        "VAE, prior N(0, I)": read_samples(inputs.vae_samples)[:PANEL],
+        "LSGM": read_samples(inputs.samples)[:PANEL],
     }
-    fidelity = None
-    if config.extractor is not None:
-        references = {found.extractor: found for found in (read_reference(path, store) for path in statistics)}
-        if missing := [name for name in config.extractors if name not in references]:
-            raise LSGMError(
-                f"--statistics: those of {store.name}'s training images in {' and '.join(missing)} features are not "
-                "among the files given; make them with `lsgm statistics`"
-            )
-        generated = {kind: read_samples(folders[kind]) for kind in ("lsgm", "vae")}
-        failed = {kind for kind, facts in sampling.items() if "failed" in facts}
-        fidelity = compare(generated, [references[name] for name in config.extractors], device, config.seed, failed)
-    return {
-        "model": stage.model,
-        "dataset": store.name,
-        "device": checkpoint.device_name(device),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "nelbo": {
-            "unit": "nats/image",
-            "images": header["images"],
-            "settings": {
-                key: value
-                for key, value in header["stage"]["nelbo"].items()
-                if key not in ("images", "batch", "give_up")
-            },
-            **{key: found.summary() for key, found in nelbos.items()},
-            "gain": {"nelbo": gain.mean().item(), "stderr": standard_error(gain)},
-        },
-        "fidelity": fidelity,
-        "sampling": {
-            kind: {k: v for k, v in facts.items() if k not in ("code", "model", "samples_sha256", "sha256")}
-            for kind, facts in sampling.items()
-        },
-        "training": {kind: c.training for kind, c in configs.items()},
-        "code": {
-            **codes,
-            "sample": sampling["lsgm"].get("code"),
+    out.mkdir(parents=True, exist_ok=True)
+    save_panels(panels, out / "samples.png")
+    for kind, folder in inputs.models.items():
+        copy(folder / "history.csv", out / f"history_{kind}.csv")
+    write_json(out / "metrics.json", found.written())
+
+
+def evaluate(stage: EvaluateStage, inputs: Inputs, device: torch.device) -> Metrics:
+    """The metrics of an LSGM and of the pretrained VAE that it began with.
+
+    Raises:
+        LSGMError: an input is damaged, missing, or belongs to another model or other data than the others.
+    """
+    store = ImageStore(inputs.data, stage.dataset)
+    store.verify("test")
+    header, nelbos = read_parts(inputs.nelbo)
+    configs = {kind: checkpoint.read_config(folder) for kind, folder in inputs.models.items()}
+    for folder in (inputs.vae, inputs.model):
+        checkpoint.verify_history(folder)
+    sampling = {kind: read_sampling(folder) for kind, folder in inputs.drawn.items()}
+    _check_they_belong_together(inputs, header, configs, sampling, store)
+    log.info(f"NELBO {nelbos['vae'].nelbo.mean():.2f} (VAE), {nelbos['lsgm'].nelbo.mean():.2f} (LSGM) nats/image")
+    training = {kind: parse(Training, c.training, inputs.models[kind] / "config.json") for kind, c in configs.items()}
+    return Metrics(
+        model=stage.model,
+        dataset=store.name,
+        device=device_name(device),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        nelbo=_nelbos(header, nelbos),
+        fidelity=_fidelity(stage, inputs, store, sampling, device),
+        sampling=Samplings(vae=sampling["vae"].sampling, lsgm=sampling["lsgm"].sampling),
+        training=Trainings(vae=training["vae"], lsgm=training["lsgm"]),
+        code={
+            **_training_codes(stage.model, configs["lsgm"]),
+            "sample": sampling["lsgm"].code,
             "nelbo": header["stage"]["code"],
             "evaluate": stage.code,
         },
+    )
+
+
+def _check_they_belong_together(
+    inputs: Inputs,
+    header: Mapping[str, Any],
+    configs: Mapping[str, CheckpointConfig],
+    sampling: Mapping[str, SamplingFile],
+    store: ImageStore,
+) -> None:
+    """Raise :class:`LSGMError` unless NELBOs and samples are of these models, and the NELBOs of these test images."""
+    # By the weights, not the name: models with the same settings share a training, its NELBO and its samples.
+    for kind, key in (("lsgm", "model"), ("vae", "vae")):
+        trained = configs[kind].sha256  # None: saved by an older version
+        folder, drawn = inputs.models[kind], inputs.drawn[kind]
+        if trained not in (None, header[key]):
+            raise LSGMError(f"{inputs.nelbo[0]}: is of other weights than {folder}; run `lsgm nelbo` again")
+        if trained not in (None, sampling[kind].model):
+            raise LSGMError(f"{drawn}: was drawn from other weights than those of {folder}; {DRAW_AGAIN}")
+        check_samples(drawn, sampling[kind], configs[kind].image)
+    if header["data"] != store.hashes("test"):
+        raise LSGMError(
+            f"{inputs.nelbo[0]}: is of other test images than those in {inputs.data}; run `lsgm nelbo` again"
+        )
+
+
+def _nelbos(header: Mapping[str, Any], nelbos: Mapping[str, SetNELBO]) -> NELBOs:
+    gain = nelbos["vae"].nelbo - nelbos["lsgm"].nelbo  # paired: the same images and draws
+    settings = header["stage"]["nelbo"].items()
+    return NELBOs.model_validate(
+        {
+            "unit": "nats/image",
+            "images": header["images"],
+            "settings": {key: value for key, value in settings if key not in ("images", "batch", "on_failure")},
+            **{key: NELBO.model_validate(found.summary()) for key, found in nelbos.items()},
+            "gain": Gain(nelbo=gain.mean().item(), stderr=standard_error(gain)),
+        }
+    )
+
+
+def _fidelity(
+    stage: EvaluateStage,
+    inputs: Inputs,
+    store: ImageStore,
+    sampling: Mapping[str, SamplingFile],
+    device: torch.device,
+) -> Fidelity | None:
+    config = stage.evaluate
+    if config.extractor is None:
+        return None
+    references = {found.extractor: found for found in (read_reference(path, store) for path in inputs.statistics)}
+    if missing := [name for name in config.extractors if name not in references]:
+        raise LSGMError(
+            f"--statistics: those of {store.name}'s training images in {' and '.join(missing)} features are not "
+            "among the files given; make them with `lsgm statistics`"
+        )
+    generated = {kind: read_samples(inputs.drawn[kind]) for kind in ("lsgm", "vae")}
+    failed = {kind for kind, facts in sampling.items() if facts.failed is not None}
+    return compare(generated, [references[name] for name in config.extractors], device, config.seed, failed)
+
+
+def _training_codes(name: str, config: CheckpointConfig) -> dict[str, Any]:
+    """Fingerprints of the training stages; the key of another model's stage, which this one started from, names it."""
+    return {
+        f"{s.get('stage')}" if s.get("model") == name else f"{s.get('stage')} {s.get('model')}": s.get("code")
+        for s in config.stages
     }
 
 
@@ -146,11 +182,11 @@ def compare(
     device: torch.device,
     seed: int,
     failed: Collection[str] = (),
-) -> dict[str, Any]:
+) -> Fidelity:
     """The part `fidelity` of metrics.json: ``generated`` images by kind against the real ones of ``references``.
 
-    The first of these is the extractor's that the configuration names, the others check it. Kinds that
-    ``failed``, whose sampling was given up, have no numbers. Raises :class:`LSGMError`.
+    The first reference is of the extractor that the configuration names, the others check it. Kinds whose sampling
+    ``failed`` have no numbers. Raises :class:`LSGMError` where the counts of images differ.
     """
     main = references[0]
     counts = {kind: len(images) for kind, images in generated.items()}
@@ -169,49 +205,11 @@ def compare(
                 found["kept_images"] = kept(measured, main)
     distance = extractor(main.extractor).distance
     n = min(counts["lsgm"], len(main.features) // 2)
-    found |= {"floor_images": n, "floor": {distance: half_against_half(main, n, seed)}}
+    found |= {"real_vs_real_images": n, "real_vs_real": {distance: real_vs_real(main, n, seed)}}
     found["reference"] = {reference.extractor: reference.source for reference in references}
     log.info(
-        ", ".join(f"{distance} {found[kind].get(distance, math.nan):.2f} ({kind})" for kind in (*generated, "floor"))
-    )
-    return found
-
-
-def read_samples(folder: Path) -> NDArray[np.uint8]:
-    """The images that `lsgm sample` wrote to ``folder``, uint8 [N, C, H, W], mapped from the disk."""
-    path = folder / "samples.npy"
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise LSGMError(f"{path}: cannot be read ({error.strerror}); {DRAW_AGAIN}") from None
-    except Exception as error:  # NumPy's reader fails in many ways on a header that is not its own
-        raise LSGMError(f"{path}: not an array of samples ({error}); {DRAW_AGAIN}") from None
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4:
-        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise LSGMError(f"{path}: expected images, uint8 [N, C, H, W], found {found}; {DRAW_AGAIN}")
-    return array
-
-
-def _check_samples(folder: Path, facts: dict[str, Any], image: ImageConfig) -> None:
-    """Raise :class:`LSGMError` unless samples.npy holds the images that were written there, and those of ``image``."""
-    path, found = folder / "samples.npy", read_samples(folder)
-    expected = (facts["images"], image.channels, image.size, image.size)
-    if found.shape != expected:
-        raise LSGMError(
-            f"{path}: expected {list(expected)} by the model and by sampling.json, found {list(found.shape)}; "
-            f"{DRAW_AGAIN}"
+        ", ".join(
+            f"{distance} {found[kind].get(distance, math.nan):.2f} ({kind})" for kind in (*generated, "real_vs_real")
         )
-    if facts.get("samples_sha256") not in (None, sha256(path)):
-        raise LSGMError(f"{path}: has changed, its sha256 is not the one in sampling.json; {DRAW_AGAIN}")
-
-
-def _read_sampling(path: Path) -> dict[str, Any]:
-    """What `lsgm sample` wrote about its samples; raises :class:`LSGMError`."""
-    facts = read_json(path, DRAW_AGAIN)
-    try:
-        parse(SamplingFile, facts, path)
-    except ConfigError as error:
-        raise LSGMError(f"{str(error).splitlines()[0]}; {DRAW_AGAIN}") from None
-    if facts.keys() & {"sha256", "samples_sha256"} and not is_sealed(facts):
-        raise LSGMError(f"{path}: has changed, its sha256 is not that of its content; {DRAW_AGAIN}")
-    return dict(facts)
+    )
+    return Fidelity.model_validate(found)

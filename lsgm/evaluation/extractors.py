@@ -27,16 +27,17 @@ from lsgm.errors import LSGMError
 from lsgm.evaluation import classifier
 from lsgm.evaluation.pretrained import WeightsFile
 from lsgm.files import sha256
+from lsgm.registry import EXTRACTORS, load
 
 # The Inception-v3 of the published FIDs, as converted for torch-fidelity. Apache 2.0.
-INCEPTION = WeightsFile(
+INCEPTION_WEIGHTS = WeightsFile(
     "weights-inception-2015-12-05-6726825d.pth",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     95_628_359,
 )
 # The same network as TorchScript, which clean-fid downloads.
-CLEAN_INCEPTION = WeightsFile(
+CLEAN_INCEPTION_WEIGHTS = WeightsFile(
     "inception-2015-12-05.pt",
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
@@ -158,31 +159,34 @@ def _classifier_weights() -> Path:
     raise LSGMError(f"{classifier.WEIGHTS}: {reason}; restore it (`git checkout`), or install lsgm again")
 
 
-# The first three are the values of `evaluate.extractor`; clean_fid is `evaluate.cross_check`.
-EXTRACTORS = {
-    "inception": Extractor(_Inception, lambda: INCEPTION.find(), 2048, "fid", packages=("torch-fidelity",)),
-    "efficientnet_lite0": Extractor(
-        _EfficientNetLite0,
-        _efficientnet_weights,
-        1280,
-        "frechet_efficientnet_lite0",
-        batch=250,
-        packages=("efficientnet-lite-pytorch",),
-    ),
-    "mnist_classifier": Extractor(
-        *(_MNISTClassifier, _classifier_weights, classifier.FEATURES, "frechet_mnist_classifier"),
-        image_shape=(1, 28, 28),
-        batch=500,
-    ),
-    "clean_fid": Extractor(_CleanInception, lambda: CLEAN_INCEPTION.find(), 2048, "clean_fid", packages=("clean-fid",)),
-}
+INCEPTION = Extractor(_Inception, lambda: INCEPTION_WEIGHTS.find(), 2048, "fid", packages=("torch-fidelity",))
+CLEAN_FID = Extractor(
+    _CleanInception, lambda: CLEAN_INCEPTION_WEIGHTS.find(), 2048, "clean_fid", packages=("clean-fid",)
+)
+EFFICIENTNET_LITE0 = Extractor(
+    _EfficientNetLite0,
+    _efficientnet_weights,
+    1280,
+    "frechet_efficientnet_lite0",
+    batch=250,
+    packages=("efficientnet-lite-pytorch",),
+)
+MNIST_CLASSIFIER = Extractor(
+    _MNISTClassifier,
+    _classifier_weights,
+    classifier.FEATURES,
+    "frechet_mnist_classifier",
+    image_shape=(1, 28, 28),
+    batch=500,
+)
 
 
 def extractor(name: str) -> Extractor:
-    """The one called ``name``; raises :class:`LSGMError`."""
-    if name not in EXTRACTORS:
-        raise LSGMError(f"evaluate.extractor: unknown extractor {name!r}; there are {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name]
+    """The extractor called ``name``: one of the registry, or `clean_fid`, which checks the FID; raises LSGMError."""
+    if name == "clean_fid":
+        return CLEAN_FID
+    found: Extractor = load(EXTRACTORS.entry(name).implementation)
+    return found
 
 
 def weights_of(name: str) -> Path:

@@ -21,7 +21,7 @@ def frechet_distance(one: Statistics, two: Statistics) -> float:
     """Squared Fréchet distance d^2, the number that is reported as FID.
 
     By convention ``two`` is the whole training set. The distance of two finite sets from the same distribution is above
-    0 and falls with their size: quote the number of samples and :func:`half_against_half` beside it.
+    0 and falls with their size: quote the number of samples and :func:`real_vs_real` beside it.
     Raises :class:`LSGMError` where the features are not of one extractor.
     """
     if one.extractor != two.extractor:
@@ -29,17 +29,15 @@ def frechet_distance(one: Statistics, two: Statistics) -> float:
     return _distance(one.extractor, one.moments, two.moments)
 
 
-def half_against_half(reference: Statistics, n: int, seed: int, repeats: int = 5) -> float:
-    """The floor: the distance between two disjoint random sets of ``n`` real images, on average over ``repeats`` draws.
+def real_vs_real(reference: Statistics, n: int, seed: int, repeats: int = 5) -> float:
+    """The distance between two disjoint random sets of ``n`` real images, averaged over ``repeats`` draws.
 
     Drawn from those whose features ``reference`` kept, at least 2 n. Of two equally good sets of N images, one against
     M >> N images scores about half of this: only one of the two sets is then small. Raises :class:`LSGMError`.
     """
     features = reference.features
     if len(features) < 2 * n:
-        raise LSGMError(
-            f"half-against-half floor: two disjoint sets of {n} need {2 * n} real images, there are {len(features)}"
-        )
+        raise LSGMError(f"real_vs_real: two disjoint sets of {n} need {2 * n} real images, there are {len(features)}")
     rng = np.random.default_rng(seed)
     draws = [np.split(rng.choice(len(features), 2 * n, replace=False), 2) for _ in range(repeats)]
     distances = [_distance(reference.extractor, *(Moments.of(features[half]) for half in pair)) for pair in draws]

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from lsgm import checkpoint
-from lsgm.config import IllustrateStage
+from lsgm.config.stages import IllustrateStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError, SolverError
-from lsgm.evaluation.figures import save_mixing, save_panels
+from lsgm.evaluation.charts import save_mixing
 from lsgm.evaluation.history import read_history
+from lsgm.evaluation.image_grids import save_panels
 from lsgm.model import LSGM
-from lsgm.networks.layers import batch_statistics
+from lsgm.networks.batch_norm import batch_statistics
+from lsgm.per_sample_noise import PerSampleNoise
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
-from lsgm.sampling import ode
-from lsgm.streams import Streams
+from lsgm.solvers.probability_flow import drift
+from lsgm.solvers.rk45 import rk45
 
 RECONSTRUCTED = 64  # images, at most, and at most a batch of the samples'
 ROWS = 8  # at most
@@ -51,24 +53,24 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     store.verify("test")
     x = _test_images(model, store, config.seed, min(RECONSTRUCTED, max(2, config.batch)))
     rows = min(ROWS, len(x) // 2)
-    draws = Streams(config.seed, range(len(x)), device)
-    posterior = model.encode(x, [draws.normal(shape) for shape in (model.latent_shape, *model.vae.further_shapes)])
-    solve = partial(ode.rk45, partial(ode.drift, prior), tol=config.tol)
+    draws = PerSampleNoise(config.seed, range(len(x)), device)
+    posterior = model.encode(x, [draws.normal(shape) for shape in (model.latent_shape, *model.vae.lower_scale_shapes)])
+    solve = partial(rk45, partial(drift, prior), tol=config.tol)
     decode = partial(_decode, model, config.vae_batch_statistics)
 
     save_panels(
-        {f"{stage.dataset}, test set": to_bytes(x), "reconstructions": decode(posterior.z, posterior.further)},
+        {f"{stage.dataset}, test set": to_bytes(x), "reconstructions": decode(posterior.z, posterior.lower_scales)},
         out / f"{stage.model}_reconstructions.png",
     )
 
     def interpolations() -> dict[str, Tensor]:
         # To the ODE's start, where the prior is a normal distribution, halfway along the sphere, and back.
         noise = solve(posterior.z[: 2 * rows], config.time_eps, 1.0).y
-        ends = [(z[:rows], z[rows : 2 * rows]) for z in (noise, *posterior.further)]
+        ends = [(z[:rows], z[rows : 2 * rows]) for z in (noise, *posterior.lower_scales)]
         columns = {"A": to_bytes(x[:rows])}
         for weight in WEIGHTS:
-            between, *further = (slerp(a, b, weight) for a, b in ends)
-            columns[f"{weight:g}"] = decode(solve(between, 1.0, config.time_eps).y, further)
+            between, *lower_scales = (slerp(a, b, weight) for a, b in ends)
+            columns[f"{weight:g}"] = decode(solve(between, 1.0, config.time_eps).y, lower_scales)
         return columns | {"B": to_bytes(x[rows : 2 * rows])}
 
     def samples() -> dict[str, Tensor]:
@@ -79,7 +81,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
         try:
             _save_columns(columns(), path)
         except SolverError as error:
-            if config.give_up == "fail":
+            if config.on_failure == "error":
                 raise
             log.warning(f"{path}: only says so: {error}")
             _save_columns({"the ODE cannot be solved": to_bytes(x[:rows])}, path)
@@ -94,15 +96,15 @@ def along_the_ode(
 
     They end in the samples that `rk45` draws with ``seed`` at temperature 1.
     """
-    draws = Streams(seed, range(ROWS), model.device)
+    draws = PerSampleNoise(seed, range(ROWS), model.device)
     z = draws.normal(model.latent_shape) * prior.sde.base_variance**0.5
-    further = [draws.normal(shape) for shape in model.vae.further_shapes]
+    lower_scales = [draws.normal(shape) for shape in model.vae.lower_scale_shapes]
     times = [t for t in TIMES if t > time_eps] + [time_eps]
     columns = {}
     for before, t in zip([1.0, *times], times, strict=False):
         if t < before:
-            z = ode.rk45(partial(ode.drift, prior), z, before, t, tol).y
-        columns["t = 1" if t == 1 else f"{t:g}"] = _decode(model, vae_batch_statistics, z, further)
+            z = rk45(partial(drift, prior), z, before, t, tol).y
+        columns["t = 1" if t == 1 else f"{t:g}"] = _decode(model, vae_batch_statistics, z, lower_scales)
     return columns
 
 
@@ -137,9 +139,9 @@ def _test_images(model: LSGM, store: ImageStore, seed: int, count: int) -> Tenso
     return preprocess(stored, generator, model.image.size, model.image.binary).to(model.device)
 
 
-def _decode(model: LSGM, vae_batch_statistics: bool, z: Tensor, further: Sequence[Tensor]) -> Tensor:
+def _decode(model: LSGM, vae_batch_statistics: bool, z: Tensor, lower_scales: Sequence[Tensor]) -> Tensor:
     with batch_statistics(model.vae) if vae_batch_statistics else nullcontext():
-        return to_bytes(model.decode(z, further))
+        return to_bytes(model.decode(z, lower_scales))
 
 
 def _save_columns(columns: dict[str, Tensor], path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lsgm import checkpoint
-from lsgm.config import NELBOStage
+from lsgm.config.stages import NELBOStage
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError, SolverError
@@ -86,7 +86,7 @@ def make_part(
 ) -> None:
     """Write part ``part`` of ``parts`` of the NELBOs of an LSGM and of the VAE that it began with to the file ``out``.
 
-    They are of the same test images, each binarised once, with the same draws: those of image i depend on the seed and
+    They are of the same test images, each binarized once, with the same draws: those of image i depend on the seed and
     i alone. Compared are the VAE, the LSGM (once for each estimator) and the LSGM with the prior N(0, I).
 
     Args:
@@ -103,7 +103,7 @@ def make_part(
         raise LSGMError(f"--part: expected 0 to {parts - 1}, found {part}")
     if out.is_dir():
         raise LSGMError(f"--out: expected a file, found the folder {out}")
-    path = state if state is not None else out.with_name(f"{out.name}.state")
+    path = state if state is not None else out.with_name(f"{out.name}.resume")
     what = "NELBO" if parts == 1 else f"NELBO, part {part} of {parts}"
     with locked(path) as file:
         work = _plan(stage, data, model, vae, device, part, parts)
@@ -159,17 +159,17 @@ def _plan(stage: NELBOStage, data: Path, model: Path, vae: Path, device: torch.d
     # A random subset: the order of the set is not random (the first MNIST test images are the easier ones).
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test))[:count])
     generator = torch.Generator().manual_seed(config.seed)
-    binarised = None
+    binarized = None
     if image.binary:  # all at once: an image is the same whatever part and chunk it is in
-        binarised = preprocess(torch.from_numpy(np.array(test[chosen])), generator, image.padded_size)
+        binarized = preprocess(torch.from_numpy(np.array(test[chosen])), generator, image.padded_size)
 
     def seen(chunk: Tensor) -> Tensor:
-        if binarised is not None:
-            return binarised[chunk]
+        if binarized is not None:
+            return binarized[chunk]
         return preprocess(torch.from_numpy(np.array(test[chosen[chunk.numpy()]])), None, image.padded_size, False, bits)
 
     compared = {"vae": (backbone, None, config.estimator), "lsgm": (lsgm, lsgm.prior, config.estimator)}
-    compared |= {f"lsgm_{estimator}": (lsgm, lsgm.prior, estimator) for estimator in config.further_estimators}
+    compared |= {f"lsgm_{estimator}": (lsgm, lsgm.prior, estimator) for estimator in config.extra_estimators}
     compared["lsgm_with_normal_prior"] = (lsgm, None, config.estimator)  # its own encoder and decoder
     settings = config.model_dump(include={"tol", "time_eps", "probe", "probes", "steps"})
     chunks = torch.arange(count).split(config.batch)
@@ -182,7 +182,7 @@ def _plan(stage: NELBOStage, data: Path, model: Path, vae: Path, device: torch.d
             return _measure(network, seen(chunks[index]), chunks[index], config.seed, config.iw_samples,
                             estimator=estimator, **settings)  # fmt: skip
         except SolverError as error:
-            if config.give_up == "fail":
+            if config.on_failure == "error":
                 raise
             log.info(f"NELBO: images {chunks[index][0]} to {chunks[index][-1]} have none ({key}): {error}")
         unknown = [math.nan] * len(chunks[index])
@@ -219,7 +219,7 @@ def read_parts(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, SetNELB
 
 def priors(header: dict[str, Any]) -> list[str]:
     """Those that are compared: of the VAE, of the LSGM by each estimator, and the LSGM's VAE under N(0, I)."""
-    further = header["stage"]["nelbo"].get("further_estimators", [])
+    further = header["stage"]["nelbo"].get("extra_estimators", [])
     return ["vae", "lsgm", *(f"lsgm_{estimator}" for estimator in further), "lsgm_with_normal_prior"]
 
 
@@ -251,7 +251,7 @@ def _assembled(key: str, lines: Sequence[Line], header: dict[str, Any], paths: S
 def _measure(model: LSGM, x: Tensor, numbers: Tensor, seed: int, iw_samples: int, **settings: Any) -> dict[str, Any]:
     """The NELBOs of images ``x`` [B, C, H, W] in [0, 1], which have these ``numbers`` [B]; lists of B."""
     start = time.perf_counter()
-    streams = model.streams(seed, numbers.tolist())
+    streams = model.per_sample_noise(seed, numbers.tolist())
     x = x.to(model.device)
     terms = [model.nelbo_terms(x, streams, **settings) for _ in range(iw_samples)]
     each = torch.stack([torch.stack([t.nelbo, t.reconstruction, t.kl]).double().cpu() for t in terms])

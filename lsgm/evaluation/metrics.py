@@ -1,4 +1,7 @@
-"""metrics.json of a model as the tables read it; null stands for NaN there, as JSON has none."""
+"""metrics.json: the one definition of the file that `lsgm evaluate` writes and the tables read.
+
+Numbers are in nats per image unless they are bits per dimension (`bpd`); keys with a default may be missing.
+"""
 
 from __future__ import annotations
 
@@ -6,119 +9,128 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from lsgm.bounds import Name
-from lsgm.config import ConfigError, Section, parse
+from lsgm.config import ConfigError
+from lsgm.config.bounds import Name
+from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError
+from lsgm.evaluation.records import Measured, Number, OptionalNumber, Record
+from lsgm.evaluation.samples import Sampling
 from lsgm.files import read_json
 
 WAY_OUT = "write the file again with `lsgm evaluate`"
 
 
-def _number(value: Any) -> Any:
-    return math.nan if value is None else value
+class NELBO(Record):
+    """The NELBO under one prior: means over the test images, standard errors of these means, and what it cost."""
 
-
-Number = Annotated[float, BeforeValidator(_number)]
-Optional = Annotated[float | None, BeforeValidator(_number)]  # None: the key is missing
-Measured = dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Number]
-
-
-class Part(Section):
-    """A part of metrics.json; keys that the tables do not need may be there."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True)
-
-
-class NELBO(Part):
     nelbo: Number
     stderr: Number
     bpd: Number = math.nan
+    bpd_stderr: Number = math.nan
     reconstruction: Number
     kl: Number
+    nfe: Number = math.nan  # evaluations of the score network per batch and encoder sample
+    seconds: Number = math.nan
     iw_samples: int = 1
-    iw_bound: Optional = None  # importance-weighted, of iw_samples encoder samples
-    iw_stderr: Optional = None
+    iw_bound: OptionalNumber = None  # importance-weighted bound of iw_samples encoder samples
+    iw_stderr: OptionalNumber = None
+    iw_bpd: OptionalNumber = None
+    iw_bpd_stderr: OptionalNumber = None
 
 
-class Gain(Part):
+class Gain(Record):
+    """By how much the LSGM's NELBO is below the VAE's: the mean of the paired differences and its standard error."""
+
     nelbo: Number
     stderr: Number
 
 
-class NELBOs(Part):
-    """Keys that are not here are `lsgm_<estimator>`, of further estimators."""
+class NELBOs(Record):
+    """NELBOs under each prior. Further keys are `lsgm_<estimator>`, one for each further estimator."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[Annotated[str, Field(pattern=r"^lsgm_[a-z0-9_]+$")], NELBO]
 
     unit: str
     images: int
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None  # of the stage `nelbo`, as far as they change its numbers
     vae: NELBO
-    lsgm_with_normal_prior: NELBO
     lsgm: NELBO
+    lsgm_with_normal_prior: NELBO
     gain: Gain
 
+    @model_serializer(mode="wrap")
+    def _extra_estimators_follow_the_first(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        last = {key: content.pop(key) for key in ("lsgm_with_normal_prior", "gain")}
+        return content | last
 
-class Fidelity(Part):
+
+class Fidelity(Record):
+    """How near samples are to the training images, in the features of ``extractor``.
+
+    ``vae`` and ``lsgm`` hold the metrics by name (:func:`lsgm.evaluation.fidelity.metrics`), and nothing where sampling
+    was given up. ``real_vs_real`` (`floor` in older files) is the distance between two disjoint sets of real images.
+    """
+
     extractor: str
-    images: int
-    vae: Measured  # `fid` or `frechet_<extractor>`, and what else was measured, by name
+    images: int  # samples of each model
+    real_images: int | None = None
     lsgm: Measured
-    floor_images: int
-    floor: Measured
+    kept_images: int | None = None  # samples, and as many real images, for KID, precision and recall
+    vae: Measured
+    real_vs_real_images: int = Field(validation_alias=AliasChoices("real_vs_real_images", "floor_images"))
+    real_vs_real: Measured = Field(validation_alias=AliasChoices("real_vs_real", "floor"))
+    reference: dict[str, dict[str, Any]] | None = None  # extractor -> hashes of what it was computed from
 
 
-class Sampling(Part):
-    images: Annotated[int, Field(ge=0)]
-    nfe: Number
-    seconds: Number
-    device: str | None = None
-    failed: str | None = None  # why it was given up
-
-    @property
-    def seconds_per_1000(self) -> float:
-        """NaN without images."""
-        return 1000 * self.seconds / self.images if self.images else math.nan
-
-
-class Samplings(Part):
+class Samplings(Record):
     vae: Sampling
     lsgm: Sampling
 
 
-class Training(Part):
+class Training(Record):
+    """Of the last training stage; other keys that a training reports are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    steps: int | None = None
+    images_per_second: OptionalNumber = None
     seconds: Number
+    skipped: int = 0  # steps that were left out because they were not finite or exploding
+    restarts: int = 0  # times the training went back to an earlier state
+    processes: int | None = None
+    diverged_at: int | None = None  # the step at which it diverged for good; the model is the last good state
     seconds_before: Number = 0.0  # of end-to-end trainings that this one started from
-    skipped: int = 0  # steps that were left out, as not finite or exploding
-    restarts: int = 0  # times it went back to an earlier state
-    diverged_at: int | None = None  # the step, for good; the model is that of the last good state
+    parameters: int | None = None
     device: str | None = None
+    date: str | None = None
 
 
-class Trainings(Part):
+class Trainings(Record):
     vae: Training
     lsgm: Training
 
     @property
     def total(self) -> float:
-        """Seconds that the LSGM takes from nothing."""
+        """Seconds that the LSGM takes from scratch, its VAE included."""
         return self.vae.seconds + self.lsgm.seconds_before + self.lsgm.seconds
 
 
-class Metrics(Part):
-    """What `lsgm evaluate` writes to metrics.json, as far as the tables need it."""
+class Metrics(Record):
+    """metrics.json of one model: the LSGM beside the VAE that it began with."""
 
     model: Name
     dataset: Name
     device: str
     date: str
     nelbo: NELBOs
-    fidelity: Fidelity | None
+    fidelity: Fidelity | None  # None: evaluated without an extractor
     sampling: Samplings
     training: Trainings
+    code: dict[str, str | None] = Field({})  # stage -> fingerprint of its code
 
 
 def read_metrics(path: Path) -> Metrics:

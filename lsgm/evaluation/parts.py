@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from lsgm.config import Section
 from lsgm.errors import LSGMError
-from lsgm.evaluation.metrics import Number
+from lsgm.evaluation.records import Number
 from lsgm.files import atomic, is_sealed, lock, parse_json, read_text, seal, to_json, write_all
 from lsgm.progress import log
 

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from lsgm.config import Section, StatisticsStage
+from lsgm.config import Section
+from lsgm.config.stages import StatisticsStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.extractors import extractor, weights_of
@@ -49,8 +50,8 @@ class Moments:
         """Of features [B, D]."""
         features = features.double()
         mean = features.mean(dim=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
+        centered = features - mean
+        return cls(len(features), mean, centered.T @ centered)
 
     def __add__(self, other: Moments) -> Moments:
         """Chan, Golub & LeVeque, 'Updating formulae and a pairwise algorithm for computing sample variances' (1979)."""

@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 
 from lsgm.errors import LSGMError
-from lsgm.evaluation.figures import Bar, save_curves, save_nelbo_bars
+from lsgm.evaluation.charts import Bar, save_curves, save_nelbo_bars
 from lsgm.evaluation.history import read_history
-from lsgm.evaluation.metrics import NELBO, Metrics, Sampling, Training, read_metrics
+from lsgm.evaluation.metrics import NELBO, Metrics, Training, read_metrics
+from lsgm.evaluation.samples import Sampling
 from lsgm.files import atomic, copy, write_json
 
 # What the paper (Vahdat et al., arXiv 2106.05931) reports for its LSGMs: NELBO in nats/image or bits per dim, FID.
@@ -237,11 +238,11 @@ def _caption(metrics: Metrics) -> str:
         f"the VAE is {gain.nelbo:.2f} ± {gain.stderr:.2f} {metrics.nelbo.unit} (paired). "
     )
     if fidelity is not None:
-        name, floor = next(iter(fidelity.floor.items()))
+        name, real = next(iter(fidelity.real_vs_real.items()))
         text += (
             f"{distance_title(name)}N = {fidelity.images}) of samples to the training images; between two disjoint "
-            f"sets of {fidelity.floor_images} real images it is {floor:.2f}"
-            f"{'' if fidelity.floor_images == fidelity.images else ' (it falls with their number)'}. "
+            f"sets of {fidelity.real_vs_real_images} real images it is {real:.2f}"
+            f"{'' if fidelity.real_vs_real_images == fidelity.images else ' (it falls with their number)'}. "
         )
     for what, training in (("VAE", metrics.training.vae), ("LSGM", metrics.training.lsgm)):
         if training.diverged_at is not None:

@@ -1,4 +1,4 @@
-"""Masked autoregressive, volume-preserving normalising flows over the latents of a group (NVAE, appendix; IAF).
+"""Masked autoregressive, volume-preserving normalizing flows over the latents of a group (NVAE, appendix; IAF).
 
 z <- z - mu(z), with mu at a pixel and channel a function of the pixels before it in raster order and, at the pixel
 itself, of the channels before it: the Jacobian is triangular with a unit diagonal, log |det| = 0.
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsgm.networks.layers import WNConv2d
+from lsgm.networks.weight_norm import WNConv2d
 
 EXPANSION = 6
 
 
-def raster_mask(c_out: int, c_in: int, kernel: int, mirrored: bool, centre: Tensor) -> Tensor:
-    """[c_out, c_in, k, k]: rows above and pixels to the left are seen, at the centre what ``centre`` says.
+def raster_mask(c_out: int, c_in: int, kernel: int, mirrored: bool, center: Tensor) -> Tensor:
+    """[c_out, c_in, k, k]: rows above and pixels to the left are seen, at the center what ``center`` says.
 
     ``mirrored``: rows below and pixels to the right.
     """
@@ -24,12 +24,12 @@ def raster_mask(c_out: int, c_in: int, kernel: int, mirrored: bool, centre: Tens
     middle = kernel // 2
     mask[:, :, :middle] = 1
     mask[:, :, middle, :middle] = 1
-    mask[:, :, middle, middle] = centre
+    mask[:, :, middle, middle] = center
     return mask.flip(2, 3) if mirrored else mask
 
 
 class MaskedConv2d(WNConv2d):
-    """Weight-normalised convolution with the weight times a mask."""
+    """Weight-normalized convolution with the weight times a mask."""
 
     mask: Tensor
 
@@ -51,6 +51,8 @@ class Shift(nn.Module):
     Hidden channels 6 i .. 6 i + 5 see, at their own pixel, the latent channels before i; output i sees hidden groups
     up to i. With ``mirrored`` the order of the pixels is reversed, that of the channels stays.
     """
+
+    activation_checkpointing = True  # a block of which only the input need be kept
 
     def __init__(self, channels: int, mirrored: bool) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsgm.config import PriorConfig
+from lsgm.config.priors import width_multipliers
 from lsgm.networks.layers import no_autocast, wide
 
 NEAR_ZERO = 1e-10
@@ -96,6 +96,8 @@ class Resample(nn.Module):
 class ResidualBlock(nn.Module):
     """BigGAN residual block: (shortcut(x) + h) / sqrt(2), both branches resampled by ``resample`` (-1, 0, +1)."""
 
+    activation_checkpointing = True  # a block of which only the input need be kept
+
     def __init__(
         self, c_in: int, c_out: int, embedding: int, dropout: float, resample: int = 0, fir: bool = False
     ) -> None:
@@ -122,6 +124,8 @@ class ResidualBlock(nn.Module):
 
 class Attention(nn.Module):
     """Single-head self-attention over the pixels: (x + out(softmax(q k / sqrt C) v)) / sqrt(2)."""
+
+    activation_checkpointing = True  # a block of which only the input need be kept
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -150,33 +154,50 @@ class NCSNpp(nn.Module):
     """The score network eps'_theta(z_t, t).
 
     Args:
-        config: width, depth, resampling.
+        channels: width of the network, multiplied at each resolution as :func:`width_multipliers` says.
+        scales, cells_per_scale: resolutions, and residual blocks at each.
+        fir: resample with the FIR kernel [1, 3, 3, 1]; False: nearest and average.
+        dropout: rate in the residual blocks.
+        embedding: of t, `positional` or `fourier`; embedding_dim, embedding_scale: its size and scale.
+        attention_resolution: attention where the feature map has this size.
         latent_shape: (C, H, W) of the latents; H and W must be divisible by 2 ** (scales - 1).
-        multipliers: width of each resolution in multiples of config.channels; all 1 where None.
+        image_size: height and width of the images, which the widths depend on.
     """
 
     def __init__(
-        self, config: PriorConfig, latent_shape: tuple[int, int, int], multipliers: tuple[int, ...] | None = None
+        self,
+        *,
+        channels: int,
+        scales: int,
+        cells_per_scale: int,
+        fir: bool = False,
+        dropout: float = 0.2,
+        embedding: str = "positional",
+        embedding_dim: int = 128,
+        embedding_scale: float = 1000.0,
+        attention_resolution: int = 16,
+        latent_shape: tuple[int, int, int],
+        image_size: int,
     ) -> None:
         super().__init__()
         latent_channels, size, _ = latent_shape
-        widths = [config.channels * m for m in multipliers or (1,) * config.scales]
-        embedding = 4 * config.embedding_dim
+        widths = [channels * m for m in width_multipliers(scales, image_size)]
+        features = 4 * embedding_dim
 
         def block(c_in: int, c_out: int, resample: int = 0) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, embedding, config.dropout, resample, config.fir)
+            return ResidualBlock(c_in, c_out, features, dropout, resample, fir)
 
-        def attend(resolution: int, channels: int) -> list[nn.Module]:
-            return [Attention(channels)] if resolution == config.attention_resolution else []
+        def attend(resolution: int, width: int) -> list[nn.Module]:
+            return [Attention(width)] if resolution == attention_resolution else []
 
-        self.embedding = TimeEmbedding(config.embedding_dim, config.embedding_scale, config.embedding == "fourier")
+        self.embedding = TimeEmbedding(embedding_dim, embedding_scale, embedding == "fourier")
         self.conv_in = conv(latent_channels, widths[0])
 
         # The result of each stage of the way down is a skip; each stage of the way up starts by joining one.
         self.down = nn.ModuleList()
         skips = [width := widths[0]]
         for level, level_width in enumerate(widths):
-            for _ in range(config.cells_per_scale):
+            for _ in range(cells_per_scale):
                 self.down.append(Stage([block(width, level_width), *attend(size, level_width)]))
                 skips.append(width := level_width)
             if level < len(widths) - 1:
@@ -188,7 +209,7 @@ class NCSNpp(nn.Module):
 
         self.up = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(widths))):
-            for last in [False] * config.cells_per_scale + [True]:
+            for last in [False] * cells_per_scale + [True]:
                 stage = Stage([block(width + skips.pop(), level_width)])
                 width = level_width
                 if last:

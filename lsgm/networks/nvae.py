@@ -8,16 +8,19 @@ cover all groups, concatenated on the channels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsgm.config import VAEConfig
+from lsgm.gaussian import log_prob_of_noise
+from lsgm.networks.batch_norm import BatchNormSwish
 from lsgm.networks.flow import Flow
-from lsgm.networks.layers import BatchNormSwish, BNSwishBranch, Cell, Conv2d, MBConvBranch, WNConv2d, soft_clamp
-from lsgm.networks.posterior import HALF_LOG_2PI, Posterior
+from lsgm.networks.layers import Conv2d, soft_clamp
+from lsgm.networks.nvae_cells import BNSwishBranch, Cell, MBConvBranch
+from lsgm.networks.posterior import Posterior
+from lsgm.networks.weight_norm import WNConv2d
 
 MBCONV_EXPANSION_TOWER = 6
 MBCONV_EXPANSION_POST = 3
@@ -27,68 +30,93 @@ class NVAE(nn.Module):
     """The VAE of ``latent_scales`` scales with ``groups_per_scale`` groups each.
 
     Args:
-        config: the architecture.
-        image_channels: channels of the images.
-        image_size: their height and width; must be divisible by 2 ** (preprocess.blocks + latent_scales - 1).
-        output_channels: parameters per pixel that the likelihood wants.
+        arch: cells of the decoder, `res_bnswish` or `res_mbconv`.
+        channels, channel_mult: width of the stem, after each pre-process block and of each smaller scale of latents.
+        latent_scales, groups_per_scale, latents_per_group: resolutions with latents, their groups, and
+            the channels of a group.
+        cells_per_cond: cells of a group, in the encoder and in the decoder.
+        preprocess, postprocess: `blocks`, each of which halves (doubles) the resolution, of `cells` cells.
+        use_se: whether cells end in squeeze-and-excitation.
+        num_nf: pairs of normalizing flow steps per group.
+        progressive_input: `input_skip` adds an image pyramid to the encoder, `none` does not.
+        log_sigma_clamp: soft clamp of the posterior's log sigma.
+        image_channels, image_size: of the images; the size must be divisible by 2 ** (blocks + latent_scales - 1).
+        output_channels: parameters per pixel of the likelihood.
     """
 
-    def __init__(self, config: VAEConfig, image_channels: int, image_size: int, output_channels: int) -> None:
+    def __init__(
+        self,
+        *,
+        arch: str,
+        channels: int,
+        channel_mult: Sequence[int],
+        latent_scales: int,
+        groups_per_scale: int,
+        latents_per_group: int,
+        cells_per_cond: int,
+        preprocess: Mapping[str, int],
+        postprocess: Mapping[str, int],
+        use_se: bool = True,
+        num_nf: int = 0,
+        progressive_input: str = "none",
+        log_sigma_clamp: float = 5.0,
+        image_channels: int,
+        image_size: int,
+        output_channels: int,
+    ) -> None:
         super().__init__()
-        self.log_sigma_clamp = config.log_sigma_clamp
-        widths = [config.channels * m for m in config.channel_mult]
-        scales, groups, latents = config.latent_scales, config.groups_per_scale, config.latents_per_group
-        blocks = config.preprocess.blocks
+        self.log_sigma_clamp = log_sigma_clamp
+        widths = [channels * m for m in channel_mult]
+        scales, groups, latents = latent_scales, groups_per_scale, latents_per_group
+        blocks = preprocess["blocks"]
 
         def encoder_cell(c_in: int, c_out: int, resample: int = 0) -> Cell:
-            return Cell(BNSwishBranch(c_in, c_out, resample), c_in, c_out, resample, config.use_se)
+            return Cell(BNSwishBranch(c_in, c_out, resample), c_in, c_out, resample, use_se)
 
         def decoder_cell(c_in: int, c_out: int, resample: int, expansion: int) -> Cell:
             branch: nn.Module = (
                 MBConvBranch(c_in, c_out, resample, expansion)
-                if config.arch == "res_mbconv"
+                if arch == "res_mbconv"
                 else BNSwishBranch(c_in, c_out, resample)
             )
-            return Cell(branch, c_in, c_out, resample, config.use_se)
+            return Cell(branch, c_in, c_out, resample, use_se)
 
         self.stem = WNConv2d(image_channels, widths[0], 3)
         # The last cell of a pre-process block halves the resolution and changes the channels ...
         self.preprocess = nn.Sequential()
         for c_in, c_out in itertools.pairwise(widths[: blocks + 1]):
-            self.preprocess.extend(encoder_cell(c_in, c_in) for _ in range(config.preprocess.cells - 1))
+            self.preprocess.extend(encoder_cell(c_in, c_in) for _ in range(preprocess["cells"] - 1))
             self.preprocess.append(encoder_cell(c_in, c_out, resample=-1))
 
         # Bottom up, from the largest latents to the smallest: the groups' cells, and a down cell between scales.
         latent_widths = widths[blocks:]  # of each scale, largest resolution first
         self.encoder_groups = nn.ModuleList(
-            nn.Sequential(*(encoder_cell(width, width) for _ in range(config.cells_per_cond)))
+            nn.Sequential(*(encoder_cell(width, width) for _ in range(cells_per_cond)))
             for width in latent_widths
             for _ in range(groups)
         )
         pairs = list(itertools.pairwise(latent_widths))
         self.encoder_down = nn.ModuleList(encoder_cell(c_in, c_out, resample=-1) for c_in, c_out in pairs)
         self.input_pyramid = nn.ModuleList(
-            PyramidStep(c_in, c_out) for c_in, c_out in (pairs if config.progressive_input == "input_skip" else [])
+            PyramidStep(c_in, c_out) for c_in, c_out in (pairs if progressive_input == "input_skip" else [])
         )
 
         # Top down: the decoder's first group is the encoder's last. Lists below are in the decoder's order.
         sizes = [image_size // 2 ** (blocks + k) for k in range(scales)]
         self.latent_shape = (groups * latents, sizes[-1], sizes[-1])
         self.latent_groups = (latents,) * groups
-        self.further_shapes = tuple((latents, size, size) for size in sizes[-2::-1] for _ in range(groups))
+        self.lower_scale_shapes = tuple((latents, size, size) for size in sizes[-2::-1] for _ in range(groups))
         of_group = [width for width in reversed(latent_widths) for _ in range(groups)]
         self.groups_per_scale = groups
         self.encoder_combiners = nn.ModuleList(WNConv2d(width, width, 1) for width in of_group[1:])
         self.posterior_heads = nn.ModuleList(WNConv2d(width, 2 * latents, 3) for width in of_group)
-        self.flows = nn.ModuleList(Flow(latents, config.num_nf) for _ in of_group if config.num_nf)
+        self.flows = nn.ModuleList(Flow(latents, num_nf) for _ in of_group if num_nf)
 
         self.top = nn.Parameter(torch.rand(latent_widths[-1], sizes[-1], sizes[-1]))
         self.latent_convs = nn.ModuleList(WNConv2d(latents, latents, 3) for _ in of_group)
         self.decoder_mixers = nn.ModuleList(WNConv2d(width + latents, width, 1) for width in of_group)
         self.decoder_groups = nn.ModuleList(
-            nn.Sequential(
-                *(decoder_cell(width, width, 0, MBCONV_EXPANSION_TOWER) for _ in range(config.cells_per_cond))
-            )
+            nn.Sequential(*(decoder_cell(width, width, 0, MBCONV_EXPANSION_TOWER) for _ in range(cells_per_cond)))
             for width in of_group
         )
         self.decoder_up = nn.ModuleList(
@@ -99,7 +127,7 @@ class NVAE(nn.Module):
         for c_in, c_out in itertools.pairwise(widths[blocks::-1]):
             self.postprocess.append(decoder_cell(c_in, c_out, 1, MBCONV_EXPANSION_POST))
             self.postprocess.extend(
-                decoder_cell(c_out, c_out, 0, MBCONV_EXPANSION_POST) for _ in range(config.postprocess.cells - 1)
+                decoder_cell(c_out, c_out, 0, MBCONV_EXPANSION_POST) for _ in range(postprocess["cells"] - 1)
             )
         self.output_head: Conv2d = WNConv2d(widths[0], output_channels, 3)
 
@@ -108,15 +136,15 @@ class NVAE(nn.Module):
 
         Args:
             x: images in [-1, 1], [B, C, H, W].
-            noise: standard normal draws: one in the shape of the top scale's latents, then one for each further group;
-                drawn here if None.
+            noise: standard normal draws: one in the shape of the top scale's latents, then one for each group of the
+                lower scales; drawn here if None.
         Returns:
             the posterior sample and the likelihood's parameters [B, output_channels, H, W] that it decodes to
             (the decoder runs anyway: later groups depend on it).
         """
         states = self._encoder_states(self.preprocess(self.stem(x)))
         if noise is None:
-            shapes = (self.latent_shape, *self.further_shapes)
+            shapes = (self.latent_shape, *self.lower_scale_shapes)
             noise = [torch.randn(x.shape[0], *shape, device=x.device, dtype=x.dtype) for shape in shapes]
         draws = [*noise[0].split(self.latent_groups, dim=1), *noise[1:]]
         zs: list[Tensor] = []
@@ -131,19 +159,21 @@ class NVAE(nn.Module):
             if self.flows:
                 z = self.flows[g](z)
             zs.append(z)
-            log_qs.append(-0.5 * draw.square() - log_sigma - HALF_LOG_2PI)
+            log_qs.append(log_prob_of_noise(draw, log_sigma))
             h = self._decode_group(g, h, z)
         n = self.groups_per_scale
         top, log_q = torch.cat(zs[:n], dim=1), torch.cat(log_qs[:n], dim=1)
         posterior = Posterior(top, log_q, self.latent_groups, tuple(zs[n:]), tuple(log_qs[n:]))
         return posterior, self._image(h)
 
-    def decode(self, z: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
-        """The likelihood's parameters [B, output_channels, H, W] for latents of the top scale and of further groups."""
-        if len(further) != len(self.further_shapes):
-            raise ValueError(f"further: expected the latents of {len(self.further_shapes)} groups, got {len(further)}")
+    def decode(self, z: Tensor, lower_scales: Sequence[Tensor] = ()) -> Tensor:
+        """The likelihood's parameters [B, output_channels, H, W] for the latents of the top and of the lower scales."""
+        if len(lower_scales) != len(self.lower_scale_shapes):
+            raise ValueError(
+                f"lower_scales: expected the latents of {len(self.lower_scale_shapes)} groups, got {len(lower_scales)}"
+            )
         h = self._top(z.shape[0])
-        for g, z_g in enumerate([*z.split(self.latent_groups, dim=1), *further]):
+        for g, z_g in enumerate([*z.split(self.latent_groups, dim=1), *lower_scales]):
             h = self._decode_group(g, h, z_g)
         return self._image(h)
 

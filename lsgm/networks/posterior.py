@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
+from lsgm.gaussian import kl_to_standard
 
 
 @dataclass
@@ -23,17 +23,17 @@ class Posterior:
     z: Tensor  # [B, C, H, W]
     log_q: Tensor  # [B, C, H, W], nats per element
     groups: tuple[int, ...]  # channels of each group of the top scale, first drawn first; they sum to C
-    further: tuple[Tensor, ...] = ()  # latents of each further group, [B, C_g, H_g, W_g]
-    further_log_q: tuple[Tensor, ...] = ()
+    lower_scales: tuple[Tensor, ...] = ()  # latents of each group of the lower scales, [B, C_g, H_g, W_g]
+    lower_scales_log_q: tuple[Tensor, ...] = ()
 
     def kl_per_channel(self) -> Tensor:
         """log q - log N(0, I) of each of the prior's channels at the sample, [C], mean over the batch."""
-        return (self.log_q + 0.5 * self.z.square() + HALF_LOG_2PI).sum(dim=(2, 3)).mean(dim=0)
+        return kl_to_standard(self.log_q, self.z).sum(dim=(2, 3)).mean(dim=0)
 
-    def further_kl(self) -> Tensor:
-        """log q - log N(0, I) of each further group at the sample, [B, number of further groups]."""
-        pairs = zip(self.further, self.further_log_q, strict=True)
-        kl = [(log_q + 0.5 * z.square() + HALF_LOG_2PI).sum(dim=(1, 2, 3)) for z, log_q in pairs]
+    def lower_scales_kl(self) -> Tensor:
+        """log q - log N(0, I) of each group of the lower scales at the sample, [B, number of groups]."""
+        pairs = zip(self.lower_scales, self.lower_scales_log_q, strict=True)
+        kl = [kl_to_standard(log_q, z).sum(dim=(1, 2, 3)) for z, log_q in pairs]
         return torch.stack(kl, dim=1) if kl else self.z.new_zeros(len(self.z), 0)
 
 
@@ -42,13 +42,15 @@ class Backbone(Protocol):
 
     latent_shape: tuple[int, int, int]  # (C, H, W) of the latents that the score prior covers
     latent_groups: tuple[int, ...]  # their groups; they sum to C. One group: (C,)
-    further_shapes: tuple[tuple[int, int, int], ...]  # of further groups, whose prior stays N(0, I); none: ()
+    lower_scale_shapes: tuple[
+        tuple[int, int, int], ...
+    ]  # of groups of lower scales, whose prior stays N(0, I); none: ()
 
     def encode(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> tuple[Posterior, Tensor]:
         """Draw z0 ~ q(z0 | x) for images [B, C, H, W] in [-1, 1]; also the parameters that z0 decodes to.
 
-        ``noise`` replaces the normal draws: one tensor [B, *latent_shape], then one for each of ``further_shapes``.
+        ``noise`` replaces the normal draws: one tensor [B, *latent_shape], then one for each of ``lower_scale_shapes``.
         """
 
-    def decode(self, z: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
+    def decode(self, z: Tensor, lower_scales: Sequence[Tensor] = ()) -> Tensor:
         """The likelihood's parameters [B, parameters per pixel, H, W]."""

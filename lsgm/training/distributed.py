@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+LARGE = 1 << 14  # elements of a tensor that is averaged where it is
 TIMEOUT = timedelta(minutes=30)  # of a collective: the first one may wait for a slow compilation
 
 
@@ -58,14 +59,20 @@ def barrier() -> None:
 
 
 @torch.no_grad()
-def average(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its mean over the processes, in place; one collective for each dtype."""
+def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the processes, in place; small ones share a collective for each dtype."""
     if not dist.is_initialized():
         return
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    small: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
-        by_dtype.setdefault(tensor.dtype, []).append(tensor)
-    for group in by_dtype.values():
+        if (
+            tensor.numel() >= LARGE and tensor.is_contiguous()
+        ):  # such as the gradients of a network, which are one vector
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+        else:
+            small.setdefault(tensor.dtype, []).append(tensor)
+    for group in small.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in group])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
@@ -74,7 +81,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process the first one's values."""
     if dist.is_initialized():
         for tensor in tensors:
@@ -82,7 +89,7 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def most(tensor: Tensor) -> None:
+def all_reduce_max(tensor: Tensor) -> None:
     """Replace each element by the largest of all processes, in place; NaN counts as the largest."""
     if dist.is_initialized():
         if tensor.is_floating_point():

@@ -14,7 +14,7 @@ ALIGNMENT = 16  # elements
 def flatten(network: nn.Module) -> nn.Parameter:
     """Make the weights of ``network``, and their gradients, views of one vector each; the vector, with its gradient.
 
-    An optimiser steps over it in a few operations, where one of hundreds of tensors takes thousands. The gradients stay
+    An optimizer steps over it in a few operations, where one of hundreds of tensors takes thousands. The gradients stay
     where they are: set them to zero in place.
     """
     weights = [p for p in network.parameters() if p.requires_grad]

@@ -27,20 +27,20 @@ def kl_per_channel(model: LSGM, batches: Batches, count: int) -> Tensor:
     return total / count
 
 
-def summarise_kl(groups: tuple[int, ...]) -> Callable[[dict[str, list[float]]], dict[str, float]]:
+def summarize_kl(groups: tuple[int, ...]) -> Callable[[dict[str, list[float]]], dict[str, float]]:
     """What a history keeps of an objective's vectors: KL(q || N(0, I)) of each group, and how many channels are used.
 
     A channel is active from a KL of 0.1 nats on, the threshold at which `drop_inactive` leaves one to N(0, I).
     """
 
-    def summarise(means: dict[str, list[float]]) -> dict[str, float]:
-        channels, further = means["kl_per_channel"], means.get("further_kl_per_group", [])
+    def summarize(means: dict[str, list[float]]) -> dict[str, float]:
+        channels, lower_scales = means["kl_per_channel"], means.get("lower_scales_kl_per_group", [])
         ends = list(itertools.accumulate(groups, initial=0))
-        per_group = [sum(channels[a:b]) for a, b in itertools.pairwise(ends)] + further
+        per_group = [sum(channels[a:b]) for a, b in itertools.pairwise(ends)] + lower_scales
         active = float(sum(kl > DropInactiveConfig().threshold for kl in channels))
         return {f"kl_group_{i}": kl for i, kl in enumerate(per_group)} | {"active_latents": active}
 
-    return summarise
+    return summarize
 
 
 @torch.no_grad()
@@ -57,9 +57,9 @@ def encodings(model: LSGM, batches: Batches, batch: int = 250) -> Tensor:
 
 def largest_squared_distance(z: Tensor, block: int = 4096) -> float:
     """The largest ||z_i - z_j||^2 of points [N, D], in blocks of ``block`` x ``block`` distances."""
-    centred = z - z.mean(dim=0)
+    centered = z - z.mean(dim=0)
     best, pair = -1.0, (0, 0)
-    blocks = centred.split(block)
+    blocks = centered.split(block)
     norms = [b.square().sum(dim=1) for b in blocks]
     for i in range(len(blocks)):
         for j in range(i, len(blocks)):

@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 
 from lsgm import checkpoint
-from lsgm.config import PretrainStage
+from lsgm.config.stages import PretrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.files import sha256
 from lsgm.model import LSGM
 from lsgm.training import distributed
+from lsgm.training.activation_checkpointing import checkpoint_activations
+from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks
-from lsgm.training.draws import Draws
-from lsgm.training.engine import Engine, History, Optimised, Summary, Task, compile_networks, rows_every
+from lsgm.training.engine import Engine, Summary, compile_networks
 from lsgm.training.flat import flatten
-from lsgm.training.latents import summarise_kl
-from lsgm.training.look import Look
-from lsgm.training.objective import Objective, VAEObjective, linear_anneal
-from lsgm.training.recompute import recompute
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.history import History
+from lsgm.training.latents import summarize_kl
+from lsgm.training.objective import Objective, VAEObjective
+from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import linear_anneal, rows_every
 from lsgm.training.state import States
+from lsgm.training.step import OptimizerSpec, Task
+from lsgm.training.validation import Validation
 
 
 def pretrain(
@@ -42,7 +45,7 @@ def pretrain(
     """
     ranks, device = distributed.start(device)
     identity = {**stage.model_dump(mode="json"), "data": sha256(data / "manifest.json")}
-    states = States(state or out / "state", identity)
+    states = States(state or out / "resume", identity)
     engine, model = build(stage, data, device, ranks, states, tensorboard if ranks.first else None)
     summary = engine.fit()
     if ranks.first:
@@ -72,17 +75,17 @@ def build(
     batches = Batches(
         store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, stage.vae.x_bits
     )
-    optimiser = torch.optim.Adamax(
+    optimizer = torch.optim.Adamax(
         [flatten(model.vae)], lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay
     )
     vae_objective = VAEObjective()
-    regulariser = SpectralRegulariser(model.vae)
-    if config.recompute:
-        recompute(model)
+    regularizer = SpectralRegularizer(model.vae)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
     if config.compile:
         compile_networks(model)
 
-    def objective(x: Tensor, step: int, steps: int, random: Draws) -> Objective:
+    def objective(x: Tensor, step: int, steps: int, random: BatchNoise) -> Objective:
         beta = linear_anneal(
             step, steps, config.kl_const_portion, config.kl_anneal_portion, config.kl_const_coeff, config.kl_max_coeff
         )
@@ -91,14 +94,14 @@ def build(
         return value
 
     task = Task(
-        optimised=[Optimised("vae", optimiser, config.lr, config.lr_min)],
+        optimized=[OptimizerSpec("vae", optimizer, config.lr, config.lr_min)],
         objective=objective,
-        regularisers=[(config.spectral_reg, regulariser)] if config.spectral_reg > 0 else [],
+        regularizers=[(config.spectral_reg, regularizer)] if config.spectral_reg > 0 else [],
         after_step=lambda: None,
-        parts={"model": model, "regulariser": regulariser},
+        parts={"model": model, "regularizer": regularizer},
         networks={"vae": model.vae},
-        summarise=summarise_kl(model.vae.latent_groups),
-        look=Look(model, store, config.look_images),
+        summarize=summarize_kl(model.vae.latent_groups),
+        validate=Validation(model, store, config.eval_images),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
     return Engine("VAE", task, batches, config, history, states, ranks, device), model

@@ -122,7 +122,7 @@ class _Tree(dict[str, Any]):
     def __init__(self, tree: dict[str, Any], path: Path, where: str = "") -> None:
         super().__init__(tree)
         self.path, self.where = path, where
-        for key in ("parts", "optimisers"):
+        for key in ("parts", "optimizers"):
             if isinstance(tree.get(key), dict):
                 self[key] = _Tree(tree[key], path, f"{where}{key}.")
 

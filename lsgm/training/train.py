@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lsgm import checkpoint
-from lsgm.config import TrainStage
+from lsgm.config import SDEConfig, TrainConfig
+from lsgm.config.stages import TrainStage
 from lsgm.data.batches import Batches
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
@@ -18,17 +20,20 @@ from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
 from lsgm.training import distributed
+from lsgm.training.activation_checkpointing import checkpoint_activations
+from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks
-from lsgm.training.draws import Draws
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, History, Optimised, Stateful, Summary, Task, compile_networks, rows_every
+from lsgm.training.engine import Engine, Summary, compile_networks
 from lsgm.training.flat import flatten
-from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarise_kl
-from lsgm.training.look import Look
-from lsgm.training.objective import LSGMObjective, Objective, linear_anneal
-from lsgm.training.recompute import recompute
-from lsgm.training.regularisation import SpectralRegulariser
+from lsgm.training.history import History
+from lsgm.training.latents import encodings, kl_per_channel, largest_squared_distance, summarize_kl
+from lsgm.training.objective import LSGMObjective, Objective
+from lsgm.training.regularization import SpectralRegularizer
+from lsgm.training.schedule import linear_anneal, rows_every
 from lsgm.training.state import States
+from lsgm.training.step import OptimizerSpec, Stateful, Task
+from lsgm.training.validation import Validation
 from lsgm.weighting import TimeSampler
 
 
@@ -49,7 +54,7 @@ def train(
     """
     ranks, device = distributed.start(device)
     inputs = {"data": sha256(data / "manifest.json"), "vae": sha256(vae / "model.safetensors")}
-    states = States(state or out / "state", {**stage.model_dump(mode="json"), **inputs})
+    states = States(state or out / "resume", {**stage.model_dump(mode="json"), **inputs})
     start = checkpoint.read_config(vae)
     before = sum(_seconds(start, key, vae) for key in ("seconds", "seconds_before")) if start.prior is not None else 0.0
     engine, model, ema = build(stage, data, vae, device, ranks, states, tensorboard if ranks.first else None)
@@ -99,62 +104,99 @@ def build(
         )
     bits = pretrained.vae_config.x_bits
     batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, bits)
-    pretrained.to(device)
+    model = _start_from(pretrained.to(device), stage, batches)
+    prior = model.prior
+    assert isinstance(prior, ScorePrior)
+    optimized, regularizers = _optimizers(model, config)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    ema = EMA(prior, config.ema)
+    if config.compile:
+        compile_networks(model)
+    parts: dict[str, Stateful] = {"model": model, "ema": ema}
+    parts |= {f"regularizer {i}": regularizer for i, (_, regularizer) in enumerate(regularizers)}
+    task = Task(
+        optimized=optimized,
+        objective=_objective(model, config, ema),
+        regularizers=regularizers,
+        after_step=ema.update,
+        parts=parts,
+        networks={"vae": model.vae, "prior": prior} if config.train_vae else {"prior": prior},
+        summarize=summarize_kl(model.vae.latent_groups),
+        validate=Validation(model, store, config.eval_images, ema.module),
+    )
+    history = History(rows_every(config, len(batches)), tensorboard)
+    return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema
+
+
+def _start_from(pretrained: LSGM, stage: TrainStage, batches: Batches) -> LSGM:
+    """The model with the pretrained VAE and a new prior. The log tells what was measured on the VAE's latents."""
+    config, sde = stage.train, stage.sde
     torch.manual_seed(config.seed)
-    sde = stage.sde
-    if sde.name == "vesde" and sde.sigma2_max is None:
+    if isinstance(sde, SDEConfig) and sde.name == "vesde" and sde.sigma2_max is None:
         sde = sde.model_copy(update={"sigma2_max": largest_squared_distance(encodings(pretrained, batches))})
         log.info(f"VESDE: sigma2_max = {sde.sigma2_max:.1f}, the largest squared distance of two encodings")
     torch.manual_seed(config.seed)
-    model = LSGM(image, pretrained.vae_config, stage.prior, sde)
+    model = LSGM(pretrained.image, pretrained.vae_config, stage.prior, sde)
     model.vae.load_state_dict(pretrained.vae.state_dict())
-    model.to(device).train()
-    prior = model.prior
-    assert isinstance(prior, ScorePrior)
+    model.to(pretrained.device).train()
+    assert model.prior is not None
     if stage.prior.drop_inactive is not None:
         kl = kl_per_channel(pretrained, batches, stage.prior.drop_inactive.batches)
         inactive = kl <= stage.prior.drop_inactive.threshold
-        prior.deactivate(inactive)
-        log.info(f"{int(inactive.sum())} of {len(kl)} latent channels are inactive and left to N(0, I)")
-    del pretrained
+        model.prior.deactivate(inactive)
+        log.info(f"{int(inactive.sum())} of {len(kl)} latent channels are inactive: their prior stays N(0, I)")
     if not config.train_vae:
         model.vae.eval().requires_grad_(False)
+    return model
 
+
+def _optimizers(
+    model: LSGM, config: TrainConfig
+) -> tuple[list[OptimizerSpec], list[tuple[float, SpectralRegularizer]]]:
+    """Adam for VAE and prior, each with its own learning rate (LSGM, appendix G), and their spectral regularizers."""
+    assert model.prior is not None
     networks: dict[str, tuple[nn.Module, float, float, float, float]] = {}
     if config.train_vae:
         networks["vae"] = (model.vae, config.lr_vae, config.lr_min_vae, config.adam_eps_vae, config.spectral_reg_vae)
-    networks["prior"] = (prior, config.lr_prior, config.lr_min_prior, config.adam_eps_prior, config.spectral_reg_prior)
-    optimised, regularisers = [], []
+    networks["prior"] = (
+        *(model.prior, config.lr_prior, config.lr_min_prior, config.adam_eps_prior, config.spectral_reg_prior),
+    )
+    optimized, regularizers = [], []
     for name, (network, lr, lr_min, adam_eps, spectral_reg) in networks.items():
-        optimiser = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             [flatten(network)],
             lr=lr,
             eps=adam_eps,
             weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
+            fused=model.device.type in ("cpu", "cuda"),
         )
-        optimised.append(Optimised(name, optimiser, lr, lr_min))
+        optimized.append(OptimizerSpec(name, optimizer, lr, lr_min))
         if spectral_reg > 0:
             convs = name == "vae" or config.spectral_reg_prior_convs
-            regularisers.append((spectral_reg, SpectralRegulariser(network, convs=convs)))
-    if config.recompute:
-        recompute(model)
-    ema = EMA(prior, config.ema)
-    if config.compile:
-        compile_networks(model)
+            regularizers.append((spectral_reg, SpectralRegularizer(network, convs=convs)))
+    return optimized, regularizers
+
+
+def _objective(
+    model: LSGM, config: TrainConfig, ema: EMA[ScorePrior]
+) -> Callable[[Tensor, int, int, BatchNoise], Objective]:
+    """The objective as the training step calls it, with the KL coefficient of the step."""
+    prior, anneal = model.prior, config.kl_anneal
+    assert isinstance(prior, ScorePrior) and model.sde_config is not None
+    time_eps = model.sde_config.time_eps
     lsgm_objective = LSGMObjective(
-        TimeSampler(prior.sde, config.p_weighting, config.p_sampling, sde.time_eps),
-        config.q_samples,
-        q=TimeSampler(prior.sde, "ll", config.q_sampling, sde.time_eps),
+        TimeSampler(prior.sde, config.p_weighting, config.p_sampling, time_eps),
+        config.algorithm,
+        q=TimeSampler(prior.sde, "ll", config.q_sampling, time_eps),
         joint=config.q_pass == "joint",
         q_prior=ema.module if config.q_uses_ema else None,
-        draws=config.draws,
+        time_samples=config.time_samples,
         balance=config.kl_balance,
         train_vae=config.train_vae,
     )
-    anneal = config.kl_anneal
 
-    def objective(x: Tensor, step: int, steps: int, random: Draws) -> Objective:
+    def objective(x: Tensor, step: int, steps: int, random: BatchNoise) -> Objective:
         beta = linear_anneal(step, steps, 0.0, anneal.portion, anneal.start, anneal.end) if anneal else 1.0
         value = lsgm_objective(model, x, beta, random)
         value.terms["kl_coeff"] = torch.tensor(beta, device=x.device)
@@ -162,17 +204,4 @@ def build(
             value.terms["alpha_mean"] = torch.sigmoid(prior.mixing_logit.detach()).mean()
         return value
 
-    parts: dict[str, Stateful] = {"model": model, "ema": ema}
-    parts |= {f"regulariser {i}": regulariser for i, (_, regulariser) in enumerate(regularisers)}
-    task = Task(
-        optimised=optimised,
-        objective=objective,
-        regularisers=regularisers,
-        after_step=ema.update,
-        parts=parts,
-        networks={name: network for name, (network, *_) in networks.items()},
-        summarise=summarise_kl(model.vae.latent_groups),
-        look=Look(model, store, config.look_images, ema.module),
-    )
-    history = History(rows_every(config, len(batches)), tensorboard)
-    return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema
+    return objective

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def numbered(count: int) -> np.ndarray:
-    """Images that hold their own number in white pixels: binarisation leaves them as they are."""
+    """Images that hold their own number in white pixels: binarization leaves them as they are."""
     bits = np.arange(count)[:, None] >> np.arange(28) & 1
     images = np.zeros((count, 1, 28, 28), np.uint8)
     images[:, 0, 0, :] = 255 * bits
@@ -88,7 +88,7 @@ def test_bernoulli_probability_is_pixel_over_255() -> None:
 
 
 def test_a_fresh_draw_each_time_an_image_is_seen() -> None:
-    """Grey images, n = 64 * 784 pixels of probability 128/255: two independent draws differ in half of them."""
+    """Gray images, n = 64 * 784 pixels of probability 128/255: two independent draws differ in half of them."""
     images = np.full((64, 1, 28, 28), 128, np.uint8)
     batches = Batches(images, 64, CPU, seed=1)
     first, second = batches.batch_at(0, 0), batches.batch_at(1, 0)
@@ -96,9 +96,9 @@ def test_a_fresh_draw_each_time_an_image_is_seen() -> None:
     assert differ == pytest.approx(0.5, abs=5 * 0.5 / (64 * 784) ** 0.5)
 
 
-def test_without_binarisation_values_are_kept() -> None:
+def test_without_binarization_values_are_kept() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    x = preprocess(images, None, pad_to=20, binarise=False)
+    x = preprocess(images, None, pad_to=20, binarize=False)
     assert torch.equal(x[0, 0, 2:18, 2:18].flatten(), torch.arange(256) / 255)
     assert x.sum() == pytest.approx(128, rel=1e-5)
 
@@ -114,7 +114,7 @@ def test_odd_padding_fits() -> None:
 
 @pytest.fixture
 def mapped(tmp_path: Path) -> np.ndarray:
-    """Grey images on the disk."""
+    """Gray images on the disk."""
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (43, 3, 16, 16), dtype=np.uint8))
     images: np.ndarray = np.load(tmp_path / "images.npy", mmap_mode="r")
     return images
@@ -124,9 +124,9 @@ def both(images: np.ndarray, device: torch.device = CPU, **settings: Any) -> lis
     return [Batches(images, 8, device, seed=1, pad_to=16, stream=stream, **settings) for stream in (False, True)]
 
 
-@pytest.mark.parametrize("binarise", [True, False])
-def test_a_set_that_streams_gives_the_same_batches(mapped: np.ndarray, binarise: bool) -> None:
-    resident, streamed = both(mapped, binarise=binarise, bits=5)
+@pytest.mark.parametrize("binarize", [True, False])
+def test_a_set_that_streams_gives_the_same_batches(mapped: np.ndarray, binarize: bool) -> None:
+    resident, streamed = both(mapped, binarize=binarize, bits=5)
     assert isinstance(streamed.images, np.memmap) and isinstance(resident.images, torch.Tensor)
     for epoch in range(3):
         for a, b in zip(resident.epoch(epoch), streamed.epoch(epoch), strict=True):
@@ -138,10 +138,10 @@ def test_a_set_that_streams_gives_the_same_batches(mapped: np.ndarray, binarise:
     assert sum(map(len, streamed.in_order(10))) == 43
 
 
-@pytest.mark.parametrize("binarise", [True, False])
-def test_shares_of_a_batch_that_streams_make_the_batch(mapped: np.ndarray, binarise: bool) -> None:
+@pytest.mark.parametrize("binarize", [True, False])
+def test_shares_of_a_batch_that_streams_make_the_batch(mapped: np.ndarray, binarize: bool) -> None:
     """Two parts of each of two processes, taken in turn, over the end of an epoch."""
-    resident, *processes = both(mapped, binarise=binarise) + both(mapped, binarise=binarise)[1:]
+    resident, *processes = both(mapped, binarize=binarize) + both(mapped, binarize=binarize)[1:]
     for number in range(7):
         place = divmod(number, len(resident))
         parts = [
@@ -154,7 +154,7 @@ def test_shares_of_a_batch_that_streams_make_the_batch(mapped: np.ndarray, binar
 
 def test_the_next_batches_are_gathered_meanwhile(mapped: np.ndarray) -> None:
     """What is asked for next is there already; what is gathered for nothing stays bounded."""
-    _, streamed = both(mapped, binarise=False)
+    _, streamed = both(mapped, binarize=False)
     asked = []
     stream = streamed._stream
     assert stream is not None
@@ -196,7 +196,7 @@ def test_faults() -> None:
 
 
 def test_real_images_keep_their_mean(mnist_store: ImageStore) -> None:
-    """The mean of n binarised pixels is the mean of the images within 5 standard errors, at most 0.5 / sqrt(n)."""
+    """The mean of n binarized pixels is the mean of the images within 5 standard errors, at most 0.5 / sqrt(n)."""
     images = mnist_store.images("train")[:5000]
     x = torch.cat(list(Batches(images, 500, CPU, seed=1).epoch(0)))[:, :, 2:30, 2:30]
     assert x.mean().item() == pytest.approx(images.mean() / 255, abs=5 * 0.5 / images.size**0.5)
@@ -212,9 +212,9 @@ def test_the_order_of_the_images_is_the_same_on_a_gpu() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("binarise", [True, False])
-def test_a_set_that_streams_to_a_gpu_gives_the_same_batches(mapped: np.ndarray, binarise: bool) -> None:
-    resident, streamed = both(mapped, torch.device("cuda"), binarise=binarise)
+@pytest.mark.parametrize("binarize", [True, False])
+def test_a_set_that_streams_to_a_gpu_gives_the_same_batches(mapped: np.ndarray, binarize: bool) -> None:
+    resident, streamed = both(mapped, torch.device("cuda"), binarize=binarize)
     assert streamed._stream is not None and streamed._stream._gather(np.arange(4)).is_pinned()
     for epoch in range(20):
         for a, b in zip(resident.epoch(epoch), streamed.epoch(epoch), strict=True):

@@ -89,8 +89,8 @@ def test_bytes_of_pixels(tmp_path: Path) -> None:
     images[2].reshape(-1)[:4] = [255, 216, 255, 224]
     path = write(tmp_path / "in", {f"{i}": image.tobytes() for i, image in enumerate(images)} | {"length": b"5"})
     assert np.array_equal(read(path), images.transpose(0, 3, 1, 2))
-    grey = write(tmp_path / "grey", {f"{i}": image[..., 0].tobytes() for i, image in enumerate(images)})
-    assert np.array_equal(read(grey, channels=1)[:, 0], images[..., 0])
+    gray = write(tmp_path / "gray", {f"{i}": image[..., 0].tobytes() for i, image in enumerate(images)})
+    assert np.array_equal(read(gray, channels=1)[:, 0], images[..., 0])
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "WEBP", "GIF", "BMP"])

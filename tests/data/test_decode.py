@@ -168,12 +168,12 @@ def fit(image: Image.Image | bytes, channels: int = 3, size: int = 8) -> np.ndar
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
 def test_modes(mode: str) -> None:
-    grey = Image.new("L", (8, 8), 255).convert("RGB").convert(mode)
-    assert fit(grey).shape == (3, 8, 8) and fit(grey, 1).shape == (1, 8, 8)
-    assert fit(grey).min() >= 254
+    gray = Image.new("L", (8, 8), 255).convert("RGB").convert(mode)
+    assert fit(gray).shape == (3, 8, 8) and fit(gray, 1).shape == (1, 8, 8)
+    assert fit(gray).min() >= 254
 
 
-def test_transparent_colours_of_a_palette_lie_on_white() -> None:
+def test_transparent_colors_of_a_palette_lie_on_white() -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 200, 0, 0])
     assert fit(encoded(image, "PNG"))[:, 0, 0].tolist() == [200, 0, 0]
@@ -181,11 +181,11 @@ def test_transparent_colours_of_a_palette_lie_on_white() -> None:
     assert fit(encoded(image, "PNG", transparency=bytes([255, 51])))[:, 0, 0].tolist() == [244, 204, 204]
 
 
-def png(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+def png(width: int, height: int, depth: int = 8, color: int = 2, rows: bytes = b"") -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 

@@ -31,13 +31,13 @@ from lsgm.errors import LSGMError
 RNG = np.random.default_rng(0)
 
 
-def colours(count: int, size: int) -> np.ndarray:
+def colors(count: int, size: int) -> np.ndarray:
     """Images [N, size, size, 3]."""
     return RNG.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 def numbered(count: int, size: int = 8) -> list[np.ndarray]:
-    """One image of each grey level: what a resized or compressed one can still be told by."""
+    """One image of each gray level: what a resized or compressed one can still be told by."""
     return [np.full((size, size, 3), 5 * i, np.uint8) for i in range(count)]
 
 
@@ -244,7 +244,7 @@ def hq(name: str = "celebahq256", size: int = 8, test: int = 3) -> Dataset:
 
 
 def test_images_of_the_right_size_are_stored_as_they_are(tmp_path: Path) -> None:
-    images = colours(12, 8)
+    images = colors(12, 8)
     store = prepared(hq(), write_images(tmp_path / "in", images), tmp_path)
     assert np.array_equal(store.images("train"), images[:9].transpose(0, 3, 1, 2))  # 2.png before 10.png
     assert np.array_equal(store.images("test"), images[9:].transpose(0, 3, 1, 2))
@@ -273,7 +273,7 @@ def test_images_are_not_taken_for_what_they_are_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_zip_of_images(tmp_path: Path, wrapped: bool) -> None:
-    images = colours(12, 8)
+    images = colors(12, 8)
     folder = tmp_path / "in"
     folder.mkdir()
     with zipfile.ZipFile(folder / "data.zip", "w") as archive:
@@ -299,20 +299,20 @@ def test_the_square_in_the_middle_is_resized(tmp_path: Path, shape: tuple[int, i
 
 
 def write_celeba(folder: Path, count: int = 8) -> tuple[Path, np.ndarray]:
-    """Images of 178 x 218 pixels, grey in the square of 140 pixels and white around it; the partition file."""
-    grey = np.arange(count) * 20
+    """Images of 178 x 218 pixels, gray in the square of 140 pixels and white around it; the partition file."""
+    gray = np.arange(count) * 20
     images = np.full((count, 218, 178, 3), 255, np.uint8)
-    images[:, 39:179, 19:159] = grey[:, None, None, None]
+    images[:, 39:179, 19:159] = gray[:, None, None, None]
     write_images(folder / "img_align_celeba", images, "{:06d}.jpg", start=1)
     lines = [f"{i + 1:06}.jpg {0 if i < 5 else 1 if i < 7 else 2}" for i in range(count)]
     (folder / "Eval").mkdir()
     (folder / "Eval" / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
-    return folder, grey
+    return folder, gray
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_celeba(tmp_path: Path, zipped: bool) -> None:
-    folder, grey = write_celeba(tmp_path / "in")
+    folder, gray = write_celeba(tmp_path / "in")
     if zipped:
         with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
             for file in sorted((folder / "img_align_celeba").iterdir()):
@@ -323,7 +323,7 @@ def test_celeba(tmp_path: Path, zipped: bool) -> None:
     found = np.concatenate([store.images(split) for split in store.splits])
     assert found.shape == (8, 3, 64, 64)
     # The square and nothing around it, but for the corners' JPEG ringing.
-    assert np.abs(found[:, :, 4:-4, 4:-4].astype(int) - grey[:, None, None, None]).max() <= 3
+    assert np.abs(found[:, :, 4:-4, 4:-4].astype(int) - gray[:, None, None, None]).max() <= 3
     (folder / "Eval" / "list_eval_partition.txt").write_text("000001.jpg 0\n000099.jpg 2\n")
     with pytest.raises(LSGMError, match="has no 000099.jpg .1 of 2 images are missing"):
         build(any_number("celeba64"), tmp_path / "again", folder)
@@ -397,7 +397,7 @@ def test_train_and_test_folders_of_the_users_own(tmp_path: Path) -> None:
 
 
 def test_a_crop_of_the_users_own(tmp_path: Path) -> None:
-    images = colours(3, 10)
+    images = colors(3, 10)
     write_images(tmp_path / "in", images)
     store = prepared(own(tmp_path, size=6, crop=6, split=0.4), tmp_path / "in", tmp_path)
     found = np.concatenate([store.images(split) for split in ("train", "test")])
@@ -432,7 +432,7 @@ def test_lsun(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["encoded", "bytes", "several resolutions"])
 def test_databases_of_faces(tmp_path: Path, kind: str) -> None:
-    images = colours(12, 8)
+    images = colors(12, 8)
     if kind == "bytes":
         entries = {str(i): image.tobytes() for i, image in enumerate(images)}
     elif kind == "encoded":
@@ -465,7 +465,7 @@ def message(*fields: tuple[int, bytes]) -> bytes:
 
 
 def example(data: bytes, shape: tuple[int, ...], packed: bool = True) -> bytes:
-    """A serialised tf.train.Example with `shape`, `data` and a label."""
+    """A serialized tf.train.Example with `shape`, `data` and a label."""
     integers = b"".join(map(varint, shape))
     shapes = message((1, integers)) if packed else b"".join(b"\x08" + varint(value) for value in shape)
     entries = {"data": message((1, message((1, data)))), "shape": message((3, shapes)),
@@ -497,7 +497,7 @@ def test_the_checksum_is_that_of_tensorboard(length: int) -> None:
 @pytest.mark.parametrize("packed", [True, False])
 def test_records_of_several_resolutions(tmp_path: Path, packed: bool) -> None:
     """As CelebA-HQ's authors write them: channels first, a file for each resolution."""
-    images = colours(12, 8).transpose(0, 3, 1, 2)
+    images = colors(12, 8).transpose(0, 3, 1, 2)
     for size in (4, 8):
         payloads = [example(image[:, :size, :size].tobytes(), (3, size, size), packed) for image in images]
         write_records(tmp_path / "in" / f"celeba-hq-r{size:02}.tfrecords", payloads)
@@ -507,7 +507,7 @@ def test_records_of_several_resolutions(tmp_path: Path, packed: bool) -> None:
 
 def test_records_in_parts(tmp_path: Path) -> None:
     """Channels last, folders train and validation, several files in each."""
-    images = colours(8, 8)
+    images = colors(8, 8)
     for i, image in enumerate(images):
         part = "train" if i < 6 else "validation"
         write_records(tmp_path / "in" / part / f"{part}-r08-s-{i:04}.tfrecords", [example(image.tobytes(), (8, 8, 3))])
@@ -532,7 +532,7 @@ def edited(at: int) -> Callable[[bytes], bytes]:
     ],
 )
 def test_damaged_records_are_noticed(tmp_path: Path, damage: Callable[[bytes], bytes], text: str) -> None:
-    path = write_records(tmp_path / "a.tfrecords", [example(image.tobytes(), (8, 8, 3)) for image in colours(6, 8)])
+    path = write_records(tmp_path / "a.tfrecords", [example(image.tobytes(), (8, 8, 3)) for image in colors(6, 8)])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(LSGMError, match=f"a.tfrecords: .*({text})"):
         build(hq(), tmp_path / "out", path)

@@ -38,7 +38,7 @@ def numbered(*levels: int, folder: str = "") -> dict[str, bytes]:
 
 
 def read(path: Path, images: Images | None = None) -> dict[str, list[int]]:
-    """The grey levels of each split."""
+    """The gray levels of each split."""
     with ExitStack() as stack:
         arrays = (images or Images(8, test=1)).open(path, stack).arrays
         return {name.split("_")[0]: [round(i.mean()) for i in rows[0:99]] for name, rows in arrays.items()}

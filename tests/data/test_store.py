@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lsgm.config import DatasetConfig, PrepareStage
+from lsgm.config import DatasetConfig
+from lsgm.config.stages import PrepareStage
 from lsgm.data.originals import read_source
 from lsgm.data.prepare import build, prepare
 from lsgm.data.registry import Dataset

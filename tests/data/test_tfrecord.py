@@ -27,7 +27,7 @@ def message(*fields: tuple[int, bytes]) -> bytes:
 
 
 def example(**features: bytes) -> bytes:
-    """A serialised tf.train.Example with features that are serialised themselves."""
+    """A serialized tf.train.Example with features that are serialized themselves."""
     return message((1, message(*((1, message((1, key.encode()), (2, entry))) for key, entry in features.items()))))
 
 

@@ -49,9 +49,11 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> WeightsFile:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    path = tmp_path_factory.mktemp("weights") / extractors.INCEPTION.name
+    path = tmp_path_factory.mktemp("weights") / extractors.INCEPTION_WEIGHTS.name
     torch.save(network.state_dict(), path)
-    return dataclasses.replace(extractors.INCEPTION, sha256=sha256(path), size=path.stat().st_size, library_folder=path)
+    return dataclasses.replace(
+        extractors.INCEPTION_WEIGHTS, sha256=sha256(path), size=path.stat().st_size, library_folder=path
+    )
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def inception(inception_file: WeightsFile, monkeypatch: pytest.MonkeyPatch) -> P
     """The random weights in the place of the real ones, found in the folder that LSGM_WEIGHTS names."""
     path = inception_file.library_folder
     assert path is not None
-    monkeypatch.setattr(extractors, "INCEPTION", dataclasses.replace(inception_file, library_folder=None))
+    monkeypatch.setattr(extractors, "INCEPTION_WEIGHTS", dataclasses.replace(inception_file, library_folder=None))
     monkeypatch.setenv("LSGM_WEIGHTS", str(path.parent))
     return path
 
@@ -89,10 +91,10 @@ def clean_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small network with random weights in the place of clean-fid's Inception."""
     torch.manual_seed(0)
     network: Any = torch.jit.script(_Base().eval())
-    path = tmp_path / "clean" / extractors.CLEAN_INCEPTION.name
+    path = tmp_path / "clean" / extractors.CLEAN_INCEPTION_WEIGHTS.name
     path.parent.mkdir()
     network.save(str(path))
-    file = dataclasses.replace(extractors.CLEAN_INCEPTION, sha256=sha256(path), library_folder=path.parent)
-    monkeypatch.setattr(extractors, "CLEAN_INCEPTION", file)
+    file = dataclasses.replace(extractors.CLEAN_INCEPTION_WEIGHTS, sha256=sha256(path), library_folder=path.parent)
+    monkeypatch.setattr(extractors, "CLEAN_INCEPTION_WEIGHTS", file)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     return path

@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lsgm.config import TabulateStage
+from lsgm.config.stages import TabulateStage
 from lsgm.errors import LSGMError
 from lsgm.evaluation.ablations import tabulate
 
 from .test_tables import METRICS
 
 AXES = {"diffusion": ["VPSDE", "geometric"], "q": ["shared", "own"]}
-WHY = "train: q_samples must be <own>"
+WHY = "train: algorithm must be <own>"
 
 
 def stage(seeds: tuple[int, ...] = (1,), **changes: Any) -> TabulateStage:

@@ -15,21 +15,14 @@ import torch
 
 from lsgm import checkpoint
 from lsgm.cli import main
-from lsgm.config import (
-    EvaluateConfig,
-    EvaluateStage,
-    IllustrateStage,
-    NELBOConfig,
-    NELBOStage,
-    SampleConfig,
-    SampleStage,
-    StatisticsStage,
-)
+from lsgm.config import EvaluateConfig, NELBOConfig, SampleConfig
+from lsgm.config.stages import EvaluateStage, IllustrateStage, NELBOStage, SampleStage, StatisticsStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
-from lsgm.evaluation.evaluate import evaluate
+from lsgm.evaluation.evaluate import Inputs, evaluate
 from lsgm.evaluation.illustrate import illustrate
 from lsgm.evaluation.likelihood import make_part
+from lsgm.evaluation.metrics import Metrics
 from lsgm.evaluation.statistics import make_reference
 from lsgm.files import sha256
 
@@ -67,9 +60,9 @@ def inputs(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "inputs"))
 
 
-def run(root: Path) -> dict[str, Any]:
+def run(root: Path) -> Metrics:
     given = [root / name for name in ("data", "lsgm", "lsgm_samples", "vae", "vae_samples")]
-    return evaluate(STAGE, *given, [root / "part"], [], CPU)
+    return evaluate(STAGE, Inputs(*given, [root / "part"], []), CPU)
 
 
 def test_one_image_has_no_standard_error_and_makes_tables(inputs: Path, tmp_path: Path) -> None:

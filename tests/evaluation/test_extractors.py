@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 
 from lsgm.errors import LSGMError
 from lsgm.evaluation import extractors
-from lsgm.evaluation.extractors import EXTRACTORS, weights_of
+from lsgm.evaluation.extractors import extractor, weights_of
 from lsgm.evaluation.fidelity import metrics
 from lsgm.evaluation.statistics import Statistics, measure
+from lsgm.registry import EXTRACTORS
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def pictures(n: int, seed: int, channels: int = 3, size: int = 32) -> Tensor:
 
 
 def test_inception_gives_what_torch_fidelity_publishes(inception: Path) -> None:
-    """FID, KID, precision, recall and Inception score of grey images: features once, by our streaming statistics."""
+    """FID, KID, precision, recall and Inception score of gray images: features once, by our streaming statistics."""
     library = extractors.torch_fidelity()
     one, two = pictures(12, 1, channels=1), pictures(12, 2, channels=1) // 2
     public = library.calculate_metrics(
@@ -101,15 +102,15 @@ def test_efficientnet_from_its_packages() -> None:
 
 
 def test_one_channel_is_repeated_to_three(inception: Path) -> None:
-    grey = pictures(2, 1, channels=1)
-    colour = grey.expand(-1, 3, -1, -1)
-    torch.testing.assert_close(measure(grey, "inception", CPU).mu, measure(colour, "inception", CPU).mu)
+    gray = pictures(2, 1, channels=1)
+    color = gray.expand(-1, 3, -1, -1)
+    torch.testing.assert_close(measure(gray, "inception", CPU).mu, measure(color, "inception", CPU).mu)
 
 
 def test_only_inception_is_called_fid() -> None:
-    assert [name for name, kind in EXTRACTORS.items() if kind.distance == "fid"] == ["inception"]
+    assert [name for name in EXTRACTORS.names() if extractor(name).distance == "fid"] == ["inception"]
     for name in ("efficientnet_lite0", "mnist_classifier"):
-        assert EXTRACTORS[name].distance == f"frechet_{name}"
+        assert extractor(name).distance == f"frechet_{name}"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,9 @@ def test_without_weights_and_network(
     monkeypatch.setattr(pretrained, "fetch", no_network)
     monkeypatch.setenv("LSGM_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(extractors, "CLEAN_INCEPTION", replace(extractors.CLEAN_INCEPTION, library_folder=None))
+    monkeypatch.setattr(
+        extractors, "CLEAN_INCEPTION_WEIGHTS", replace(extractors.CLEAN_INCEPTION_WEIGHTS, library_folder=None)
+    )
     with pytest.raises(LSGMError) as caught:
         weights_of(name)
     said = str(caught.value)
@@ -162,7 +165,7 @@ from pathlib import Path
 from lsgm.errors import LSGMError
 from lsgm.evaluation import evaluate, extractors
 assert "torchvision" not in sys.modules
-kind = extractors.EXTRACTORS["{extractor}"]
+kind = extractors.extractor("{extractor}")
 try:
     kind.load(kind.weights() if "{extractor}" == "efficientnet_lite0" else Path("none"))
 except LSGMError as error:

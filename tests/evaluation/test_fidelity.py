@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation import classifier, extractors
-from lsgm.evaluation.fidelity import frechet_distance, half_against_half, metrics
+from lsgm.evaluation.fidelity import frechet_distance, metrics, real_vs_real
 from lsgm.evaluation.statistics import Images, Moments, Statistics, measure
 
 NAME = "mnist_classifier"
@@ -104,23 +104,23 @@ def test_real_digits_are_near_and_noise_is_graded(digits: Digits, reference: Sta
     assert all(worse > 1.2 * better for better, worse in itertools.pairwise(distances)), distances
 
 
-def test_wrong_shapes_of_digits_cost_more_than_binarised_ones(digits: Digits, reference: Statistics) -> None:
+def test_wrong_shapes_of_digits_cost_more_than_binarized_ones(digits: Digits, reference: Statistics) -> None:
     """The features answer to what is drawn, not to the smoothness of its edges."""
-    binarised = (np.random.default_rng(2).uniform(0, 255, (2000, 1, 28, 28)) < digits[:2000]).astype(np.uint8) * 255
+    binarized = (np.random.default_rng(2).uniform(0, 255, (2000, 1, 28, 28)) < digits[:2000]).astype(np.uint8) * 255
     halves_of_two = digits[:2000].copy()
     halves_of_two[..., 14:] = np.roll(digits[:2000], 1, axis=0)[..., 14:]
-    distances = [frechet_distance(of(images), reference) for images in (binarised, halves_of_two)]
+    distances = [frechet_distance(of(images), reference) for images in (binarized, halves_of_two)]
     assert distances[0] < 1 < 3 < distances[1]
 
 
-def test_floor_falls_with_the_number_of_images_and_repeats_itself(digits: Digits) -> None:
+def test_real_vs_real_falls_with_the_number_of_images_and_repeats_itself(digits: Digits) -> None:
     real = of(digits)
-    floors = [half_against_half(real, n, seed=1, repeats=2) for n in (100, 400, 1600)]
-    assert floors[0] > 1.5 * floors[1] > 1.5**2 * floors[2] > 0
-    assert floors[0] == half_against_half(real, 100, seed=1, repeats=2)
+    distances = [real_vs_real(real, n, seed=1, repeats=2) for n in (100, 400, 1600)]
+    assert distances[0] > 1.5 * distances[1] > 1.5**2 * distances[2] > 0
+    assert distances[0] == real_vs_real(real, 100, seed=1, repeats=2)
 
 
-def test_committed_weights_are_standardised_and_small(mnist_store: ImageStore) -> None:
+def test_committed_weights_are_standardized_and_small(mnist_store: ImageStore) -> None:
     assert classifier.WEIGHTS.stat().st_size < 400_000
     found = of(mnist_store.images("train")[::7]).features  # its order has a period of ten
     assert found.shape == (8572, 64)
@@ -136,11 +136,11 @@ def test_a_few_steps_of_the_training_script_learn_something(digits: Digits, mnis
     images = torch.from_numpy(digits)
     model = classifier.train(images[:2000], labels[:2000], epochs=3, batch=50)
     assert classifier.accuracy(model, images[3000:], labels[3000:]) > 0.8
-    classifier.round_and_standardise(model, images)
+    classifier.round_and_standardize(model, images)
     found = model.features(images.float() / 255)
     torch.testing.assert_close(found.var(0), torch.ones(64), atol=1e-3, rtol=0)
 
 
-def test_floor_wants_enough_images(digits: Digits) -> None:
+def test_real_vs_real_wants_enough_images(digits: Digits) -> None:
     with pytest.raises(LSGMError, match="two disjoint sets of 6 need 12 real images, there are 10"):
-        half_against_half(of(digits[:10]), 6, seed=1)
+        real_vs_real(of(digits[:10]), 6, seed=1)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lsgm.evaluation.figures import SEPARATOR, Bar, grid, save_curves, save_grid, save_nelbo_bars, save_panels
+from lsgm.evaluation.charts import Bar, save_curves, save_nelbo_bars
+from lsgm.evaluation.image_grids import SEPARATOR, grid, save_grid, save_panels
 
 RNG = np.random.default_rng(0)
 
@@ -32,7 +33,7 @@ def test_grid_puts_each_image_in_its_cell() -> None:
     assert not found[14:, 6:11].any(), "a cell without an image is black"
 
 
-def test_grid_of_colour_images_and_tensors() -> None:
+def test_grid_of_color_images_and_tensors() -> None:
     given = images(2, channels=3)
     found = grid(torch.from_numpy(given), columns=2)
     assert found.shape == (6, 11, 3)

@@ -13,19 +13,11 @@ import torch
 
 from lsgm import checkpoint
 from lsgm.cli import main
-from lsgm.config import (
-    EvaluateConfig,
-    EvaluateStage,
-    IllustrateStage,
-    NELBOConfig,
-    NELBOStage,
-    SampleConfig,
-    SampleStage,
-    StatisticsStage,
-)
+from lsgm.config import EvaluateConfig, NELBOConfig, SampleConfig
+from lsgm.config.stages import EvaluateStage, IllustrateStage, NELBOStage, SampleStage, StatisticsStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import SolverError
-from lsgm.evaluation.evaluate import compare, evaluate
+from lsgm.evaluation.evaluate import Inputs, compare, evaluate
 from lsgm.evaluation.likelihood import make_part
 from lsgm.evaluation.statistics import make_reference, read_reference
 
@@ -48,8 +40,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "lsgm", root / "vae"
 
 
-def sample(model: Path, out: Path, give_up: str) -> int:
-    stage = SampleStage(model="tiny", sample=SampleConfig(count=6, give_up=give_up, **SHORT))  # type: ignore[arg-type]
+def sample(model: Path, out: Path, on_failure: str) -> int:
+    stage = SampleStage(model="tiny", sample=SampleConfig(count=6, on_failure=on_failure, **SHORT))  # type: ignore[arg-type]
     out.mkdir(exist_ok=True)
     (out / "c.json").write_text(stage.model_dump_json())
     return main(["sample", "--config", str(out / "c.json"), "--model", str(model), "--out", str(out)])
@@ -58,7 +50,7 @@ def sample(model: Path, out: Path, give_up: str) -> int:
 def test_it_is_an_error(
     folders: tuple[Path, Path], mnist_store: ImageStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sample(folders[0], tmp_path, "fail") == 1
+    assert sample(folders[0], tmp_path, "error") == 1
     assert "the ODE solver failed at t = 1" in capsys.readouterr().err
     assert not (tmp_path / "samples.npy").exists()
     stage = NELBOStage(model="tiny", dataset="mnist", nelbo=NELBOConfig(images=6, **SHORT))  # type: ignore[arg-type]
@@ -75,16 +67,16 @@ def test_it_is_recorded(folders: tuple[Path, Path], mnist_store: ImageStore, tmp
     assert not np.load(tmp_path / "lsgm" / "samples.npy").any()
     assert "failed" not in json.loads((tmp_path / "vae" / "sampling.json").read_text())
 
-    nelbo = NELBOConfig(images=6, give_up="record", **SHORT)  # type: ignore[arg-type]
+    nelbo = NELBOConfig(images=6, on_failure="record", **SHORT)  # type: ignore[arg-type]
     make_part(
         NELBOStage(model="tiny", dataset="mnist", nelbo=nelbo), mnist_store.path, *folders, tmp_path / "part", CPU
     )
     config = EvaluateConfig(**nelbo.model_dump(), extractor=None)
     metrics = evaluate(
         EvaluateStage(model="tiny", dataset="mnist", evaluate=config),
-        *(mnist_store.path, folders[0], tmp_path / "lsgm", folders[1], tmp_path / "vae"),
-        *([tmp_path / "part"], [], CPU),
-    )
+        Inputs(mnist_store.path, folders[0], tmp_path / "lsgm", folders[1], tmp_path / "vae", [tmp_path / "part"], []),
+        CPU,
+    ).written()
     assert math.isnan(metrics["nelbo"]["lsgm"]["nelbo"]) and math.isnan(metrics["nelbo"]["gain"]["nelbo"])
     assert math.isfinite(metrics["nelbo"]["vae"]["nelbo"] + metrics["nelbo"]["lsgm_with_normal_prior"]["nelbo"])
     assert metrics["sampling"]["lsgm"]["failed"] == facts["failed"]
@@ -96,15 +88,15 @@ def test_what_was_not_drawn_is_not_compared(small_store: ImageStore, tmp_path: P
     images = np.array(small_store.images("train")[:8])
     references = [read_reference(tmp_path / "reference", small_store)]
     found = compare({"lsgm": 0 * images, "vae": images}, references, CPU, 0, failed={"lsgm"})
-    assert found["lsgm"] == {} and found["vae"]["frechet_mnist_classifier"] >= 0
+    assert found.lsgm == {} and found.vae["frechet_mnist_classifier"] >= 0
 
 
 def test_a_figure_says_so(folders: tuple[Path, Path], mnist_store: ImageStore, tmp_path: Path) -> None:
     pd.DataFrame({"epoch": [0.5, 1.0], "alpha_mean": [0.4, 0.5]}).to_csv(folders[0] / "history.csv", index=False)
-    for give_up, code in (("fail", 1), ("record", 0)):
-        config = SampleConfig(count=8, give_up=give_up, **SHORT)  # type: ignore[arg-type]
+    for on_failure, code in (("error", 1), ("record", 0)):
+        config = SampleConfig(count=8, on_failure=on_failure, **SHORT)  # type: ignore[arg-type]
         stage = IllustrateStage(model="tiny", dataset="mnist", sample=config)
         (tmp_path / "c.json").write_text(stage.model_dump_json())
         options = ["--config", str(tmp_path / "c.json"), "--data", str(mnist_store.path), "--model", str(folders[0])]
-        assert main(["illustrate", *options, "--out", str(tmp_path / give_up)]) == code
+        assert main(["illustrate", *options, "--out", str(tmp_path / on_failure)]) == code
     assert len(list((tmp_path / "record").glob("tiny_*.png"))) == 4

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lsgm import checkpoint
-from lsgm.config import ConvVAEConfig, IllustrateStage, ImageConfig, PriorConfig, SampleConfig, SDEConfig
+from lsgm.config import ConvVAEConfig, ImageConfig, NCSNppConfig, SampleConfig, SDEConfig
+from lsgm.config.stages import IllustrateStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation import illustrate as module
@@ -26,7 +27,7 @@ STAGE = IllustrateStage(
 def tiny(mixed: bool = True, prior: bool = True) -> LSGM:
     """Untrained, its prior not N(0, I)."""
     vae = ConvVAEConfig(backbone="conv", channels=4, channel_mult=[1, 2, 2, 2], latents=4)
-    score = PriorConfig(
+    score = NCSNppConfig(
         channels=8,
         scales=1,
         cells_per_scale=1,

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from lsgm import checkpoint
-from lsgm.config import ImageConfig, NELBOConfig, NELBOStage, PriorConfig, SDEConfig
+from lsgm.config import ImageConfig, NCSNppConfig, NELBOConfig, SDEConfig
+from lsgm.config.stages import NELBOStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation import likelihood
@@ -26,7 +27,7 @@ from lsgm.model import LSGM
 
 CPU = torch.device("cpu")
 SETTINGS = NELBOConfig(
-    images=22, batch=4, tol=1e-2, time_eps=1e-2, steps=6, iw_samples=2, further_estimators=["discretised"], seed=3
+    images=22, batch=4, tol=1e-2, time_eps=1e-2, steps=6, iw_samples=2, extra_estimators=["discretized"], seed=3
 )  # six chunks, the last one of two images
 STAGE = NELBOStage(model="tiny", dataset="mnist", nelbo=SETTINGS, code="c0de")
 
@@ -39,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("models")
     image = ImageConfig(channels=1, size=28, padded_size=32, binary=True)
     vae = ConvVAEConfig(backbone="conv", channels=4, channel_mult=[1, 2, 2, 2], latents=4)
-    prior = PriorConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
+    prior = NCSNppConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
     torch.manual_seed(0)
     lsgm = LSGM(image, vae, prior, SDEConfig(time_eps=0.01))
     for parameter in lsgm.parameters():
@@ -87,15 +88,15 @@ def test_the_numbers_are_those_of_the_model(
     models: tuple[Path, Path], mnist_store: ImageStore, whole: dict[str, SetNELBO]
 ) -> None:
     """Image by image, and in nats and bits per dimension with their standard errors."""
-    assert list(whole) == ["vae", "lsgm", "lsgm_discretised", "lsgm_with_normal_prior"]
+    assert list(whole) == ["vae", "lsgm", "lsgm_discretized", "lsgm_with_normal_prior"]
     lsgm = checkpoint.load(models[0])
     test = mnist_store.images("test")
     chosen = np.sort(np.random.default_rng(3).permutation(len(test))[:22])
     from lsgm.data.batches import preprocess
 
     x = preprocess(torch.from_numpy(np.array(test[chosen])), torch.Generator().manual_seed(3), 32)
-    for key, estimator in (("lsgm", "ode"), ("lsgm_discretised", "discretised")):
-        streams = lsgm.streams(3, range(4))
+    for key, estimator in (("lsgm", "ode"), ("lsgm_discretized", "discretized")):
+        streams = lsgm.per_sample_noise(3, range(4))
         settings: dict[str, Any] = {"estimator": estimator, "tol": 1e-2, "time_eps": 1e-2, "steps": 6}
         terms = [lsgm.nelbo_terms(x[:4], streams, **settings) for _ in range(2)]
         expected = torch.stack([t.nelbo for t in terms]).mean(0)
@@ -129,7 +130,7 @@ def test_goes_on_where_it_was_stopped(
             raise RuntimeError("the machine is gone")
         return original(*args, **settings)
 
-    out, state = tmp_path / "out", tmp_path / "out.state"
+    out, state = tmp_path / "out", tmp_path / "out.resume"
     monkeypatch.setattr(likelihood, "_measure", fails)
     with pytest.raises(RuntimeError, match="gone"):
         part(models, mnist_store, out)
@@ -147,7 +148,7 @@ def test_killed_by_the_system_it_goes_on(
     (tmp_path / "nelbo.json").write_text(STAGE.model_dump_json())
     out, state = tmp_path / "out", tmp_path / "states" / "tiny"
     command = [sys.executable, "-m", "lsgm.cli", "nelbo", "--config", tmp_path / "nelbo.json", "--out", out]
-    command += ["--data", mnist_store.path, "--model", models[0], "--vae", models[1], "--state", state]
+    command += ["--data", mnist_store.path, "--model", models[0], "--vae", models[1], "--resume", state]
     command += ["--device", "cpu"]
     slow = "import time; from lsgm.evaluation import likelihood as l; m = l._measure\n"
     slow += "def measure(*a, **k): time.sleep(0.3); return m(*a, **k)\n"
@@ -172,7 +173,7 @@ def test_what_was_done_with_other_settings_is_not_gone_on_with(
 ) -> None:
     other = STAGE.model_copy(update={"nelbo": SETTINGS.model_copy(update={"seed": 4})})
     left = part(models, mnist_store, tmp_path / "other", stage=other)
-    left.rename(tmp_path / "out.state")  # whole, but of another evaluation
+    left.rename(tmp_path / "out.resume")  # whole, but of another evaluation
     with caplog.at_level("INFO", logger="lsgm"):
         part(models, mnist_store, tmp_path / "out")
     assert "is of another stage; beginning anew" in caplog.text
@@ -183,7 +184,7 @@ def test_what_was_done_with_other_settings_is_not_gone_on_with(
 def test_another_model_is_begun_anew(
     models: tuple[Path, Path], mnist_store: ImageStore, whole: dict[str, SetNELBO], tmp_path: Path
 ) -> None:
-    state = part(models, mnist_store, tmp_path / "old").rename(tmp_path / "out.state")
+    state = part(models, mnist_store, tmp_path / "old").rename(tmp_path / "out.resume")
     lines = state.read_text().splitlines()
     header = json.loads(lines[0]) | {"model": "0" * 64}
     spoilt = [json.dumps(json.loads(line) | {"nelbo": [0.0] * 4}) for line in lines[1:]]

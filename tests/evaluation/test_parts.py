@@ -17,7 +17,7 @@ from lsgm.evaluation.parts import FORMAT, State, locked, read_part
 
 HEADER: dict[str, Any] = {
     "format": FORMAT,
-    "stage": {"model": "tiny", "code": None, "nelbo": {"batch": 4, "iw_samples": 1, "further_estimators": []}},
+    "stage": {"model": "tiny", "code": None, "nelbo": {"batch": 4, "iw_samples": 1, "extra_estimators": []}},
     "model": "a", "vae": "b", "data": {}, "parts": 1, "part": 0, "images": 6, "dimensions": 784,
 }  # fmt: skip
 JOBS = [(chunk, prior) for chunk in (0, 1) for prior in ("vae", "lsgm", "lsgm_with_normal_prior")]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lsgm.config import StatisticsStage
+from lsgm.config.stages import StatisticsStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation import classifier, extractors, statistics
@@ -173,7 +173,7 @@ def test_a_file_whose_content_changed_is_refused(
         (lambda meta, tensors: meta.update(images="300"), "images: "),
         (lambda meta, tensors: meta.update(source=[]), "source: "),
         (lambda meta, tensors: meta.pop("extractor"), "extractor: "),
-        (lambda meta, tensors: meta.update(extractor="vgg"), "unknown extractor 'vgg'"),
+        (lambda meta, tensors: meta.update(extractor="vgg"), "there is no extractor 'vgg'"),
         (lambda meta, tensors: tensors.update(scatter=tensors["scatter"][1:]), "scatter: expected finite .* found"),
         (lambda meta, tensors: tensors.update(mean=tensors["mean"].int()), "mean: expected finite numbers .64., found"),
         (lambda meta, tensors: tensors["features"][0].fill_(float("nan")), "features: expected finite numbers"),
@@ -200,7 +200,7 @@ def test_a_file_without_hashes_is_held_against_itself(
         (
             np.zeros((10, 1, 28, 28), np.uint8),
             "vgg",
-            "unknown extractor 'vgg'; there are inception, efficientnet_lite0,",
+            "there is no extractor 'vgg'; there are inception, efficientnet_lite0,",
         ),
         (np.zeros((10, 1, 28, 28), np.float32), NAME, "expected images of bytes"),
         (np.zeros((10, 28, 28), np.uint8), NAME, "expected images of bytes"),

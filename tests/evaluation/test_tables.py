@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from lsgm.errors import LSGMError
-from lsgm.evaluation.figures import save_panels
+from lsgm.evaluation.image_grids import save_panels
 from lsgm.evaluation.tables import PRIORS, tabulate
 
 METRICS: dict[str, Any] = {
@@ -49,8 +49,8 @@ METRICS: dict[str, Any] = {
         "kept_images": 2000,
         "lsgm": {"frechet_mnist_classifier": 2.5, "kid_mnist_classifier": 0.125, "recall_mnist_classifier": 0.75},
         "vae": {"frechet_mnist_classifier": 7.25, "kid_mnist_classifier": 0.5, "recall_mnist_classifier": 0.25},
-        "floor_images": 2000,
-        "floor": {"frechet_mnist_classifier": 0.25},
+        "real_vs_real_images": 2000,
+        "real_vs_real": {"frechet_mnist_classifier": 0.25},
     },
     "sampling": {
         "lsgm": {"images": 2000, "solver": "rk45", "tol": 1e-4, "nfe": 40.0, "seconds": 20.0},
@@ -191,7 +191,7 @@ def test_summary_is_narrow(tmp_path: Path) -> None:
 def test_each_extractor_has_its_own_column(tmp_path: Path) -> None:
     def inception(metrics: dict[str, Any]) -> None:
         found = {"fid": 2.5, "clean_fid": 2.625, "inception_score": 9.0}
-        metrics["fidelity"].update(extractor="inception", lsgm=found, vae=found, floor={"fid": 0.25})
+        metrics["fidelity"].update(extractor="inception", lsgm=found, vae=found, real_vs_real={"fid": 0.25})
 
     other = folder(tmp_path / "in" / "other", inception)
     tabulate([folder(tmp_path / "in" / "mnist_demo"), other], tmp_path)
@@ -205,26 +205,26 @@ def test_each_extractor_has_its_own_column(tmp_path: Path) -> None:
 
 
 def test_a_further_estimator_has_a_row_of_its_own(tmp_path: Path) -> None:
-    def discretised(metrics: dict[str, Any]) -> None:
-        metrics["nelbo"]["lsgm_discretised"] = metrics["nelbo"]["lsgm"] | {"nelbo": 96.5}
-        metrics["nelbo"]["settings"] = {"estimator": "ode", "further_estimators": ["discretised"]}
+    def discretized(metrics: dict[str, Any]) -> None:
+        metrics["nelbo"]["lsgm_discretized"] = metrics["nelbo"]["lsgm"] | {"nelbo": 96.5}
+        metrics["nelbo"]["settings"] = {"estimator": "ode", "extra_estimators": ["discretized"]}
 
-    tabulate([folder(tmp_path / "in" / "mnist_demo", discretised)], tmp_path)
-    assert "| LSGM (discretised bound) | 96.50 ± 1.25 |" in (tmp_path / "tables" / "comparison.md").read_text()
-    found = json.loads((tmp_path / "metrics" / "lsgm_discretised" / "mnist_demo.json").read_text())
+    tabulate([folder(tmp_path / "in" / "mnist_demo", discretized)], tmp_path)
+    assert "| LSGM (discretized bound) | 96.50 ± 1.25 |" in (tmp_path / "tables" / "comparison.md").read_text()
+    found = json.loads((tmp_path / "metrics" / "lsgm_discretized" / "mnist_demo.json").read_text())
     assert found == {"nelbo": 96.5, "stderr": 1.25, "reconstruction": 70.0, "kl": 25.12}
 
 
 def test_paper_columns_where_the_paper_has_a_figure(tmp_path: Path) -> None:
     """By the model: the paper has three of CIFAR-10."""
 
-    def colour(metrics: dict[str, Any]) -> None:
+    def color(metrics: dict[str, Any]) -> None:
         for key in PRIORS:
             metrics["nelbo"][key]["bpd"] = 3.25
         for key in ("lsgm", "vae"):
             metrics["fidelity"][key] = {"fid": 5.0}
 
-    folders = [folder(tmp_path / "models" / "omniglot"), folder(tmp_path / "models" / "cifar10_best_nll", colour)]
+    folders = [folder(tmp_path / "models" / "omniglot"), folder(tmp_path / "models" / "cifar10_best_nll", color)]
     tabulate(folders, tmp_path)
     header, _, *rows = (tmp_path / "tables" / "comparison.md").read_text().splitlines()
     shown = [dict(zip(*(line.split(" | ") for line in (header, row)), strict=True)) for row in (rows[2], rows[5])]

@@ -5,21 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lsgm.networks.batch_norm import BATCH_NORM_MOMENTUM, BatchNormSwish
+from lsgm.networks.depthwise import DepthwiseConv2d
 from lsgm.networks.flow import Shift
-from lsgm.networks.layers import (
-    BATCH_NORM_MOMENTUM,
-    BatchNormSwish,
-    BNSwishBranch,
-    Cell,
-    DepthwiseConv2d,
-    DownSkip,
-    MBConvBranch,
-    NormalisedWeights,
-    SqueezeExcite,
-    UpSkip,
-    WNConv2d,
-    soft_clamp,
-)
+from lsgm.networks.layers import soft_clamp
+from lsgm.networks.nvae_cells import BNSwishBranch, Cell, DownSkip, MBConvBranch, SqueezeExcite, UpSkip
+from lsgm.networks.weight_norm import NormalizedWeights, WNConv2d
 
 
 def double(module):
@@ -40,14 +31,14 @@ def test_weight_norm_against_a_loop():
     torch.testing.assert_close(conv(x), F.conv2d(x, weight, conv.bias, padding=1))
 
 
-def test_weights_normalised_at_once_are_those_normalised_one_by_one():
+def test_weights_normalized_at_once_are_those_normalized_one_by_one():
     """In values and gradients, masked ones too; outside of the context each convolution computes its own again."""
     network = torch.nn.Sequential(WNConv2d(4, 8, 3), WNConv2d(8, 8, 3), WNConv2d(8, 8, 3), Shift(8, mirrored=False))
     double(network)
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     expected = network(x)
     gradients = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
-    with NormalisedWeights(network):
+    with NormalizedWeights(network):
         found = network(x)
         assert network[1].effective_weight()._base is network[2].effective_weight()._base  # one tensor holds both
     torch.testing.assert_close(found, expected)
@@ -99,7 +90,7 @@ def test_squeeze_excite_against_numpy(channels, hidden):
     np.testing.assert_allclose(gate(x).detach()[:, :, 0, 0], expected, rtol=1e-12)
 
 
-def test_batch_norm_swish_normalises_and_keeps_running_statistics():
+def test_batch_norm_swish_normalizes_and_keeps_running_statistics():
     layer = BatchNormSwish(3).double()
     x = torch.randn(8, 3, 4, 4, dtype=torch.float64) * 3 + 1
     mean, var = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), unbiased=False)

@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsgm.config import PriorConfig, VAEConfig
-from lsgm.networks.ncsnpp import NCSNpp, Resample
-from lsgm.networks.nvae import NVAE
-from lsgm.shapes import width_multipliers
+from lsgm.config import NCSNppConfig, VAEConfig
+from lsgm.config.priors import width_multipliers
+from lsgm.networks.ncsnpp import Resample
 
 
 def vae_config(arch="res_bnswish", blocks=2, groups=3):
@@ -18,13 +17,13 @@ def vae_config(arch="res_bnswish", blocks=2, groups=3):
 
 
 def prior_config(**settings):
-    return PriorConfig(channels=8, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0, **settings)
+    return NCSNppConfig(channels=8, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0, **settings)
 
 
 def test_each_group_sees_the_groups_before_it():
     """Changing group g's draw changes the posteriors of later groups only."""
     torch.manual_seed(0)
-    vae = NVAE(vae_config(), 1, 32, 1).eval()
+    vae = vae_config().build(image_channels=1, image_size=32, output_channels=1).eval()
     x = torch.rand(1, 1, 32, 32)
     noise = torch.randn(1, *vae.latent_shape)
     changed = noise.clone()
@@ -42,7 +41,7 @@ def test_score_network_starts_at_zero_and_keeps_the_shape():
         ({"scales": 1}, (3, 4, 4)),
         ({"scales": 3, "fir": True}, (5, 16, 16)),
     ]:
-        network = NCSNpp(prior_config(**settings), shape)
+        network = prior_config(**settings).build(latent_shape=shape, image_size=32)
         out = network(torch.randn(2, *shape), torch.rand(2))
         assert out.shape == (2, *shape)
         assert out.abs().max() < 1e-3
@@ -50,7 +49,7 @@ def test_score_network_starts_at_zero_and_keeps_the_shape():
 
 def test_score_network_depends_on_time_and_on_every_latent():
     torch.manual_seed(0)
-    network = NCSNpp(prior_config(scales=2), (3, 4, 4)).double()
+    network = prior_config(scales=2).build(latent_shape=(3, 4, 4), image_size=32).double()
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.2)
     z = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -60,10 +59,10 @@ def test_score_network_depends_on_time_and_on_every_latent():
 
 
 def test_width_multipliers_of_the_paper():
-    assert width_multipliers(2, False) == (1, 1)
-    assert width_multipliers(3, False) == width_multipliers(3, True) == (1, 1, 1)
-    assert width_multipliers(4, True) == (1, 2, 2, 2)
-    assert width_multipliers(5, True) == (1, 1, 2, 2, 2)
+    assert width_multipliers(2, 32) == (1, 1)
+    assert width_multipliers(3, 32) == width_multipliers(3, 256) == (1, 1, 1)
+    assert width_multipliers(4, 256) == (1, 2, 2, 2)
+    assert width_multipliers(5, 256) == (1, 1, 2, 2, 2)
 
 
 def test_fir_resampling_against_its_definition():
@@ -91,6 +90,6 @@ def test_fir_resampling_is_in_float32_under_autocast(direction):
 
 def test_the_latents_of_all_scales_are_asked_for():
     config = vae_config(blocks=1).model_copy(update={"latent_scales": 2, "channel_mult": [1, 1, 1]})
-    vae = NVAE(config, 1, 16, 1)
+    vae = config.build(image_channels=1, image_size=16, output_channels=1)
     with pytest.raises(ValueError, match="expected the latents of 3 groups, got 0"):
         vae.decode(torch.zeros(1, *vae.latent_shape))

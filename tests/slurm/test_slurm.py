@@ -100,7 +100,7 @@ def run(fresh: Project, cluster: dict[str, str], tmp_path_factory: pytest.TempPa
                 time.sleep(0.1)
                 assert time.monotonic() < deadline, said.read_text()
                 for name, (kind, command) in DISTURBED.items():
-                    states = project.path / "states" / kind / name
+                    states = project.path / "resume" / kind / name
                     if name not in job_ids and any(states.glob("step-*[1-9]*.pt")):  # it is in the middle
                         queue = project.run("squeue", "--noheader", "--format=%i %k")
                         (job_ids[name],) = re.findall(rf"^(\d+) .*_wildcards_{name}$", queue, flags=re.M)
@@ -135,10 +135,10 @@ def write_params(path: Path) -> None:
 
     def add(name: str, like: dict[str, Any], stage: str, settings: dict[str, Any], **resources: Any) -> None:
         model = params["models"][name] = copy.deepcopy(like)
-        model[stage] |= {"state_minutes": 0.01, **settings}
+        model[stage] |= {"checkpoint_minutes": 0.01, **settings}
         model["resources"][stage] = one | resources
 
-    add("broken", tiny, "pretrain", {"lr": 1e9, "rescue": {"bad_steps": 1, "tries": 0}})
+    add("broken", tiny, "pretrain", {"lr": 1e9, "divergence": {"skip_limit": 1, "max_restarts": 0}})
     add("limited", tiny, "pretrain", {"epochs": 0.06})
     add("cancelled", second, "train", {"epochs": 0.06}, gpus=1)
     add("requeued", second, "train", {"epochs": 0.06, "seed": 2}, nodes=2, gpus=1)
@@ -204,7 +204,7 @@ def test_a_disturbed_training_goes_on_to_the_same_result(
     result = run.project.path / "checkpoints" / kind / name
     for file in ("model.safetensors", "history.csv"):
         assert (result / file).read_bytes() == (undisturbed[name] / file).read_bytes(), file
-    assert not list((run.project.path / "states" / kind / name).glob("*"))
+    assert not list((run.project.path / "resume" / kind / name).glob("*"))
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def main() -> int:
     seed, kills, *arguments = sys.argv[1:]
     rng, hits = random.Random(int(seed)), 0
     saving = arguments[0] == "--saving"
-    state = Path(arguments[arguments.index("--out") + 1]) / "state"
+    state = Path(arguments[arguments.index("--out") + 1]) / "resume"
     while True:
         child = os.fork()
         if child == 0:

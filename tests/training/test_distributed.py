@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import lsgm
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.data import prepare, registry
 from lsgm.training import distributed
 
@@ -27,7 +28,7 @@ SHORT = {"epochs": 2, "batch": 8, "warmup_epochs": 0, "lr_schedule": "iteration"
 PRIOR = {"channels": 8, "scales": 1, "cells_per_scale": 1, "dropout": 0, "embedding_dim": 16, "mixing_logit_init": -1}
 PRETRAIN = {**SHORT, "kl_anneal_portion": 1, "kl_max_coeff": 0.7, "spectral_reg": 0.01, "lr": 1, "adam_eps": 1e4}
 TRAIN = {
-    **SHORT, "p_weighting": "un", "q_samples": "reweighted", "draws": 2, "spectral_reg_prior": 1e-3,
+    **SHORT, "p_weighting": "un", "algorithm": 3, "time_samples": 2, "spectral_reg_prior": 1e-3,
     "lr_vae": 1, "lr_prior": 1, "adam_eps_vae": 1e4, "adam_eps_prior": 1e4,
 }  # fmt: skip
 STAGES = {
@@ -94,13 +95,13 @@ def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path)
     script.write_text(
         "import os, sys\n"
         "from lsgm import cli\n"
-        "from lsgm.training.engine import Engine\n"
-        "gradients = Engine._gradients\n"
-        "def dying(self, step):\n"
+        "from lsgm.training.step import TrainingStep\n"
+        "call = TrainingStep.__call__\n"
+        "def dying(self, step, *given):\n"
         "    if step == 2 and self.ranks.rank == 1:\n"
         "        raise RuntimeError('this process dies')\n"
-        "    return gradients(self, step)\n"
-        "Engine._gradients = dying\n"
+        "    return call(self, step, *given)\n"
+        "TrainingStep.__call__ = dying\n"
         "sys.exit(cli.main())\n"
     )
     kind, sections = STAGES["pretrain"]
@@ -121,14 +122,14 @@ def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
     script.write_text(
         "import math, sys\n"
         "from lsgm import cli\n"
-        "from lsgm.training.engine import Engine\n"
-        "gradients = Engine._gradients\n"
-        "def spoilt(self, step):\n"
-        "    found = gradients(self, step)\n"
-        "    if step == self.schedule.steps - 1 and self.ranks.rank == 1 and self.care.restarts == 0:\n"
-        "        self._buffers[0].fill_(math.inf)\n"
+        "from lsgm.training.step import TrainingStep\n"
+        "call = TrainingStep.__call__\n"
+        "def spoiling(self, step, guard, *given):\n"
+        "    found = call(self, step, guard, *given)\n"
+        "    if step == self.schedule.steps - 1 and self.ranks.rank == 1 and guard.restarts == 0:\n"
+        "        self.buffers[0].fill_(math.inf)\n"
         "    return found\n"
-        "Engine._gradients = spoilt\n"
+        "TrainingStep.__call__ = spoiling\n"
         "sys.exit(cli.main())\n"
     )
     kind, sections = STAGES["pretrain"]
@@ -144,15 +145,15 @@ def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
 
 def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
     """SIGTERM to torchrun: one state, from which two processes end in the bits of two that were not stopped."""
-    settings = {"epochs": 20, "state_minutes": 10}
+    settings = {"epochs": 20, "checkpoint_minutes": 10}
     given = ("pretrain", 2, data)
     assert run(*given, tmp_path / "whole", **settings).returncode == 0
     out = tmp_path / "stopped" / "pretrain"
-    more = ("--log", tmp_path / "log", "--state", out / "state")
+    more = ("--log", tmp_path / "log", "--resume", out / "resume")
     job = subprocess.Popen(
         command(*given, tmp_path / "stopped", *more, **settings), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    while not (out / "state" / "step-000000000.sha256").exists():
+    while not (out / "resume" / "step-000000000.sha256").exists():
         assert job.poll() is None
         time.sleep(0.01)
     time.sleep(0.5)
@@ -171,7 +172,7 @@ def test_nan_and_infinity_anywhere_are_infinity_everywhere():
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     try:
         facts = torch.tensor([torch.inf, torch.nan, 1.0])
-        distributed.most(facts)
+        distributed.all_reduce_max(facts)
         assert facts.tolist() == [torch.inf, torch.inf, 1.0]
     finally:
         torch.distributed.destroy_process_group()

@@ -12,9 +12,12 @@ from lsgm.data.batches import Batches
 from lsgm.errors import LSGMError, Stopped
 from lsgm.training.distributed import Ranks
 from lsgm.training.ema import EMA
-from lsgm.training.engine import Engine, History, Optimised, Schedule, Task
+from lsgm.training.engine import Engine
+from lsgm.training.history import History
 from lsgm.training.objective import Objective
+from lsgm.training.schedule import Schedule
 from lsgm.training.state import States
+from lsgm.training.step import OptimizerSpec, Task
 
 CPU = torch.device("cpu")
 
@@ -36,7 +39,7 @@ def test_no_warm_up_starts_at_the_full_rate():
 
 
 class Quadratic:
-    """A training one can follow: minimise |w - the batch's mean|^2 with noise of its own; faults at chosen steps."""
+    """A training one can follow: minimize |w - the batch's mean|^2 with noise of its own; faults at chosen steps."""
 
     def __init__(self, out, faults=(), every=4, world=1, stream=False, **settings):
         torch.manual_seed(0)
@@ -44,18 +47,18 @@ class Quadratic:
         self.norm, self.w = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
         self.net = torch.nn.Sequential(self.norm, self.w)
         self.drop = torch.nn.Dropout(0.3)
-        optimiser = torch.optim.AdamW(self.w.parameters(), lr=0.1)
+        optimizer = torch.optim.AdamW(self.w.parameters(), lr=0.1)
         self.faults, self.calls, self.stop_at = dict(faults), [], None
         self.ema = EMA(self.w, 0.9)
         task = Task(
-            optimised=[Optimised("w", optimiser, 0.1, 0.01)],
+            optimized=[OptimizerSpec("w", optimizer, 0.1, 0.01)],
             objective=self.objective,
-            regularisers=[(0.1, lambda: 1 + 0 * self.w.weight.sum())],
+            regularizers=[(0.1, lambda: 1 + 0 * self.w.weight.sum())],
             after_step=self.ema.update,
             parts={"net": self.net, "ema": self.ema},
             networks={"net": self.net},
-            summarise=lambda vectors: {},
-            look=self.look,
+            summarize=lambda vectors: {},
+            validate=self.look,
         )
         images = np.random.default_rng(0).integers(0, 256, (64, 1, 28, 28), dtype=np.uint8)
         batches = Batches(images, self.config.batch, CPU, self.config.seed, stream=stream)
@@ -106,7 +109,7 @@ def test_what_goes_on_ends_where_it_would_have(tmp_path, stops):
     for stop in stops:
         part = Quadratic(tmp_path / "parts")
         part.stop_at = stop
-        with pytest.raises(Stopped, match=f"told to stop after step {stop + 1}; the same command goes on"):
+        with pytest.raises(Stopped, match=f"told to stop after step {stop + 1}; the same command resumes"):
             part.engine.fit()
     last = Quadratic(tmp_path / "parts")
     last.engine.fit()
@@ -130,7 +133,7 @@ def test_a_set_that_streams_trains_the_same(tmp_path, accumulate):
 
 def test_looks_disturb_nothing_and_are_in_the_history(tmp_path):
     """Every half epoch at rows of every 4 steps."""
-    without, looking = Quadratic(tmp_path / "a"), Quadratic(tmp_path / "b", look_epochs=0.5)
+    without, looking = Quadratic(tmp_path / "a"), Quadratic(tmp_path / "b", eval_every_epochs=0.5)
     for toy in (without, looking):
         toy.engine.fit()
     assert [row.pop("test_nelbo", None) for row in looking.history.rows] == [4, 8, 12, 16]
@@ -148,8 +151,8 @@ def test_a_bad_step_is_left_out(tmp_path, fault, caplog):
 
 
 def test_after_several_bad_steps_it_goes_back_more_careful(tmp_path):
-    rescue = {"bad_steps": 3, "tries": 2, "lr_factor": 0.5, "spectral_factor": 2}
-    toy = Quadratic(tmp_path, epochs=6, rescue=rescue, state_minutes=1e-9)
+    rescue = {"skip_limit": 3, "max_restarts": 2, "lr_factor": 0.5, "spectral_factor": 2}
+    toy = Quadratic(tmp_path, epochs=6, divergence=rescue, checkpoint_minutes=1e-9)
     bad = [float("nan")] * 3
     toy.faults = {30: bad[0], 31: bad[1], 32: bad[2]}
     original = toy.objective
@@ -173,7 +176,10 @@ def test_after_several_bad_steps_it_goes_back_more_careful(tmp_path):
 def test_what_ended_badly_once_is_begun_from_further_back(tmp_path):
     """The weights of the last state are the fault: every step from 30 on fails, until it goes back to before 25."""
     toy = Quadratic(
-        tmp_path, epochs=6, rescue={"bad_steps": 2, "tries": 2}, faults=dict.fromkeys(range(30, 48), math.nan)
+        tmp_path,
+        epochs=6,
+        divergence={"skip_limit": 2, "max_restarts": 2},
+        faults=dict.fromkeys(range(30, 48), math.nan),
     )
     original = toy.objective
 
@@ -190,8 +196,8 @@ def test_what_ended_badly_once_is_begun_from_further_back(tmp_path):
 
 
 def test_it_gives_up_with_a_diagnosis(tmp_path):
-    rescue = {"bad_steps": 2, "tries": 1}
-    toy = Quadratic(tmp_path, faults={s: float("nan") for s in range(20, 30)}, epochs=6, rescue=rescue)
+    rescue = {"skip_limit": 2, "max_restarts": 1}
+    toy = Quadratic(tmp_path, faults={s: float("nan") for s in range(20, 30)}, epochs=6, divergence=rescue)
     message = (
         r"toy: diverged at step .* after 1 restarts .*not finite: .*reconstruction.*largest in net\.0\.weight: nan"
     )
@@ -201,8 +207,8 @@ def test_it_gives_up_with_a_diagnosis(tmp_path):
 
 def test_what_gives_up_is_recorded_where_that_is_asked_for(tmp_path):
     """The last good state is what is left; the history and the summary say where it diverged."""
-    rescue = {"bad_steps": 2, "tries": 1, "give_up": "record"}
-    toy = Quadratic(tmp_path, faults=dict.fromkeys(range(20, 30), math.nan), epochs=6, rescue=rescue)
+    rescue = {"skip_limit": 2, "max_restarts": 1, "on_failure": "keep_last"}
+    toy = Quadratic(tmp_path, faults=dict.fromkeys(range(20, 30), math.nan), epochs=6, divergence=rescue)
     good = {}
     original = toy.objective
 
@@ -224,18 +230,18 @@ def test_what_gives_up_is_recorded_where_that_is_asked_for(tmp_path):
 
 def at_the_end(toy, what):
     """Call ``what`` in every last step, after its gradients."""
-    gradients = toy.engine._gradients
+    is_good = toy.engine.guard.is_good
 
-    def disturbed(step):
-        found = gradients(step)
-        return what(found) or found if step == toy.engine.schedule.steps - 1 else found
+    def disturbed(loss, norm):
+        found = loss, norm
+        return is_good(*(what(found) or found if toy.engine.step == toy.engine.schedule.steps - 1 else found))
 
-    toy.engine._gradients = disturbed
+    toy.engine.guard.is_good = disturbed
 
 
 FAULTS = {
     "a gradient": lambda toy: lambda found: (found[0], found[1] * math.nan),
-    "a loss": lambda toy: lambda found: ({**found[0], "loss": found[0]["loss"] / 0}, found[1]),
+    "a loss": lambda toy: lambda found: (math.inf, found[1]),
     "a running variance": lambda toy: lambda _: toy.norm.running_var[1].fill_(math.inf) and None,
     "a weight": lambda toy: lambda _: toy.w.weight.data[0, 1].fill_(math.nan) and None,
     "an average": lambda toy: lambda _: toy.ema.average[0].data[0, 1].fill_(math.nan) and None,
@@ -244,7 +250,7 @@ FAULTS = {
 
 
 def first_moment(toy):
-    return toy.engine.task.optimised[0].optimiser.state[toy.w.bias]["exp_avg"]
+    return toy.engine.task.optimized[0].optimizer.state[toy.w.bias]["exp_avg"]
 
 
 def all_finite(toy):
@@ -257,7 +263,7 @@ def test_a_training_that_ends_badly_once_is_done_again_from_its_last_state(tmp_p
     """The last step is left out, or something is not finite after it."""
     toy = Quadratic(tmp_path)
     spoil = FAULTS[fault](toy)
-    at_the_end(toy, lambda found: None if toy.engine.care.restarts else spoil(found))
+    at_the_end(toy, lambda found: None if toy.engine.guard.restarts else spoil(found))
     summary = toy.engine.fit()
     assert toy.calls == [*range(16), *range(16)] and all_finite(toy)
     assert (summary.steps, summary.restarts, summary.diverged_at) == (16, 1, None)
@@ -269,13 +275,13 @@ def test_a_training_that_ends_badly_once_is_done_again_from_its_last_state(tmp_p
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_training_that_always_ends_badly_diverged(tmp_path, fault):
-    rescue = {"tries": 1}
-    toy = Quadratic(tmp_path / "fail", rescue=rescue)
+    rescue = {"max_restarts": 1}
+    toy = Quadratic(tmp_path / "fail", divergence=rescue)
     at_the_end(toy, FAULTS[fault](toy))
-    message = "its last step was left out" if fault in ("a gradient", "a loss") else "not finite: "
+    message = "its last step was skipped" if fault in ("a gradient", "a loss") else "not finite: "
     with pytest.raises(LSGMError, match=rf"toy: diverged at step 16, after 1 restarts .*\({message}"):
         toy.engine.fit()
-    toy = Quadratic(tmp_path / "record", rescue={**rescue, "give_up": "record"})
+    toy = Quadratic(tmp_path / "record", divergence={**rescue, "on_failure": "keep_last"})
     at_the_end(toy, FAULTS[fault](toy))
     start = [t.clone() for t in toy.result()[0]]
     summary = toy.engine.fit()
@@ -285,14 +291,14 @@ def test_a_training_that_always_ends_badly_diverged(tmp_path, fault):
 
 
 def test_a_single_step_can_end_badly(tmp_path):
-    toy = Quadratic(tmp_path, epochs=1 / 8, faults={0: math.nan}, rescue={"tries": 1})
+    toy = Quadratic(tmp_path, epochs=1 / 8, faults={0: math.nan}, divergence={"max_restarts": 1})
     with pytest.raises(LSGMError, match="toy: diverged at step 1, after 1 restarts"):
         toy.engine.fit()
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, caplog):
     """Statistics that go wrong in a step with a good loss: noticed when the next state would be saved."""
-    toy = Quadratic(tmp_path, state_minutes=1e-9)
+    toy = Quadratic(tmp_path, checkpoint_minutes=1e-9)
     original, saved = toy.objective, []
 
     def objective(x, step, steps, random):
@@ -333,8 +339,8 @@ def test_a_training_resumed_after_its_last_step_is_looked_at_too(tmp_path):
 @pytest.mark.parametrize("scale", [64.0, 1.0])
 def test_a_last_step_left_out_by_the_loss_scale(tmp_path, scale):
     """While fp16 looks for its scale, steps that are left out are no divergence."""
-    toy = Quadratic(tmp_path, faults={15: math.nan}, rescue={"tries": 0})
-    toy.engine.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100)
+    toy = Quadratic(tmp_path, faults={15: math.nan}, divergence={"max_restarts": 0})
+    toy.engine.take_step.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100)
     if scale > 1:
         assert toy.engine.fit().skipped == 1
     else:

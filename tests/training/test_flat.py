@@ -11,7 +11,7 @@ def network():
     )
 
 
-def test_an_optimiser_over_the_vector_does_what_one_over_the_weights_does():
+def test_an_optimizer_over_the_vector_does_what_one_over_the_weights_does():
     plain, flat = network(), network()
     plain[1].bias.requires_grad_(False)
     flat[1].bias.requires_grad_(False)
@@ -19,10 +19,10 @@ def test_an_optimiser_over_the_vector_does_what_one_over_the_weights_does():
     one, other = torch.optim.Adamax(plain.parameters(), **options), torch.optim.Adamax([flatten(flat)], **options)
     for _ in range(3):
         x = torch.randn(4, 2, 4, 4)
-        for net, optimiser in ((plain, one), (flat, other)):
-            optimiser.zero_grad(set_to_none=False)
+        for net, optimizer in ((plain, one), (flat, other)):
+            optimizer.zero_grad(set_to_none=False)
             net(x).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     for name, value in plain.state_dict().items():
         assert torch.equal(flat.state_dict()[name], value), name
     assert flat[0].weight.is_contiguous(memory_format=torch.channels_last)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from lsgm.config import ImageConfig, PriorConfig, SDEConfig, VAEConfig
+from lsgm.config import ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.sde import VPSDE
-from lsgm.training.objective import LSGMObjective, VAEObjective, linear_anneal
+from lsgm.training.algorithms import squared_error
+from lsgm.training.objective import LSGMObjective, VAEObjective
+from lsgm.training.schedule import linear_anneal
 from lsgm.weighting import TimeDraw, TimeSampler
 
 BLOCK = {"blocks": 2, "cells": 1}
@@ -24,7 +26,7 @@ def model():
         arch="res_bnswish", channels=4, channel_mult=[1, 1, 2], groups_per_scale=2, latents_per_group=1,
         cells_per_cond=1, preprocess=BLOCK, postprocess=BLOCK,
     )  # fmt: skip
-    prior = PriorConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=-1)
+    prior = NCSNppConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=-1)
     return LSGM(ImageConfig(channels=1, size=28, padded_size=32, binary=True), vae, prior, SDEConfig())
 
 
@@ -44,7 +46,7 @@ def test_cross_entropy_of_a_gaussian_encoder(sampling):
     rho = torch.rand(n, generator=generator, dtype=torch.float64)
     z0 = mu + s * draws[0]
     draw = TimeSampler(sde, "ll", sampling, eps)(rho)
-    values = (draw.weight * LSGMObjective.squared_error(prior, z0, draws[1], draw.t).sum(dim=1)).detach()
+    values = (draw.weight * squared_error(prior, z0, draws[1], draw.t).sum(dim=1)).detach()
     t = torch.tensor(eps, dtype=torch.float64)
     m2, v = sde.mean_coefficient(t).item() ** 2, sde.variance(t).item()
     expected = 0.5 * (math.log(2 * math.pi) + m2 * (mu**2 + s**2) + v)
@@ -146,8 +148,8 @@ def assert_same(one, two, prefix, **tolerance):
 def test_algorithm_1_is_algorithm_3_with_ll(double):
     """One loss or two, for one weighting: the same gradients, everywhere, to rounding."""
     rho = torch.rand(8, dtype=torch.float64)
-    one, value_1 = gradients(double, LSGMObjective(sampler(double, "ll"), "shared", draws=2), 1.0, rho)
-    three, value_3 = gradients(double, LSGMObjective(sampler(double, "ll"), "reweighted", draws=2), 1.0, rho)
+    one, value_1 = gradients(double, LSGMObjective(sampler(double, "ll"), 1, time_samples=2), 1.0, rho)
+    three, value_3 = gradients(double, LSGMObjective(sampler(double, "ll"), 3, time_samples=2), 1.0, rho)
     assert_same(one, three, "", rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(value_1.terms["nelbo"], value_3.terms["nelbo"])
 
@@ -157,12 +159,12 @@ def test_one_backward_pass_of_algorithm_3_is_the_two_of_the_paper(double, weight
     """Against one loss for each, differentiated on its own: p's with respect to theta, q's to encoder and decoder."""
     beta, rho = 0.8, torch.rand(4, dtype=torch.float64)
     p = sampler(double, weighting)
-    found, _ = gradients(double, LSGMObjective(p, "reweighted"), beta, rho)
+    found, _ = gradients(double, LSGMObjective(p, 3), beta, rho)
 
     torch.manual_seed(3)
     posterior, parameters = double.vae.encode(2 * IMAGES - 1)
     draw = p(rho)
-    error = LSGMObjective.squared_error(double.prior, posterior.z, torch.randn_like(posterior.z), draw.t).sum(dim=1)
+    error = squared_error(double.prior, posterior.z, torch.randn_like(posterior.z), draw.t).sum(dim=1)
     kl = posterior.log_q.sum(dim=(1, 2, 3)) + draw.likelihood_weight * error
     loss_q = (beta * kl - double.likelihood.log_prob(IMAGES, parameters)).mean()
     of_q = dict(double.vae.named_parameters(prefix="vae"))
@@ -178,11 +180,11 @@ def test_all_algorithms_give_the_vae_the_same_expected_gradient(double):
     n = 200
     noise = torch.randn(4, *double.latent_shape, dtype=torch.float64)
     rho = ((torch.arange(n, dtype=torch.float64) + 0.5) / n).repeat_interleave(4)
-    one, _ = gradients(double, LSGMObjective(sampler(double, "ll"), "shared", draws=n), 0.9, rho, noise=noise)
+    one, _ = gradients(double, LSGMObjective(sampler(double, "ll"), 1, time_samples=n), 0.9, rho, noise=noise)
     others = {
-        "2": LSGMObjective(sampler(double, "un"), "own", q=sampler(double, "ll"), draws=n),
-        "3, un": LSGMObjective(sampler(double, "un"), "reweighted", draws=n),
-        "3, re": LSGMObjective(sampler(double, "re"), "reweighted", draws=n),
+        "2": LSGMObjective(sampler(double, "un"), 2, q=sampler(double, "ll"), time_samples=n),
+        "3, un": LSGMObjective(sampler(double, "un"), 3, time_samples=n),
+        "3, re": LSGMObjective(sampler(double, "re"), 3, time_samples=n),
     }
     for objective in others.values():
         other, _ = gradients(double, objective, 0.9, rho, rho, noise)
@@ -195,7 +197,7 @@ def test_losses_train_only_what_they_should(double, joint, monkeypatch):
     rho, q_rho = torch.rand(2, 4, dtype=torch.float64)
 
     def of(p, q, beta=1.0):
-        objective = LSGMObjective(sampler(double, p), "own", q=sampler(double, "ll", q), joint=joint)
+        objective = LSGMObjective(sampler(double, p), 2, q=sampler(double, "ll", q), joint=joint)
         return gradients(double, objective, beta, rho, q_rho)[0]
 
     base = of("un", "importance")
@@ -207,7 +209,7 @@ def test_losses_train_only_what_they_should(double, joint, monkeypatch):
     with pytest.raises(AssertionError):
         assert_same(base, of("un", "uniform"), "vae", rtol=1e-3, atol=1e-3)
     # without p's loss the prior gets nothing at all
-    zero = LSGMObjective(sampler(double, "un"), "own", q=sampler(double, "ll"), joint=joint)
+    zero = LSGMObjective(sampler(double, "un"), 2, q=sampler(double, "ll"), joint=joint)
     monkeypatch.setattr(zero, "p", lambda rho: TimeDraw(rho, 0 * rho, 0 * rho))
     monkeypatch.setattr(zero.p, "cross_entropy_constant", lambda: 0.0, raising=False)
     found, _ = gradients(double, zero, 1.0)
@@ -220,7 +222,7 @@ def test_own_samples_in_one_pass_or_in_turn_are_the_same(double):
     p, q = sampler(double, "re"), sampler(double, "ll")
     found = []
     for joint in (False, True):
-        objective = LSGMObjective(p, "own", q=q, joint=joint, draws=2)
+        objective = LSGMObjective(p, 2, q=q, joint=joint, time_samples=2)
         found.append(gradients(double, objective, 0.9, rho, q_rho))
     assert_same(found[0][0], found[1][0], "", rtol=1e-9, atol=1e-12)
     assert found[0][1].terms.keys() == found[1][1].terms.keys()
@@ -233,7 +235,7 @@ def test_q_can_see_the_averaged_prior(double):
     with torch.no_grad():
         for p in average.parameters():
             p.mul_(1.2)
-    samplers = {"p": sampler(double, "un"), "q_samples": "own", "q": sampler(double, "ll")}
+    samplers = {"p": sampler(double, "un"), "algorithm": 2, "q": sampler(double, "ll")}
     plain, _ = gradients(double, LSGMObjective(**samplers), 1.0, rho, q_rho)
     mixed, _ = gradients(double, LSGMObjective(**samplers, q_prior=average), 1.0, rho, q_rho)
     assert_same(plain, mixed, "prior", rtol=1e-9, atol=1e-13)

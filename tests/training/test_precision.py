@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lsgm import checkpoint
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.training import pretrain, train
 
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ def engines(mnist_store, folder, **options):
     engine, model = pretrain.build(stage, mnist_store.path, CPU)
     checkpoint.save(model, folder, stages=[stage], summary={})
     prior = {"channels": 16, "scales": 2, "cells_per_scale": 1, "embedding_dim": 16, "mixing_logit_init": -1}
-    second = {**SHORT, "q_samples": "reweighted", "spectral_reg_prior": 1e-3, **options}
+    second = {**SHORT, "algorithm": 3, "spectral_reg_prior": 1e-3, **options}
     sections = {"prior": {**prior, "attention_resolution": 2}, "sde": {}, "train": second}
     return {
         "VAE": engine,
@@ -34,7 +35,7 @@ def engines(mnist_store, folder, **options):
 
 
 def weights(engine):
-    return [p for item in engine.task.optimised for group in item.optimiser.param_groups for p in group["params"]]
+    return [p for item in engine.task.optimized for group in item.optimizer.param_groups for p in group["params"]]
 
 
 def curves(engines):
@@ -57,7 +58,7 @@ def test_half_precision_follows_the_curve_of_float32(float32, mnist_store, tmp_p
     made = engines(mnist_store, tmp_path, precision=precision)
     found = curves(made)
     for name, engine in made.items():
-        assert engine.care.skipped == 0 and engine.step == STEPS
+        assert engine.guard.skipped == 0 and engine.step == STEPS
         torch.testing.assert_close(found[name], float32[name], rtol=tolerance, atol=0)
         if tolerance:
             assert not torch.equal(found[name], float32[name])  # it really is another precision
@@ -68,8 +69,8 @@ def test_clipped_gradients_have_the_norm_asked_for(mnist_store, tmp_path):
     """And the history that before."""
     for engine in engines(mnist_store, tmp_path, grad_clip=0.1).values():
         engine.one_step()
-        gradients = [p.grad for item in engine.task.optimised for g in item.optimiser.param_groups for p in g["params"]]
+        gradients = [p.grad for item in engine.task.optimized for g in item.optimizer.param_groups for p in g["params"]]
         assert torch.nn.utils.get_total_norm([g for g in gradients if g is not None]).item() == pytest.approx(
             0.1, rel=1e-3
         )
-        assert engine.care.norms[0] > 1
+        assert engine.guard.norms[0] > 1

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsgm.config import PretrainStage, TrainStage, parse
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.data import prepare, registry
 
 BLOCKS = {"blocks": 1, "cells": 1}
@@ -20,7 +21,7 @@ VAE = {
     "arch": "res_mbconv", "channels": 4, "channel_mult": [1, 2], "groups_per_scale": 2, "latents_per_group": 2,
     "cells_per_cond": 1, "preprocess": BLOCKS, "postprocess": BLOCKS, "likelihood": "dml",
 }  # fmt: skip
-LENGTH = {"epochs": 12, "batch": 8, "warmup_epochs": 1, "lr_schedule": "iteration", "state_minutes": 1e-9}
+LENGTH = {"epochs": 12, "batch": 8, "warmup_epochs": 1, "lr_schedule": "iteration", "checkpoint_minutes": 1e-9}
 STAGES = {
     "pretrain": (
         PretrainStage,
@@ -31,7 +32,7 @@ STAGES = {
         {
             "prior": {"channels": 8, "scales": 1, "cells_per_scale": 1, "embedding_dim": 16, "mixing_logit_init": -1},
             "sde": {},
-            "train": {**LENGTH, "p_weighting": "un", "q_samples": "reweighted", "spectral_reg_prior": 1e-3},
+            "train": {**LENGTH, "p_weighting": "un", "algorithm": 3, "spectral_reg_prior": 1e-3},
         },
     ),
 }
@@ -75,25 +76,25 @@ def test_ten_kills_change_nothing(root, tmp_path, stage, options):
     said = lsgm(*arguments(root, stage, tmp_path), script=script)
     assert "10 kills" in said and "going on after step" in said
     assert same(root / stage, tmp_path)
-    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "resume").exists()
 
 
 def test_told_to_stop_it_says_so_with_its_exit_code_and_goes_on(root, tmp_path):
     """SIGTERM: the state is saved at once (here states are ten minutes apart), exit code 75."""
     shutil.copytree(root, tmp_path / "root")
     config = json.loads((root / "train.json").read_text())
-    config["train"]["state_minutes"] = 10
+    config["train"]["checkpoint_minutes"] = 10
     (tmp_path / "root" / "train.json").write_text(json.dumps(config, separators=(",", ":")))
     given = arguments(tmp_path / "root", "train", tmp_path / "out")
     job = subprocess.Popen(
         [sys.executable, "-m", "lsgm.cli", *given], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    while not (tmp_path / "out" / "state" / "step-000000000.sha256").exists():
+    while not (tmp_path / "out" / "resume" / "step-000000000.sha256").exists():
         time.sleep(0.01)
     time.sleep(0.3)
     job.send_signal(signal.SIGTERM)
     said = job.communicate(timeout=60)[1]
-    assert job.returncode == 75 and "told to stop after step" in said and "the same command goes on" in said
+    assert job.returncode == 75 and "told to stop after step" in said and "the same command resumes" in said
     assert not (tmp_path / "out" / "config.json").exists()
     # Another training finds this state: other settings, data, a VAE of another weight (whose config.json does not say
     # that it was altered). Nothing is lost.

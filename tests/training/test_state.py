@@ -29,7 +29,7 @@ def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path):
     step, found = states.load()
     assert step == 12 and found["count"] == 12 and torch.equal(found["parts"]["w"], STATE["parts"]["w"])
     states.clear()
-    assert not (tmp_path / "state").exists() and states.load() is None
+    assert not (tmp_path / "resume").exists() and states.load() is None
 
 
 @pytest.mark.parametrize(

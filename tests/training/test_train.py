@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import lsgm
-from lsgm.config import ConfigError, PretrainStage, PriorConfig, TrainConfig, TrainStage, parse
+from lsgm.config import ConfigError, NCSNppConfig, TrainConfig
+from lsgm.config.mistakes import parse
+from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.errors import LSGMError
 from lsgm.training.latents import encodings
 from lsgm.training.pretrain import pretrain
@@ -82,10 +84,10 @@ def test_damaged_data_and_facts_are_refused_before_a_step(vae, mnist_store, tmp_
 @pytest.mark.parametrize(
     "settings",
     [
-        {"sde": {"name": "geometric_vpsde", "time_eps": 0.0}, "p_weighting": "un", "q_samples": "reweighted"},
-        {"sde": {"name": "sub_vpsde"}, "p_weighting": "re", "q_samples": "own", "q_uses_ema": True},
-        {"p_weighting": "un", "p_sampling": "uniform", "q_samples": "own", "q_pass": "joint", "q_sampling": "uniform"},
-        {"p_weighting": "rescale", "q_samples": "reweighted", "draws": 2},
+        {"sde": {"name": "geometric_vpsde", "time_eps": 0.0}, "p_weighting": "un", "algorithm": 3},
+        {"sde": {"name": "sub_vpsde"}, "p_weighting": "re", "algorithm": 2, "q_uses_ema": True},
+        {"p_weighting": "un", "p_sampling": "uniform", "algorithm": 2, "q_pass": "joint", "q_sampling": "uniform"},
+        {"p_weighting": "rescale", "algorithm": 3, "time_samples": 2},
         {"kl_balance": True, "kl_anneal": {}, "spectral_reg_prior": 1e-3},
         {"prior": {"mixed_prediction": False}},
     ],
@@ -133,16 +135,16 @@ def test_inactive_latents_are_dropped_and_stored(trained):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"p_weighting": "un"}, r"q_samples: 'shared' .* must then be 'll', not 'un'.* use q_samples: reweighted"),
-        ({"q_uses_ema": True}, "use q_samples: own with q_pass: in_turn"),
-        ({"q_uses_ema": True, "q_samples": "own", "q_pass": "joint"}, "q_pass: in_turn"),
-        ({"kl_balance": True, "q_samples": "own"}, "kl_balance"),
+        ({"p_weighting": "un"}, r"algorithm: 1 .* must then be 'll', not 'un'.* use algorithm: 3"),
+        ({"q_uses_ema": True}, "use algorithm: 2 with q_pass: in_turn"),
+        ({"q_uses_ema": True, "algorithm": 2, "q_pass": "joint"}, "q_pass: in_turn"),
+        ({"kl_balance": True, "algorithm": 2}, "kl_balance"),
         ({"kl_balance": True}, "kl_balance: .* set kl_anneal too"),
-        ({"q_samples": "other"}, "q_samples: expected 'shared', 'own' or 'reweighted', found 'other'"),
+        ({"algorithm": "other"}, "algorithm: expected 1, 2 or 3, found 'other'"),
     ],
 )
 def test_combinations_that_fit_no_algorithm_are_refused(section, message):
     with pytest.raises(ConfigError, match=message):
         parse(TrainConfig, {**SHORT, **section}, "params.yaml")
     with pytest.raises(ConfigError, match="mixed_prediction"):
-        parse(PriorConfig, {**PRIOR, "mixed_prediction": False, "drop_inactive": {}}, "params.yaml")
+        parse(NCSNppConfig, {**PRIOR, "mixed_prediction": False, "drop_inactive": {}}, "params.yaml")

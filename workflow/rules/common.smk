@@ -22,7 +22,8 @@ sys.path[:0] = [HERE, str(Path(HERE) / "workflow" / "scripts")]
 
 from adopt import adopt_restored, adopting
 from fingerprint import fingerprint
-from lsgm.config import STAGES, ConfigError, JobConfig
+from lsgm.config import ConfigError, JobConfig
+from lsgm.config.stages import STAGES
 from lsgm.data.originals import plan, read_source
 from lsgm.errors import LSGMError
 from lsgm.params import COMPARISON, load_params
@@ -43,7 +44,7 @@ LIBRARY = Path(find_spec("lsgm").submodule_search_locations[0])
 
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
-    model="|".join(PARAMS.everything),
+    model="|".join(PARAMS.all_models),
     ablation="|".join(PARAMS.ablations) or "-",
     kind="vae|lsgm",
     extractor=r"\w+",
@@ -62,11 +63,12 @@ def frozen(wildcards):
 @functools.cache
 def frozen_stage(stage, name):
     """One job's configuration, with the fingerprint of its code and, for `prepare`, of its originals."""
-    found = PARAMS.freeze(stage, name, fingerprint(stage, LIBRARY))
+    job = "sample.vae" if stage == "sample" and name.startswith("vae.") else stage  # needs no prior
+    found = PARAMS.freeze(stage, name, fingerprint(job, LIBRARY, PARAMS.parts(stage, name)))
     if stage != "prepare":
         return found
     try:
-        return plan(found, Path("data") / name, Path(f"states/originals/{name}.json"))
+        return plan(found, Path("data") / name, Path(f"resume/originals/{name}.json"))
     except LSGMError as error:
         raise WorkflowError(f"params.yaml: {error}") from None
 
@@ -74,7 +76,7 @@ def frozen_stage(stage, name):
 def store_of(wildcards):
     """The prepared dataset of a model: its manifest, which has the hashes of all that is in it."""
     model = wildcards.get("model")
-    dataset = PARAMS.everything[model].dataset if model else wildcards.dataset
+    dataset = PARAMS.all_models[model].dataset if model else wildcards.dataset
     manifest = checkpoints.prepare.get(dataset=dataset).output
     if model and (mistakes := PARAMS.wrong_counts(model, Path("data"))):  # of a set that was counted just now
         raise WorkflowError("\n".join(mistakes))
@@ -86,7 +88,7 @@ def store_of(wildcards):
 
 def checkpoint_of(kind, model):
     """The folder of the pretrained VAE (kind `vae`) that ``model`` began with, or of its end-to-end training (`lsgm`)."""
-    return f"checkpoints/{kind}/{PARAMS.owner(kind, model)}"
+    return f"checkpoints/{kind}/{PARAMS.canonical_model(kind, model)}"
 
 
 def checkpoints_of(model, files):
@@ -96,37 +98,39 @@ def checkpoints_of(model, files):
 
 def samples_of(kind, model):
     """The folder of samples from that VAE, or from the model."""
-    return f"samples/{kind}/{PARAMS.owner(f'{kind}_samples', model)}"
+    return f"samples/{kind}/{PARAMS.canonical_model(f'{kind}_samples', model)}"
 
 
 def start_of(model):
     """The folder of the model whose VAE a training starts from."""
-    other = PARAMS.everything[model].vae_of
+    other = PARAMS.all_models[model].vae_of
     return checkpoint_of("lsgm", other) if other else checkpoint_of("vae", model)
 
 
 def folder_of_store(wildcards):
     """The folder of a model's prepared dataset."""
-    return f"data/{PARAMS.everything[wildcards.model].dataset}"
+    return f"data/{PARAMS.all_models[wildcards.model].dataset}"
 
 
 def statistics_of(wildcards):
     """The statistics of the training images that a model's samples are compared with."""
-    model = PARAMS.everything[wildcards.model]
+    model = PARAMS.all_models[wildcards.model]
     return expand(rules.statistics.output, dataset=model.dataset, extractor=model.evaluate.extractors)
 
 
 def parts_of(wildcards):
     """The parts that a model's test images are shared out in."""
     parts = job_of("evaluate", wildcards).jobs
-    return expand(rules.nelbo.output, model=PARAMS.owner("nelbo", wildcards.model), part=range(parts), parts=parts)
+    return expand(
+        rules.nelbo.output, model=PARAMS.canonical_model("nelbo", wildcards.model), part=range(parts), parts=parts
+    )
 
 
 def job_of(stage, wildcards):
     """The resources of a stage of a model; for statistics, which several share, those of the first that needs them."""
     if "model" in wildcards.keys():
-        return getattr(PARAMS.everything[wildcards.model].resources, stage)
-    asked = (model for model in PARAMS.everything.values() if model.dataset == wildcards.dataset)
+        return getattr(PARAMS.all_models[wildcards.model].resources, stage)
+    asked = (model for model in PARAMS.all_models.values() if model.dataset == wildcards.dataset)
     sharing = (model for model in asked if wildcards.extractor in model.evaluate.extractors)
     return next((getattr(model.resources, stage) for model in sharing), JobConfig())
 
@@ -162,23 +166,23 @@ def resources_of(stage):
     return {name: one(name) for name in asked(JobConfig())}
 
 
-def owners(what, models):
+def canonical_models(what, models):
     """The models under whose names ``what`` of these models is kept, each once."""
-    return list(dict.fromkeys(PARAMS.owner(what, model) for model in models))
+    return list(dict.fromkeys(PARAMS.canonical_model(what, model) for model in models))
 
 
 def trained(models):
     """The models that are trained end to end on the way to these, and they."""
-    return owners("lsgm", [step for model in models for step in PARAMS.lineage(model)])
+    return canonical_models("lsgm", [step for model in models for step in PARAMS.lineage(model)])
 
 
 def products(models):
     """Everything that is made for these models."""
     return [
-        *expand(rules.pretrain_vae.output, model=owners("vae", models)),
+        *expand(rules.pretrain_vae.output, model=canonical_models("vae", models)),
         *expand(rules.train_lsgm.output, model=trained(models)),
-        *expand(rules.sample.output, kind="vae", model=owners("vae_samples", models)),
-        *expand(rules.sample.output, kind="lsgm", model=owners("lsgm_samples", models)),
+        *expand(rules.sample.output, kind="vae", model=canonical_models("vae_samples", models)),
+        *expand(rules.sample.output, kind="lsgm", model=canonical_models("lsgm_samples", models)),
         *expand(rules.evaluate_model.output, model=models),
     ]
 

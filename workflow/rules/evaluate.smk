@@ -1,4 +1,4 @@
-# Part of the test images. What is done is kept in states/: a job that was stopped goes on from there.
+# Part of the test images. What is done is kept in resume/: a job that was stopped goes on from there.
 rule nelbo:
     input:
         config="configs/nelbo/{model}.json",
@@ -18,7 +18,7 @@ rule nelbo:
     shell:
         "exec lsgm nelbo --config {input.config} --data {params.data} --model {params.lsgm} --vae {params.vae}"
         " --part {wildcards.part} --parts {wildcards.parts} --out {output}"
-        " --state states/nelbo/{wildcards.model}/{wildcards.part}-of-{wildcards.parts}.jsonl --log {log}"
+        " --resume resume/nelbo/{wildcards.model}/{wildcards.part}-of-{wildcards.parts}.jsonl --log {log}"
 
 
 rule evaluate_model:

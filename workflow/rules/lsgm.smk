@@ -20,5 +20,5 @@ rule train_lsgm:
     shell:
         "exec workflow/scripts/launch.sh {resources.nodes} {resources.gpus_per_node}"
         " lsgm train --config {input.config} --data {params.data} --vae {params.vae}"
-        " --out checkpoints/lsgm/{wildcards.model} --state states/lsgm/{wildcards.model}"
+        " --out checkpoints/lsgm/{wildcards.model} --resume resume/lsgm/{wildcards.model}"
         " --tensorboard logs/tensorboard/lsgm/{wildcards.model} --log {log}"

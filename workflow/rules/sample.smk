@@ -1,6 +1,6 @@
 rule sample:
     input:
-        config="configs/sample/{model}.json",
+        config="configs/sample/{kind}.{model}.json",
         checkpoint=lambda wildcards: expand(
             "{folder}/{file}",
             folder=checkpoint_of(wildcards.kind, wildcards.model),

@@ -3,14 +3,14 @@ rule tabulate:
         config=f"configs/tabulate/{COMPARISON}.json",
         results=expand(
             "results/models/{model}/{file}",
-            model=PARAMS.compared,
+            model=PARAMS.table_models,
             file=["metrics.json", "samples.png", "history_vae.csv", "history_lsgm.csv"],
         ),
     output:
         metrics=expand(
             "results/metrics/{prior}/{model}.json",
             prior=["vae", "lsgm_with_normal_prior", "lsgm"],
-            model=PARAMS.compared,
+            model=PARAMS.table_models,
         ),
         history="results/tables/history.csv",
         markdown="results/tables/comparison.md",
@@ -34,7 +34,7 @@ rule tabulate:
                 category="2. Samples",
                 labels={"model": model},
             )
-            for model in PARAMS.compared
+            for model in PARAMS.table_models
         ],
         training=[
             report(
@@ -43,7 +43,7 @@ rule tabulate:
                 category="4. Training",
                 labels={"model": model},
             )
-            for model in PARAMS.compared
+            for model in PARAMS.table_models
         ],
     log:
         "logs/tabulate.log",
@@ -52,7 +52,7 @@ rule tabulate:
         mem_mb=4000,
         runtime=30,
     params:
-        results=expand("results/models/{model}", model=PARAMS.compared),
+        results=expand("results/models/{model}", model=PARAMS.table_models),
     shell:
         "exec lsgm tabulate --results {params.results} --out results --log {log}"
 

@@ -1,14 +1,18 @@
 """What one asks for by name: `snakemake MODEL`, and the phases that the stages of dvc.yaml run."""
 
-RUN_MODELS = [PARAMS.everything[name] for name in PARAMS.running]
+RUN_MODELS = [PARAMS.all_models[name] for name in PARAMS.selected_models]
 RUN_DATASETS = sorted({model.dataset for model in RUN_MODELS})
 if workflow.is_main_process and not adopting():  # said here, it is not buried in Snakemake's report of a rule
     for dataset in RUN_DATASETS:
         frozen_stage("prepare", dataset)
 RUN_STATISTICS = sorted({(model.dataset, e) for model in RUN_MODELS for e in model.evaluate.extractors})
-RUN_PRETRAINED = owners("vae", PARAMS.running)
-RUN_TRAINED = trained(PARAMS.running)
-RUN_SAMPLED = [*owners("vae_samples", PARAMS.running), *owners("lsgm_samples", PARAMS.running)]
+RUN_PRETRAINED = canonical_models("vae", PARAMS.selected_models)
+RUN_TRAINED = trained(PARAMS.selected_models)
+RUN_SAMPLED = [
+    f"{kind}.{model}"
+    for kind in ("vae", "lsgm")
+    for model in canonical_models(f"{kind}_samples", PARAMS.selected_models)
+]
 RUN_ABLATIONS = [name for name in PARAMS.run if name in PARAMS.ablations]
 
 
@@ -18,10 +22,10 @@ rule configs:
         [f"configs/statistics/{dataset}.{extractor}.json" for dataset, extractor in RUN_STATISTICS],
         expand("configs/pretrain/{model}.json", model=RUN_PRETRAINED),
         expand("configs/train/{model}.json", model=RUN_TRAINED),
-        expand("configs/sample/{model}.json", model=sorted({*RUN_SAMPLED})),
-        expand("configs/nelbo/{model}.json", model=owners("nelbo", PARAMS.running)),
-        expand("configs/evaluate/{model}.json", model=PARAMS.running),
-        expand("configs/illustrate/{model}.json", model=PARAMS.compared),
+        expand("configs/sample/{name}.json", name=RUN_SAMPLED),
+        expand("configs/nelbo/{model}.json", model=canonical_models("nelbo", PARAMS.selected_models)),
+        expand("configs/evaluate/{model}.json", model=PARAMS.selected_models),
+        expand("configs/illustrate/{model}.json", model=PARAMS.table_models),
         expand("configs/tabulate/{name}.json", name=[COMPARISON, *RUN_ABLATIONS]),
     localrule: True
 
@@ -48,14 +52,14 @@ rule train:
 
 rule evaluate:
     input:
-        products(PARAMS.running),
-        expand(rules.illustrate.output, model=PARAMS.compared),
+        products(PARAMS.selected_models),
+        expand(rules.illustrate.output, model=PARAMS.table_models),
         rules.tabulate.output,
         expand(rules.tabulate_ablation.output, ablation=RUN_ABLATIONS),
     localrule: True
 
 
-for model in PARAMS.everything:
+for model in PARAMS.all_models:
 
     rule:
         name:

@@ -16,5 +16,5 @@ rule pretrain_vae:
     shell:
         "exec workflow/scripts/launch.sh {resources.nodes} {resources.gpus_per_node}"
         " lsgm pretrain --config {input.config} --data {params.data}"
-        " --out checkpoints/vae/{wildcards.model} --state states/vae/{wildcards.model}"
+        " --out checkpoints/vae/{wildcards.model} --resume resume/vae/{wildcards.model}"
         " --tensorboard logs/tensorboard/vae/{wildcards.model} --log {log}"

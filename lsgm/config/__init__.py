@@ -1,0 +1,51 @@
+"""The configuration, section by section: every parameter, typed, with its check and its description.
+
+``params.yaml`` as a whole is :class:`lsgm.params.Params`, and the job of a stage reads a frozen part of it
+(:mod:`lsgm.config.stages`). Here are the sections, and the base classes of what an installed package adds. Nothing in
+this package imports torch: the workflow reads it when it is parsed.
+"""
+
+from lsgm.config.backbones import BackboneConfig, BlocksConfig, ConvVAEConfig, VAEConfig
+from lsgm.config.data import DatasetConfig, DatasetFormatConfig, ImageConfig, ImagesConfig
+from lsgm.config.evaluation import Estimator, EvaluateConfig, NELBOConfig
+from lsgm.config.extractors import ExtractorEntry
+from lsgm.config.likelihoods import LikelihoodEntry
+from lsgm.config.priors import DropInactiveConfig, NCSNppConfig, PriorConfig
+from lsgm.config.resources import EvaluateJobConfig, JobConfig, ResourcesConfig
+from lsgm.config.sampling import SampleConfig
+from lsgm.config.sdes import DiffusionConfig, SDEConfig
+from lsgm.config.section import ConfigError, Part, Section
+from lsgm.config.training import DivergenceConfig, KLAnnealConfig, PretrainConfig, ScheduleConfig, TrainConfig
+
+__all__ = [
+    "BackboneConfig",
+    "BlocksConfig",
+    "ConfigError",
+    "ConvVAEConfig",
+    "DatasetConfig",
+    "DatasetFormatConfig",
+    "DiffusionConfig",
+    "DivergenceConfig",
+    "DropInactiveConfig",
+    "Estimator",
+    "EvaluateConfig",
+    "EvaluateJobConfig",
+    "ExtractorEntry",
+    "ImageConfig",
+    "ImagesConfig",
+    "JobConfig",
+    "KLAnnealConfig",
+    "LikelihoodEntry",
+    "NCSNppConfig",
+    "NELBOConfig",
+    "Part",
+    "PretrainConfig",
+    "PriorConfig",
+    "ResourcesConfig",
+    "SDEConfig",
+    "SampleConfig",
+    "ScheduleConfig",
+    "Section",
+    "TrainConfig",
+    "VAEConfig",
+]

@@ -1,0 +1,48 @@
+"""What jobs ask a cluster for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from lsgm.config.bounds import Few, Number, Positive
+from lsgm.config.section import Section
+
+
+class JobConfig(Section):
+    """What a job asks the cluster for. It changes where and how fast the job runs, never its result."""
+
+    nodes: Few = 1
+    gpus: Annotated[int, Number, Field(ge=0, le=1024)] = Field(
+        0, description="GPUs on each node; a training runs one process per GPU"
+    )
+    cpus: Few = Field(2, description="CPUs of each process; there is one process per GPU, or one per node without GPUs")
+    mem_gb: Annotated[Positive, Field(le=1e6)] = Field(8, description="main memory on each node, in GB")
+    hours: Annotated[Positive, Field(le=1e5)] = Field(
+        24, description="time limit in hours; a training that needs longer resumes in another job"
+    )
+
+
+class EvaluateJobConfig(JobConfig):
+    """What each job of an evaluation asks for."""
+
+    jobs: Few = Field(
+        1, description="number of jobs that share the test images of the NELBO; the result is the same for any number"
+    )
+
+
+class ResourcesConfig(Section):
+    """The jobs of a model."""
+
+    pretrain: JobConfig = JobConfig()
+    train: JobConfig = JobConfig()
+    sample: JobConfig = JobConfig(hours=4)
+    evaluate: EvaluateJobConfig = EvaluateJobConfig(hours=12)
+
+    @model_validator(mode="after")
+    def _one_process_uses_one_gpu(self) -> ResourcesConfig:
+        for stage, job in (("sample", self.sample), ("evaluate", self.evaluate)):
+            if job.nodes > 1 or job.gpus > 1:
+                raise ValueError(f"{stage}: is one process, which uses one node and at most one GPU")
+        return self

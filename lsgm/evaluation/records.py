@@ -1,0 +1,29 @@
+"""What the JSON files of an evaluation are made of. JSON has no NaN: null stands for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from lsgm.config import Section
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+OptionalNumber = Annotated[float | None, BeforeValidator(_number)]  # None: the key is missing
+Measured = dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Number]  # metric -> value
+
+
+class Record(Section):
+    """A section of a JSON file. Keys that it does not know, such as those of another version, are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True, populate_by_name=True)
+
+    def written(self) -> dict[str, Any]:
+        """The section as it is written: only the keys that were given, in the order of the fields."""
+        return self.model_dump(exclude_unset=True)

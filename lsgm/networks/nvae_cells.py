@@ -1,0 +1,124 @@
+"""The residual cells of NVAE (arXiv 2007.03898, section 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsgm.networks.batch_norm import BatchNorm, BatchNormSwish
+from lsgm.networks.depthwise import DepthwiseConv2d
+from lsgm.networks.layers import Conv2d, no_autocast, wide
+from lsgm.networks.weight_norm import WNConv2d
+
+
+class SqueezeExcite(nn.Module):
+    """Per-channel gate in (0, 1) from the global mean (arXiv 1709.01507); hidden width max(C / 16, 4)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 16, 4)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The gate, [B, C, 1, 1]; float32 whatever the precision of ``x``."""
+        with no_autocast(x):
+            # Not mean(): its gradient would be written out in the default layout, and added to one in channels-last.
+            mean = wide(x).sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
+            return torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))[:, :, None, None]
+
+
+class DownSkip(nn.Module):
+    """Halve the resolution: swish, then four 1x1 stride-2 convolutions on the four shifted grids."""
+
+    SHIFTS = ((0, 0), (1, 1), (0, 1), (1, 0))  # (row, column)
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        widths = [c_out // 4] * 3 + [c_out - 3 * (c_out // 4)]
+        self.convs = nn.ModuleList(WNConv2d(c_in, width, 1, 2, padding=0) for width in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # As one 2x2 convolution whose weights are zero but at each quarter's own place: a quarter of the time.
+        weights, biases = [], []
+        for conv, (i, j) in zip(self.convs, self.SHIFTS, strict=True):
+            assert isinstance(conv, WNConv2d) and conv.bias is not None
+            weights.append(F.pad(conv.effective_weight(), (j, 1 - j, i, 1 - i)))
+            biases.append(conv.bias)
+        return F.conv2d(F.silu(x), torch.cat(weights), torch.cat(biases), stride=2)
+
+
+class UpSkip(nn.Module):
+    """Double the resolution: bilinear (corners aligned), then a 1x1 convolution."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv = WNConv2d(c_in, c_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A 1x1 convolution commutes with interpolation (its weights sum to 1): convolve the small map.
+        return F.interpolate(self.conv(x), scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class BNSwishBranch(nn.Module):
+    """`res_bnswish`: two times batch norm -> swish -> conv3x3; the first resamples and changes the channels."""
+
+    def __init__(self, c_in: int, c_out: int, resample: int) -> None:
+        super().__init__()
+        self.upsample = resample > 0
+        self.norm_1 = BatchNormSwish(c_in)
+        self.conv_1 = WNConv2d(c_in, c_out, 3, stride=2 if resample < 0 else 1)
+        self.norm_2 = BatchNormSwish(c_out)
+        self.conv_2 = WNConv2d(c_out, c_out, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm_1(x)
+        if self.upsample:
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+        return self.conv_2(self.norm_2(self.conv_1(h)))
+
+
+class MBConvBranch(nn.Module):
+    """`mbconv`: batch norm -> expand 1x1 -> depthwise 5x5 -> project 1x1 -> batch norm, no weight norm, no biases."""
+
+    def __init__(self, c_in: int, c_out: int, resample: int, expansion: int) -> None:
+        super().__init__()
+        hidden = c_in * expansion
+        self.upsample = resample > 0
+        self.norm_in = BatchNorm(c_in)
+        self.expand = Conv2d(c_in, hidden, 1, bias=False)
+        self.norm_1 = BatchNormSwish(hidden)
+        self.depthwise = DepthwiseConv2d(hidden, 5)
+        self.norm_2 = BatchNormSwish(hidden)
+        self.project = Conv2d(hidden, c_out, 1, bias=False)
+        self.norm_out = BatchNorm(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm_1(self.expand(self.norm_in(x)))
+        if self.upsample:
+            # The definition repeats pixels first. Everything up to here works pixel by pixel, and a batch's mean and
+            # variance do not see repetition: repeating here is the same function at a quarter of the work.
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+        return self.norm_out(self.project(self.norm_2(self.depthwise(h))))
+
+
+class Cell(nn.Module):
+    """Residual cell: skip(x) + 0.1 * gate * branch(x).
+
+    ``resample`` is -1 (halve), 0 or +1 (double); the skip is then a :class:`DownSkip` or :class:`UpSkip`.
+    """
+
+    activation_checkpointing = True  # a block of which only the input need be kept
+
+    def __init__(self, branch: nn.Module, c_in: int, c_out: int, resample: int, use_se: bool) -> None:
+        super().__init__()
+        self.branch = branch
+        self.gate = SqueezeExcite(c_out) if use_se else None
+        self.skip: nn.Module = (DownSkip(c_in, c_out), nn.Identity(), UpSkip(c_in, c_out))[resample + 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.branch(x)
+        if self.gate is None:
+            return torch.add(self.skip(x), h, alpha=0.1)
+        return torch.addcmul(self.skip(x), h, self.gate(h).to(h.dtype), value=0.1)

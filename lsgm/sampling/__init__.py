@@ -1,1 +1,0 @@
-"""Drawing latents from the prior, and their likelihood."""

@@ -1,0 +1,182 @@
+"""The algorithms of LSGM, appendix G.6: how the losses of VAE (q) and prior (p) become one scalar to minimize.
+
+    q:  E_q[-log p(x | z0)] + beta (E_q[log q(z0 | x)] + CE(q(z0 | x) || p(z0)))
+        with CE = E[w_ll ||noise - eps(z_t, t)||^2] + constant                                      (theorem 1)
+    p:  E[w_p ||noise - eps(z_t, t)||^2], z0 held fixed                                              (section 3.4)
+
+The gradient of each algorithm's scalar trains the VAE by the first loss and the prior by the second. All in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsgm.networks.posterior import Posterior
+from lsgm.prior import ScorePrior
+from lsgm.training.distributed import all_reduce_mean
+from lsgm.weighting import TimeDraw
+
+
+@dataclass
+class Sample:
+    """What a step has drawn of a batch of B images: R samples of (t, noise) for each sample z0 of the posterior."""
+
+    posterior: Posterior
+    reconstruction: Tensor  # -log p(x | z0), mean over the batch
+    negative_entropy: Tensor  # log q(z0 | x) of each latent group, [B, G]
+    lower_scales_kl: Tensor  # KL to N(0, I) of each group of the scales that the prior does not cover, [B, F]
+    z0: Tensor  # [R B, C, H, W]
+    noise: Tensor  # [R B, C, H, W]
+    p_draw: TimeDraw  # times and weights of the prior's loss, [R B]
+    constant: float  # of the cross entropy
+    beta: float  # the KL coefficient
+
+    @property
+    def kl_without_prior(self) -> Tensor:
+        """E[log q] of all latents, less log N(0, I) of the lower scales: what the cross entropy makes a KL of."""
+        return torch.cat([self.negative_entropy, self.lower_scales_kl], dim=1).sum(dim=1).mean()
+
+
+@dataclass
+class Losses:
+    """The scalar to minimize, and two of its terms: the prior's loss, and the cross entropy without its constant."""
+
+    loss: Tensor
+    loss_prior: Tensor
+    cross_entropy: Tensor
+
+
+def algorithm_1(prior: ScorePrior, s: Sample, balance: bool = False) -> Losses:
+    """Both weightings are w_ll: the VAE's loss trains the prior too (so beta scales the prior's gradient).
+
+    ``balance``: balance the KLs of the groups, as in the first stage (NVAE, section 3.2).
+    """
+    groups = s.posterior.groups
+    error = s.p_draw.weight[:, None] * squared_error(prior, s.z0, s.noise, s.p_draw.t, groups)  # [R B, G]
+    cross_entropy = error.sum(dim=1).mean()
+    shares = torch.tensor(groups, device=s.z0.device) / sum(groups)
+    kl = s.negative_entropy + error.view(-1, *s.negative_entropy.shape).mean(dim=0) + s.constant * shares
+    kl = torch.cat([kl, s.lower_scales_kl], dim=1)
+    gamma = balancing(kl, s.beta, len(groups)) if balance else 1.0
+    return Losses(s.reconstruction + s.beta * (kl * gamma).sum(dim=1).mean(), cross_entropy, cross_entropy)
+
+
+def algorithm_2(prior: ScorePrior, s: Sample, q_draw: TimeDraw, q_prior: ScorePrior, joint: bool) -> Losses:
+    """The VAE's loss has times of its own, drawn for w_ll, and a pass of its own through the score network.
+
+    Args:
+        q_draw: times and weights of the VAE's loss.
+        q_prior: the prior that the VAE's pass sees: ``prior``, or its average.
+        joint: one pass of twice the batch, else one after the other.
+    """
+    z_q = prior.sde.diffuse(s.z0, s.noise, q_draw.t[:, None, None, None])
+    z_p = prior.sde.diffuse(s.z0.detach(), s.noise, s.p_draw.t[:, None, None, None])
+    leaf = z_q.detach().requires_grad_()  # q's graph through the network ends here, and is freed before p's starts
+
+    def q_loss(predicted: Tensor) -> tuple[Tensor, Tensor]:
+        loss = (q_draw.weight * (s.noise - predicted).square().sum(dim=(1, 2, 3))).mean()
+        return loss, torch.autograd.grad(loss, leaf, retain_graph=joint)[0]
+
+    if joint:
+        predicted_q, predicted_p = prior(torch.cat([leaf, z_p]), torch.cat([q_draw.t, s.p_draw.t])).chunk(2)
+        cross_entropy, gradient = q_loss(predicted_q)
+    else:
+        with _frozen(q_prior):
+            cross_entropy, gradient = q_loss(q_prior(leaf, q_draw.t))
+        predicted_p = prior(z_p, s.p_draw.t)
+    loss_prior = (s.p_draw.weight * (s.noise - predicted_p).square().sum(dim=(1, 2, 3))).mean()
+    linear = (z_q * gradient).sum()  # has the cross entropy's gradient; its value is put right here
+    cross_entropy = cross_entropy.detach() + linear - linear.detach()
+    return Losses(
+        s.reconstruction + s.beta * (s.kl_without_prior + cross_entropy) + loss_prior, loss_prior, cross_entropy
+    )
+
+
+def algorithm_3(prior: ScorePrior, s: Sample) -> Losses:
+    """The VAE's loss takes the prior's times, reweighted to w_ll.
+
+    The two losses differ by a factor per image, so one backward pass of the prior's gives both: on its way to the
+    encoder an image's gradient is multiplied by beta w_ll / w_p. (The paper takes two passes over one graph.)
+    """
+    factor = s.beta * s.p_draw.likelihood_weight / s.p_draw.weight
+    error = squared_error(prior, s.z0, s.noise, s.p_draw.t, factor=factor).sum(dim=1)
+    loss_prior = (s.p_draw.weight * error).mean()
+    cross_entropy = (s.p_draw.likelihood_weight * error.detach()).mean()
+    return Losses(s.reconstruction + s.beta * s.kl_without_prior + loss_prior, loss_prior, cross_entropy)
+
+
+def frozen_vae(prior: ScorePrior, s: Sample) -> Losses:
+    """The prior's loss alone, on samples of a VAE that stays as it is (the paper's two-stage ablation)."""
+    error = squared_error(prior, s.z0, s.noise, s.p_draw.t).sum(dim=1)
+    loss_prior = (s.p_draw.weight * error).mean()
+    return Losses(loss_prior, loss_prior, (s.p_draw.likelihood_weight * error).mean())
+
+
+def squared_error(
+    prior: ScorePrior,
+    z0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    groups: tuple[int, ...] | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """||noise - eps(z_t, t)||^2 of each latent group, [B, G], for times [B]; all latents are one group by default.
+
+    ``factor`` [B] multiplies the gradient with respect to ``z0``.
+    """
+    z_t = prior.sde.diffuse(z0, noise, t[:, None, None, None])
+    if factor is not None:
+        z_t = _ScaleGradient.apply(z_t, factor[:, None, None, None])
+    return per_group((noise - prior(z_t, t)).square(), groups or (z0.shape[1],))
+
+
+def per_group(x: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """Sums over space and over the channels of each latent group: [B, C, H, W] -> [B, G]."""
+    return torch.stack([g.sum(dim=1) for g in x.sum(dim=(2, 3)).split(groups, dim=1)], dim=1)
+
+
+def balancing(kl: Tensor, beta: float, groups_per_scale: int) -> Tensor | float:
+    """gamma_g of KL balancing, [G]: proportional to (mean |KL_g| + 0.01) / a_g, of mean 1, treated as constant.
+
+    a_g = 4^s, the size of the group's scale (s = 0 for the smallest, which comes first). From beta = 1 on there is no
+    balancing (NVAE, section 3.2).
+    """
+    if beta >= 1 or kl.shape[1] == 1:
+        return 1.0
+    scale = torch.arange(kl.shape[1], device=kl.device) // groups_per_scale
+    mean = kl.detach().abs().mean(dim=0)
+    all_reduce_mean([mean])
+    gamma = (mean + 0.01) / 4.0**scale
+    return gamma / gamma.mean()
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No gradient goes to the module's weights."""
+    before = [p.requires_grad for p in module.parameters()]
+    try:
+        module.requires_grad_(False)
+        yield
+    finally:
+        for p, wanted in zip(module.parameters(), before, strict=True):
+            p.requires_grad_(wanted)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by ``factor``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return gradient * factor, None

@@ -1,0 +1,76 @@
+"""Spectral regularization (NVAE, section 3.2): keep the Lipschitz constant of the networks in bounds.
+
+lambda * (sum over convolutions of the largest singular value + sum over norm layers of max |gamma|).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsgm.networks.layers import Conv2d
+
+FIRST_ITERATIONS = 40
+ITERATIONS = 4
+
+
+class SpectralRegularizer:
+    """Sum of largest singular values and of max |gamma| of one network.
+
+    The singular values are followed by power iteration (40 steps on the first call, then 4 a call), for all weights
+    of one shape at once. Convolutions count with the weight they apply (weight norm included) as [C_out, the rest].
+    With ``convs`` False they do not count at all.
+    """
+
+    def __init__(self, network: nn.Module, seed: int = 0, convs: bool = True) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        by_shape: dict[torch.Size, list[nn.Conv2d]] = defaultdict(list)
+        norms: dict[int, list[Tensor]] = defaultdict(list)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                if convs:
+                    by_shape[module.weight.shape].append(module)
+            elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+                norms[module.weight.numel()].append(module.weight)
+        self._convs, self._norms = list(by_shape.values()), list(norms.values())
+        self._left = []  # estimates of the left singular vectors, [N, 1, C_out] for each shape
+        for group in self._convs:
+            start = torch.randn(len(group), 1, group[0].weight.shape[0], generator=generator)
+            self._left.append(F.normalize(start, dim=2).to(group[0].weight))
+        self._iterations = FIRST_ITERATIONS
+
+    def spectral(self) -> Tensor:
+        """Sum over all convolutions of the largest singular value."""
+        total: Tensor | float = 0.0
+        for i, group in enumerate(self._convs):
+            weight = [conv.effective_weight() if isinstance(conv, Conv2d) else conv.weight for conv in group]
+            matrix = torch.stack([w.permute(0, 2, 3, 1) for w in weight]).flatten(2)  # [N, C_out, rest], in any order
+            with torch.no_grad():
+                left, transposed = self._left[i], matrix.transpose(1, 2)
+                for _ in range(self._iterations):
+                    right = left @ matrix
+                    left = F.normalize(right @ transposed, dim=2)
+                self._left[i], right = left, F.normalize(right, dim=2)
+            total = total + (left @ matrix * right).sum()
+        self._iterations = ITERATIONS
+        return torch.as_tensor(total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The power iteration's vectors."""
+        return {"left": list(self._left), "iterations": self._iterations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, left in enumerate(state["left"]):
+            self._left[i] = left.to(self._left[i])
+        self._iterations = int(state["iterations"])
+
+    def norm_scales(self) -> Tensor:
+        """Sum over all norm layers of max |gamma|."""
+        return torch.stack([torch.stack(group).abs().amax(dim=1).sum() for group in self._norms]).sum()
+
+    def __call__(self) -> Tensor:
+        return self.spectral() + self.norm_scales()

@@ -1,0 +1,59 @@
+"""A look at a model while it trains: the NELBO of a few test images, and samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsgm.data.batches import preprocess
+from lsgm.data.store import ImageStore
+from lsgm.errors import LSGMError
+from lsgm.model import LSGM
+from lsgm.prior import ScorePrior
+from lsgm.progress import log
+
+TOL = 1e-3  # of the ODE: fair to a picture and to a trend
+SHARPEST = 1e-5  # where the ODE ends for diffusions that train from t = 0
+
+
+class Validation:
+    """Test NELBO (nats/image), NFE and samples of ``model``, with ``prior`` in the place of its own.
+
+    Draws nothing from PyTorch's global generators, changes no statistics and leaves every module in the mode it had.
+
+    Args:
+        images: number of test images, and of samples; both the same at every look.
+        prior: one with averaged weights.
+    """
+
+    def __init__(self, model: LSGM, store: ImageStore, images: int, prior: ScorePrior | None = None) -> None:
+        self.model, self.prior = model, prior
+        stored = torch.tensor(store.images("test")[:images], dtype=torch.uint8)
+        generator = torch.Generator().manual_seed(0)
+        self.x = preprocess(stored, generator, model.image.size, model.image.binary).to(model.device)
+
+    @torch.no_grad()
+    def __call__(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Facts for the history, and images [N, C, H, W] in [0, 1]."""
+        model, own = self.model, self.model.prior
+        modes = {}
+        time_eps = max(model.sde_config.time_eps, SHARPEST) if model.sde_config is not None else SHARPEST
+        try:
+            model.prior = self.prior
+            modes = {module: module.training for module in model.modules()}
+            with torch.compiler.set_stance("force_eager"):  # compiling for these shapes would take longer
+                terms = model.nelbo_terms(
+                    self.x, model.per_sample_noise(0, range(len(self.x))), tol=TOL, time_eps=time_eps
+                )
+                samples, info = model.sample(len(self.x), tol=TOL, time_eps=time_eps, return_info=True)
+        except LSGMError as error:  # the solver's: of a model that is falling apart, which is the engine's to see
+            log.info(f"no look at the model: {error}")
+            return {}, {}
+        finally:
+            model.prior = own
+            for module, training in modes.items():
+                module.training = training
+        facts = {"test_nelbo": terms.nelbo.mean().item()}
+        if self.prior is not None:
+            facts |= {"test_nfe": float(terms.nfe), "sampling_nfe": info.nfe}
+        return facts, {"samples": samples}

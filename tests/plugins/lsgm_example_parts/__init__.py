@@ -1,0 +1,1 @@
+"""One part of each kind that LSGM lets an installed package add."""
