@@ -152,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     second = command("train", train, "Train VAE and score prior end to end.", config, data, vae, ("--out", "folder"))
     for sub in (first, second):
         sub.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
-        sub.add_argument("--resume", type=Path, help="folder for what an interrupted training goes on from; OUT/resume")
+        sub.add_argument("--resume", type=Path, help="folder that an interrupted training resumes from; OUT/resume")
     model = ("--model", "folder of a model")
     command("sample", sample, "Draw images from a model.", config, model, ("--out", "folder"))
     bound = command(
@@ -160,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bound.add_argument("--part", type=int, default=0, help="which of the parts (0, 1 ...) that share the images")
     bound.add_argument("--parts", type=int, default=1, help="how many there are")
-    bound.add_argument("--resume", type=Path, help="file that an interrupted job goes on from; OUT.resume")
+    bound.add_argument("--resume", type=Path, help="file that an interrupted job resumes from; OUT.resume")
     judge = command(
         "evaluate",
         evaluate,

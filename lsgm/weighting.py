@@ -108,7 +108,8 @@ def closed_form(sde: SDE, weighting: Weighting, time_eps: float) -> Proposal | N
     t.
     """
     ends = torch.tensor([time_eps, 1.0], dtype=torch.float64)
-    if isinstance(sde, VPSDE) and weighting == "un":
+    kind = type(sde)  # a subclass may have another schedule
+    if isinstance(sde, VPSDE) and kind is VPSDE and weighting == "un":
         # s = (1 - s0) e^-B and B = k (t + h)^2 - k h^2
         k = 0.5 * (sde.beta_end - sde.beta_start)
         if k <= 0 or 0.5 * sde.beta_start / math.sqrt(k) > 3:  # nearly constant beta: the Gaussian's far tail
@@ -121,14 +122,14 @@ def closed_form(sde: SDE, weighting: Weighting, time_eps: float) -> Proposal | N
     # F(v) with dF/dt = c s / factor, and its inverse
     integral: Callable[[Tensor], Tensor]
     inverse: Callable[[Tensor], Tensor]
-    if isinstance(sde, (VPSDE, GeometricVPSDE)) and weighting == "ll":
+    if kind in (VPSDE, GeometricVPSDE) and weighting == "ll":
         integral, inverse, factor = torch.log, torch.exp, 0.5
-    elif isinstance(sde, (VPSDE, GeometricVPSDE)) and weighting == "re":
+    elif kind in (VPSDE, GeometricVPSDE) and weighting == "re":
         integral, inverse, factor = torch.clone, torch.clone, 0.5
-    elif isinstance(sde, VESDE) and weighting == "re":
+    elif isinstance(sde, VESDE) and kind is VESDE and weighting == "re":
         s0 = sde.sigma2_0
         integral, inverse, factor = lambda v: torch.log1p(v - s0), lambda y: torch.expm1(y) + s0, 0.5
-    elif isinstance(sde, VESDE):  # `un` is `ll` over log(r) / 2: g^2 / sigma^2 is constant
+    elif isinstance(sde, VESDE) and kind is VESDE:  # `un` is `ll` over log(r) / 2: g^2 / sigma^2 is constant
         s0 = sde.sigma2_0
         integral, inverse = lambda v: torch.log(v / (1 + v - s0)), lambda y: (s0 - 1) * torch.exp(y) / torch.expm1(y)
         factor = (0.5 if weighting == "ll" else 1 / sde.log_ratio) / (1 - s0)

@@ -163,3 +163,25 @@ def test_coefficients_are_the_published_ones():
     for sde in SDES.values():
         for weighting in ("ll", "un", "re", "rescale"):
             np.testing.assert_allclose(coefficient(sde, weighting, t), c(sde, weighting, t), rtol=1e-10)
+
+
+class Quadratic(VPSDE):
+    """beta(t) = b t^2, from outside of the library."""
+
+    def beta(self, t):
+        return self.beta_end * t.square()
+
+    def beta_integral(self, t):
+        return self.beta_end * t**3 / 3
+
+
+@pytest.mark.parametrize("weighting", ["ll", "un", "re"])
+def test_a_subclass_with_another_schedule_has_its_own_proposal(weighting):
+    sde = Quadratic(0.1, 20.0, 1e-3)
+    t = torch.linspace(0.01, 1, 200_001, dtype=torch.float64)
+    density = coefficient(sde, weighting, t) * sde.alpha_bar(t)
+    mass = torch.cumulative_trapezoid(density, t)
+    proposal, rho = TimeSampler(sde, weighting, "importance", 0.01).proposal, torch.linspace(0.05, 0.95, 19).double()
+    assert proposal.integral == pytest.approx(mass[-1].item(), rel=1e-4)
+    drawn = mass[torch.searchsorted(t, proposal.time_at(rho)) - 1] / mass[-1]
+    torch.testing.assert_close(drawn, rho, rtol=0, atol=1e-3)

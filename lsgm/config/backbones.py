@@ -48,7 +48,7 @@ class BackboneConfig(Part):
 
     def latent_shapes(self, image: ImageConfig) -> list[Shape]:
         """The shapes (C, H, W) of the latents: those that the score prior covers, then the groups of lower scales."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define latent_shapes(image)")
 
     def misfits(self, image: ImageConfig) -> Iterator[str]:
         """Why the backbone cannot be built for these images: a line for each reason that begins with its key."""

@@ -92,4 +92,4 @@ class DatasetFormatConfig(Part):
 
     def image(self) -> ImageConfig:
         """The images that a model sees."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define image()")

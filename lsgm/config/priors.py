@@ -12,8 +12,8 @@ from lsgm.config.backbones import MAX_CELLS, Shape
 from lsgm.config.bounds import BelowOne, Channels, Count, Finite, Layers, NonNegative, Number, Pixels, Positive
 from lsgm.config.data import ImageConfig
 from lsgm.config.section import Part, Section
+from lsgm.widths import width_multipliers
 
-LARGE = 64  # pixels from which images are large; the paper has 256 and 28 or 32
 NORM_GROUPS = 32  # groups of the score network's group norms, at most
 
 
@@ -83,13 +83,6 @@ class NCSNppConfig(PriorConfig):
         step, size = 2 ** (self.scales - 1), latent_shape[1]
         if size % step:
             yield f"prior.scales: {self.scales} scales need latents of a size divisible by {step}, not {size}x{size}"
-
-
-def width_multipliers(scales: int, image_size: int) -> tuple[int, ...]:
-    """Width of each resolution of the NCSN++ in multiples of `channels` (LSGM, appendix G, tables 7 and 8)."""
-    if image_size < LARGE or scales <= 3:
-        return (1,) * scales
-    return {4: (1, 2, 2, 2), 5: (1, 1, 2, 2, 2)}[scales]
 
 
 def _wrong_norms(prior: NCSNppConfig, image: ImageConfig) -> Iterator[str]:

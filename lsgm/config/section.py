@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from lsgm.errors import LSGMError
@@ -123,8 +123,3 @@ def one_of(registry: Registry) -> Any:
         return name
 
     return AfterValidator(known)
-
-
-def enumerated(registry: Registry) -> Any:
-    """The names of ``registry`` as the JSON schema lists them."""
-    return Field(json_schema_extra={"enum": list(registry.names())})

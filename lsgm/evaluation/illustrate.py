@@ -40,7 +40,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
 
     Raises:
         LSGMError: ``folder`` holds no LSGM, the data are damaged or another dataset, or the ODE could not be solved
-            and ``sample.give_up`` is `fail`.
+            and ``sample.on_failure`` is `error`.
     """
     config = stage.sample
     model = checkpoint.load(folder, device).eval()

@@ -48,7 +48,7 @@ class Gain(Record):
 
 
 class NELBOs(Record):
-    """NELBOs under each prior. Further keys are `lsgm_<estimator>`, one for each further estimator."""
+    """NELBOs under each prior. The other keys are `lsgm_<estimator>`, one for each of `extra_estimators`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[Annotated[str, Field(pattern=r"^lsgm_[a-z0-9_]+$")], NELBO]

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsgm.config.priors import width_multipliers
 from lsgm.networks.layers import no_autocast, wide
+from lsgm.widths import width_multipliers
 
 NEAR_ZERO = 1e-10
 RSQRT2 = 1 / math.sqrt(2)

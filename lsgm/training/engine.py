@@ -125,8 +125,8 @@ class Engine:
 
         Raises:
             Stopped: on SIGTERM or an interrupt from the keyboard, after the state was saved.
-            LSGMError: the training diverged and did not recover (with `rescue.give_up: record` it then ends with the
-                last good state); or its states cannot be read or written.
+            LSGMError: the training diverged and did not recover (with `divergence.on_failure: keep_last` it then ends
+                with the last good state); or its states cannot be read or written.
         """
         self._began = time.monotonic()
         found = self._restore()

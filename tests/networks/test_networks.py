@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from lsgm.config import NCSNppConfig, VAEConfig
-from lsgm.config.priors import width_multipliers
 from lsgm.networks.ncsnpp import Resample
+from lsgm.widths import width_multipliers
 
 
 def vae_config(arch="res_bnswish", blocks=2, groups=3):

@@ -28,7 +28,7 @@ MODEL = {
     "vae": {"backbone": "linear", "latents": 4, "likelihood": "noisy_bernoulli"},
     "pretrain": {**SHORT, "kl_anneal_portion": 0.5, "kl_max_coeff": 0.7, "spectral_reg": 0, "eval_every_epochs": 1},
     "prior": {"network": "mlp", "hidden": 16, "mixing_logit_init": -1},
-    "sde": {"name": "cosine", "end": 0.9},
+    "sde": {"name": "constant", "rate": 6.0},
     "train": {**SHORT, "ema": 0.9, "spectral_reg_vae": 0, "p_weighting": "un", "algorithm": 3},
     "sample": {"count": 20, "solver": "midpoint", "midpoints": 3, "time_eps": 0.01, "batch": 20},
     "evaluate": {"images": 10, "tol": 0.01, "time_eps": 0.01, "batch": 10, "extractor": "pooled_pixels",
@@ -114,7 +114,7 @@ WRONG = [
     ("vae.backbone", "linaer", "models.added.vae.backbone: expected .*, found 'linaer'; did you mean 'linear'?"),
     ("vae.likelihood", "noisy", "models.added.vae.likelihood: expected bernoulli or .* or noisy_bernoulli, found"),
     ("prior.hidden", 0, "models.added.prior.hidden: expected greater than or equal to 1, found 0"),
-    ("sde.end", 1.5, "models.added.sde.end: expected less than 1, found 1.5"),
+    ("sde.rate", -1, "models.added.sde.rate: expected greater than 0, found -1"),
     ("sample.midpoint", 2, "models.added.sample.midpoint: unknown key .*; did you mean 'midpoints'?"),
     ("evaluate.extractor", "pooled", "evaluate.extractor: expected .*, found 'pooled'; did you mean 'pooled_pixels'"),
 ]
@@ -154,4 +154,4 @@ def test_it_is_described_like_any_other(project: Project) -> None:
     assert "vae.encoder" in said and "prior.network.layers" in said
     assert "midpoints: 3" in project.run("lsgm", "describe", "--config", "added")
     schema = yaml.safe_load(project.run(sys.executable, "-m", "lsgm.params"))
-    assert {"LinearVAEConfig", "MLPConfig", "CosineConfig", "MidpointConfig", "NPZConfig"} <= schema["$defs"].keys()
+    assert {"LinearVAEConfig", "MLPConfig", "ConstantConfig", "MidpointConfig", "NPZConfig"} <= schema["$defs"].keys()

@@ -133,6 +133,7 @@ CHANGES: dict[str, set[str]] = {
     "per_sample_noise": {*MODELS, "evaluate"},
     "model": {*MODELS, "evaluate"},
     "likelihoods": {*MODELS, "evaluate"},
+    "widths": PRIORS,
     "gaussian": {*MODELS, "evaluate"},
     "networks": MODELS,
     "networks.posterior": {*MODELS, "evaluate"},

@@ -1,50 +1,26 @@
-"""A variance-preserving SDE whose m_t is a cosine."""
+"""A variance-preserving SDE of constant rate, a subclass of ours."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from lsgm.config import DiffusionConfig
-from lsgm.config.bounds import BelowOne
-from lsgm.sde import SDE
+from lsgm.config.bounds import Positive
+from lsgm.sde import VPSDE
 
 
-class CosineConfig(DiffusionConfig):
+class ConstantConfig(DiffusionConfig):
     """Its keys under `sde`."""
 
-    implementation = "lsgm_example_parts.sde:Cosine"
+    implementation = "lsgm_example_parts.sde:Constant"
     variance_preserving = True
 
-    name: Literal["cosine"] = "cosine"
-    end: BelowOne = 0.95
+    name: Literal["constant"] = "constant"
+    rate: Positive = 8.0
 
 
-class Cosine(SDE):
-    """m_t = cos(w t), sigma_t = sin(w t) with w = end pi / 2."""
+class Constant(VPSDE):
+    """beta(t) = rate: m_t^2 = e^(-rate t)."""
 
-    variance_preserving = True
-
-    def __init__(self, *, end: float) -> None:
-        self.w = end * math.pi / 2
-
-    def drift(self, t: Tensor) -> Tensor:
-        return -self.w * torch.tan(self.w * t)  # d log m_t / dt
-
-    def diffusion_squared(self, t: Tensor) -> Tensor:
-        return 2 * self.w * torch.tan(self.w * t)
-
-    def mean_coefficient(self, t: Tensor) -> Tensor:
-        return torch.cos(self.w * t)
-
-    def variance(self, t: Tensor) -> Tensor:
-        return torch.sin(self.w * t).square()
-
-    def alpha_bar(self, t: Tensor) -> Tensor:
-        return torch.cos(self.w * t).square()
-
-    def time_at_variance(self, variance: Tensor) -> Tensor:
-        return torch.asin(variance.sqrt()) / self.w
+    def __init__(self, *, rate: float) -> None:
+        super().__init__(beta_start=rate, beta_end=rate)
