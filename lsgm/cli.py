@@ -69,11 +69,11 @@ def sample(args: argparse.Namespace) -> str:
 
 
 def nelbo(args: argparse.Namespace) -> None:
-    from lsgm.evaluation import likelihood
+    from lsgm.evaluation.nelbo import make_part
 
     stage = load_stage(NELBOStage, args.config)
     where = device(args.device)
-    likelihood.make_part(stage, args.data, args.model, args.vae, args.out, where, args.part, args.parts, args.resume)
+    make_part(stage, args.data, args.model, args.vae, args.out, where, args.part, args.parts, args.resume)
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,15 @@ from torch import Tensor, nn
 
 from lsgm import arguments
 from lsgm.arguments import check_choice, check_count
-from lsgm.config import BackboneConfig, DiffusionConfig, Estimator, ImageConfig, PriorConfig, SampleConfig
+from lsgm.config import (
+    BackboneConfig,
+    DiffusionConfig,
+    EstimatorConfig,
+    ImageConfig,
+    PriorConfig,
+    SampleConfig,
+    Section,
+)
 from lsgm.config.mistakes import parse
 from lsgm.errors import LSGMError, SolverError
 from lsgm.gaussian import standard_log_prob
@@ -29,10 +36,10 @@ from lsgm.prior import ScorePrior
 from lsgm.progress import Progress
 from lsgm.registry import LIKELIHOODS, SOLVERS, load
 from lsgm.shapes import misfits
-from lsgm.solvers import ancestral, probability_flow
+from lsgm.solvers.likelihood import estimate_log_prob
 
 Shape = tuple[int, ...]
-Probe = Literal["gaussian", "rademacher", "exact"]
+C = TypeVar("C", bound=Section)
 
 
 @dataclass
@@ -41,10 +48,15 @@ class SampleInfo:
 
     images: int
     solver: str
-    tol: float | None  # rk45's
+    tol: float | None  # of a solver with adaptive steps
     nfe: float  # evaluations of the score network per batch, mean over batches
     temperature: float
     seconds: float
+
+    @classmethod
+    def of(cls, config: SampleConfig, nfe: float, seconds: float) -> SampleInfo:
+        tol = config.resolved().tol if config.solver in ("rk45", "adaptive_sde") else None
+        return cls(config.count, config.label, tol, nfe, config.temperature, seconds)
 
 
 @dataclass
@@ -160,15 +172,21 @@ class LSGM(nn.Module):
             lower_scales = [torch.randn(len(z), *shape, device=z.device, dtype=z.dtype) for shape in shapes]
         return self.likelihood.mean(self.vae.decode(z, lower_scales))
 
+    @property
+    def time_eps(self) -> float:
+        """The smallest time that the score prior was trained at; 0 where there is none."""
+        return 0.0 if self.sde_config is None else self.sde_config.time_eps
+
     def sample(self, count: int, *, return_info: bool = False, **settings: Any) -> Any:
         """Draw ``count`` images: latents from the prior, then the mean of the decoder.
 
         Args:
             settings: those of :class:`lsgm.config.SampleConfig`, or of the configuration of an added ``solver``:
-                solver ("rk45"), tol (1e-5), time_eps (1e-5), steps, variance, temperature (1; 0 draws one image alone),
-                vae_batch_statistics, batch (64 images at a time) and seed (0). The prior N(0, I) needs no solver. Image
-                i depends on (seed, i) alone: not on ``batch``, ``count`` or the device. (To the solver's tolerance for
-                `rk45`, whose steps suit a whole batch; with vae_batch_statistics on the images of its batch too.)
+                solver ("ab"), form, order, grid, steps (10 evaluations), tol, time_eps and so on, temperature (1; 0
+                draws one image alone), vae_batch_statistics, batch (64 images at a time) and seed (0). The prior
+                N(0, I) needs no solver. Image i depends on (seed, i) alone: not on ``batch``, ``count`` or the device.
+                (To the solver's tolerance for `rk45`, whose steps suit a whole batch; with vae_batch_statistics on the
+                images of its batch too.)
         Returns:
             images [count, C, H, W] in [0, 1]; if ``return_info``, a pair of them and a :class:`SampleInfo`.
         Raises:
@@ -176,7 +194,10 @@ class LSGM(nn.Module):
             LSGMError: an argument is unknown or out of its range. All are checked, those too that the solver ignores.
         """
         start = time.perf_counter()
-        config = _sample_config(count, settings)
+        solver = settings.get("solver", SampleConfig.model_fields["solver"].default)
+        check_choice("solver", solver, SOLVERS.names())
+        given = {"count": count, "seed": 0, "batch": 64, **settings}
+        config = settings_of(SOLVERS.entry(solver), given, hidden=("on_failure", "compile"))
         images, nfe = [], []
         for x, evaluations in self.sample_batches(config):
             images.append(x)
@@ -186,47 +207,51 @@ class LSGM(nn.Module):
         if images[0].is_cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        x = torch.cat(images)
-        used = float(config.tol) if config.solver == "rk45" else None
-        return x, SampleInfo(len(x), config.solver, used, sum(nfe) / len(nfe), float(config.temperature), seconds)
+        return torch.cat(images), SampleInfo.of(config, sum(nfe) / len(nfe), seconds)
 
-    def sample_batches(self, config: SampleConfig) -> Iterator[tuple[Tensor, int]]:
+    def sample_batches(
+        self, config: SampleConfig, batches: Iterable[int] | None = None
+    ) -> Iterator[tuple[Tensor, float]]:
         """:meth:`sample`, batch by batch, for what does not fit into memory at once: images and NFE of each.
 
-        Raises as it does: arguments at once, what a batch came to with this batch.
+        Args:
+            batches: the numbers of the batches that are wanted; None: all of them.
+        Raises:
+            SolverError: as :meth:`sample`, when the batch is asked for.
         """
-        config = _checked_sampling(config)
+        config = config.resolved()
+        if config.time_eps is None:
+            config = config.model_copy(update={"time_eps": self.time_eps})
         solve = load(config.implementation)
+        wanted = list(range(-(-config.count // config.batch)) if batches is None else batches)
 
-        def one_batch(first: int) -> tuple[Tensor, int]:
+        def one_batch(first: int) -> tuple[Tensor, float]:
             streams = PerSampleNoise(config.seed, range(first, min(first + config.batch, config.count)), self.device)
 
             def draw(shape: Shape = self.latent_shape) -> Tensor:
                 return config.temperature * streams.normal(shape)
 
-            z, nfe = draw(), 0
+            # All that the decoder needs comes before what a solver draws, which may depend on the batch.
+            z, lower_scales = draw(), [draw(shape) for shape in self.vae.lower_scale_shapes]
+            nfe = 0.0
             if self.prior is not None:
                 solution = solve(self.prior, z, draw, config)
                 z, nfe = solution.y, solution.nfe
-            lower_scales = [draw(shape) for shape in self.vae.lower_scale_shapes]
             with batch_statistics(self.vae) if config.vae_batch_statistics else nullcontext():
                 images = self.decode(z, lower_scales)
             if not images.isfinite().all():
                 raise SolverError(f"sample: images after {first} are not finite; the training may have diverged")
             return images, nfe
 
-        def batches() -> Iterator[tuple[Tensor, int]]:
-            self.eval()
-            starts, total = range(0, config.count, config.batch), 0
-            with Progress("sampling", len(starts), "img", config.batch) as bar:
-                for done, first in enumerate(starts, start=1):
-                    with torch.no_grad():
-                        images, nfe = one_batch(first)
-                    total += nfe
-                    bar.step(f"NFE {total / done:.0f}")
-                    yield images, nfe
-
-        return batches()
+        self.eval()
+        total = 0.0
+        with Progress("sampling", len(wanted), "img", config.batch) as bar:
+            for done, number in enumerate(wanted, start=1):
+                with torch.no_grad():
+                    images, nfe = one_batch(number * config.batch)
+                total += nfe
+                bar.step(f"NFE {total / done:.0f}")
+                yield images, nfe
 
     def compile_prior(self) -> None:
         """Compile the prior for sampling; its weights must not change afterwards.
@@ -241,21 +266,12 @@ class LSGM(nn.Module):
         self,
         x: Tensor,
         streams: tuple[PerSampleNoise, PerSampleNoise],
-        *,
-        estimator: Estimator = "ode",
-        tol: float = 1e-5,
-        time_eps: float = 1e-5,
-        probe: Probe = "rademacher",
-        probes: int = 1,
-        steps: int = 1000,
+        settings: EstimatorConfig = EstimatorConfig(),  # noqa: B008  (frozen)
     ) -> NELBO:
         """-log p(x | z0) + log q(z0 | x) - log p(z0) at one sample z0 ~ q(z0 | x).
 
-        log p(z0) is exact for the prior N(0, I). For the score prior it is
-
-        - `ode`: that of the probability-flow ODE from ``time_eps`` to 1 with tolerance ``tol``, its trace by
-          ``probes`` Hutchinson probes (`gaussian` or `rademacher`), or `exact`, where there are few latents;
-        - `discretized`: a lower bound, the variational bound of the diffusion in ``steps`` steps.
+        log p(z0) is exact for the prior N(0, I), and estimated or bounded by ``settings`` for the score prior, see
+        :func:`lsgm.solvers.likelihood.estimate_log_prob`.
 
         Args:
             x: images [B, C, H, W] in [0, 1]; zeros and ones where the data are binary, which may be bool. Of any
@@ -266,10 +282,6 @@ class LSGM(nn.Module):
             LSGMError: the images have another shape or range, are not finite or on another device, or there is none;
                 or a setting is out of its range.
         """
-        check_choice("estimator", estimator, get_args(Estimator))
-        check_choice("probe", probe, get_args(Probe))
-        probes, steps = check_count("probes", probes), check_count("steps", steps)
-        tol, time_eps = arguments.check_tol(tol), arguments.check_time_eps(time_eps)
         x = self._checked(x, gray=False)
         encoder_draws, prior_draws = streams
         if not len(encoder_draws) == len(prior_draws) == len(x):
@@ -282,15 +294,9 @@ class LSGM(nn.Module):
         nfe = 0
         if self.prior is None:
             log_p = standard_log_prob(posterior.z).sum(dim=(1, 2, 3))
-        elif estimator == "discretized":
-            draw = partial(prior_draws.normal, self.latent_shape)
-            log_p, nfe = ancestral.elbo(self.prior, posterior.z, steps, draw)
         else:
-            directions = None
-            if probe != "exact":
-                draws = prior_draws.normal if probe == "gaussian" else prior_draws.rademacher
-                directions = torch.stack([draws(self.latent_shape) for _ in range(probes)])
-            log_p, nfe = probability_flow.log_prob(self.prior, posterior.z, directions, tol, time_eps)
+            time_eps = self.time_eps if settings.time_eps is None else settings.time_eps
+            log_p, nfe = estimate_log_prob(self.prior, posterior.z, prior_draws, settings, time_eps)
         kl = posterior.log_q.sum(dim=(1, 2, 3)) - log_p + posterior.lower_scales_kl().sum(dim=1)
         nelbo = reconstruction + kl
         if bad := int((~nelbo.isfinite()).sum()):
@@ -314,15 +320,15 @@ class LSGM(nn.Module):
             samples: K > 1 gives the tighter importance-weighted bound -log (1/K sum_k p(x, z_k) / q(z_k | x)) (Burda et
                 al., arXiv 1509.00519), from K encoder samples. What noise the estimate of log p(z0) has makes it too
                 low: use `probe="exact"` where that matters.
-            settings: those of :meth:`nelbo_terms`: tol, time_eps, estimator, probe, probes, steps.
+            settings: those of :class:`lsgm.config.EstimatorConfig`: estimator ("ode"), solver ("rk4"), steps (16
+                evaluations), tol, time_eps, probe and probes.
         Raises:
             SolverError, LSGMError: as :meth:`nelbo_terms`; a NELBO that is not finite is never returned.
         """
-        known = inspect.signature(self.nelbo_terms).parameters.values()
-        arguments.check_known(settings, [p.name for p in known if p.kind is p.KEYWORD_ONLY])
+        config = settings_of(EstimatorConfig, settings)
         samples, x = check_count("samples", samples), self._checked(x, gray=False)
         streams = self.per_sample_noise(seed, range(len(x)))
-        terms = [self.nelbo_terms(x, streams, **settings).nelbo for _ in range(samples)]
+        terms = [self.nelbo_terms(x, streams, config).nelbo for _ in range(samples)]
         return importance_weighted(torch.stack(terms))
 
 
@@ -331,29 +337,30 @@ def importance_weighted(nelbo: Tensor) -> Tensor:
     return math.log(len(nelbo)) - torch.logsumexp(-nelbo, dim=0)
 
 
-def _sample_config(count: int, settings: dict[str, Any]) -> SampleConfig:
-    """The settings of :meth:`LSGM.sample`, with its defaults; raises :class:`LSGMError` if one is unknown."""
-    solver = settings.get("solver", "rk45")
-    check_choice("solver", solver, SOLVERS.names())
-    kind: type[SampleConfig] = SOLVERS.entry(solver)
-    known = [name for name in kind.model_fields if name not in ("count", "on_failure", "compile")]
-    arguments.check_known(settings, known)
-    given = {"count": count, "seed": 0, "batch": 64, **settings}
-    return SampleConfig.model_construct(**given) if kind is SampleConfig else parse(kind, given, "sample")
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    **{name: partial(check_count, name) for name in ("count", "batch", "steps", "probes")},
+    "seed": arguments.check_seed,
+    "tol": arguments.check_tol,
+    "time_eps": arguments.check_time_eps,
+    "temperature": arguments.check_temperature,
+}
 
 
-def _checked_sampling(config: SampleConfig) -> SampleConfig:
-    """The settings as the library computes with them; raises :class:`LSGMError` if one is out of its range."""
-    config = config.resolved()
-    check_choice("variance", config.variance, get_args(SampleConfig.model_fields["variance"].annotation))
-    return config.model_copy(
-        update={
-            "count": check_count("count", config.count),
-            "batch": check_count("batch", config.batch),
-            "seed": arguments.check_seed(config.seed),
-            "steps": check_count("steps", config.steps),
-            "tol": arguments.check_tol(config.tol),
-            "time_eps": arguments.check_time_eps(config.time_eps),
-            "temperature": arguments.check_temperature(config.temperature),
-        }
-    )
+def settings_of(kind: type[C], given: dict[str, Any], hidden: Sequence[str] = ()) -> C:
+    """The keyword arguments of a call, which may be numbers of NumPy or PyTorch, as a section of the configuration.
+
+    Raises :class:`LSGMError` in one line if one is unknown or out of its range, or if two do not fit together.
+    """
+    arguments.check_known(given, [name for name in kind.model_fields if name not in hidden])
+    checked = dict(given)
+    for name, value in given.items():
+        field = kind.model_fields[name]
+        if value is None and field.default is None:
+            continue
+        parts = (field.annotation, *get_args(field.annotation))  # Literal, or Literal | None
+        options = [option for part in parts for option in get_args(part) if isinstance(option, str)]
+        if name in CHECKS:
+            checked[name] = CHECKS[name](value)
+        elif options:
+            check_choice(name, value, options)
+    return parse(kind, checked, "arguments")

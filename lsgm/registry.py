@@ -105,7 +105,10 @@ SDES = Registry(
 SOLVERS = Registry(
     "solver",
     "lsgm.solvers",
-    dict.fromkeys(("rk45", "euler", "heun", "rk4", "ancestral"), "lsgm.config.sampling:SampleConfig"),
+    dict.fromkeys(
+        ("ab", "ddim", "dpmpp_2m", "deis", "edm", "euler", "heun", "rk4", "rk45", "ancestral", "adaptive_sde"),
+        "lsgm.config.sampling:SampleConfig",
+    ),
 )
 LIKELIHOODS = Registry(
     "likelihood",

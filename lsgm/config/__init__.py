@@ -7,12 +7,12 @@ this package imports torch: the workflow reads it when it is parsed.
 
 from lsgm.config.backbones import BackboneConfig, BlocksConfig, ConvVAEConfig, VAEConfig
 from lsgm.config.data import DatasetConfig, DatasetFormatConfig, ImageConfig, ImagesConfig
-from lsgm.config.evaluation import Estimator, EvaluateConfig, NELBOConfig
+from lsgm.config.evaluation import Estimator, EstimatorConfig, EvaluateConfig, NELBOConfig
 from lsgm.config.extractors import ExtractorEntry
 from lsgm.config.likelihoods import LikelihoodEntry
 from lsgm.config.priors import DropInactiveConfig, NCSNppConfig, PriorConfig
 from lsgm.config.resources import EvaluateJobConfig, JobConfig, ResourcesConfig
-from lsgm.config.sampling import SampleConfig
+from lsgm.config.sampling import SampleConfig, SamplerConfig
 from lsgm.config.sdes import DiffusionConfig, SDEConfig
 from lsgm.config.section import ConfigError, Part, Section
 from lsgm.config.training import DivergenceConfig, KLAnnealConfig, PretrainConfig, ScheduleConfig, TrainConfig
@@ -28,6 +28,7 @@ __all__ = [
     "DivergenceConfig",
     "DropInactiveConfig",
     "Estimator",
+    "EstimatorConfig",
     "EvaluateConfig",
     "EvaluateJobConfig",
     "ExtractorEntry",
@@ -44,6 +45,7 @@ __all__ = [
     "ResourcesConfig",
     "SDEConfig",
     "SampleConfig",
+    "SamplerConfig",
     "ScheduleConfig",
     "Section",
     "TrainConfig",

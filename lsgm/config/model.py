@@ -28,7 +28,7 @@ else:  # what is installed beside us adds entries
     AnyBackbone = any_of(BACKBONES, "backbone", "nvae")
     AnyPrior = any_of(SCORE_NETWORKS, "network", "ncsnpp")
     AnySDE = any_of(SDES, "name", "vpsde")
-    AnySampling = any_of(SOLVERS, "solver", "rk45")
+    AnySampling = any_of(SOLVERS, "solver", "ab")
     AnyDataset = any_of(DATASETS, "format", "images")
 
 

@@ -23,8 +23,8 @@ from lsgm.evaluation.extractors import extractor
 from lsgm.evaluation.fidelity import kept, metrics, real_vs_real
 from lsgm.evaluation.history import read_history
 from lsgm.evaluation.image_grids import save_panels
-from lsgm.evaluation.likelihood import SetNELBO, read_parts, standard_error
 from lsgm.evaluation.metrics import NELBO, Fidelity, Gain, Metrics, NELBOs, Samplings, Training, Trainings
+from lsgm.evaluation.nelbo_results import SetNELBO, read_parts, standard_error
 from lsgm.evaluation.samples import DRAW_AGAIN, SamplingFile, check_samples, read_samples, read_sampling
 from lsgm.evaluation.statistics import Statistics, measure, read_reference
 from lsgm.files import copy, write_json

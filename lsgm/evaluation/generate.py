@@ -56,9 +56,7 @@ def generate(stage: SampleStage, folder: Path, out: Path, device: torch.device) 
         file.flush()
         digest = sha256(part)
     seconds = time.perf_counter() - start
-    tol = config.tol if config.solver == "rk45" else None
-    nfe /= math.ceil(config.count / config.batch)
-    info = SampleInfo(config.count, config.solver, tol, nfe, config.temperature, seconds)
+    info = SampleInfo.of(config, nfe / math.ceil(config.count / config.batch), seconds)
     save_grid(shown, out / "grid.png")
     facts = {
         **asdict(info),

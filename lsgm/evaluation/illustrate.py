@@ -28,6 +28,7 @@ from lsgm.solvers.probability_flow import drift
 from lsgm.solvers.rk45 import rk45
 
 RECONSTRUCTED = 64  # images, at most, and at most a batch of the samples'
+TOL = 1e-4  # of rk45, where the samples are drawn by another solver
 ROWS = 8  # at most
 WEIGHTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # and the end
@@ -55,7 +56,8 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     rows = min(ROWS, len(x) // 2)
     draws = PerSampleNoise(config.seed, range(len(x)), device)
     posterior = model.encode(x, [draws.normal(shape) for shape in (model.latent_shape, *model.vae.lower_scale_shapes)])
-    solve = partial(rk45, partial(drift, prior), tol=config.tol)
+    tol, time_eps = config.tol or TOL, model.time_eps if config.time_eps is None else config.time_eps
+    solve = partial(rk45, partial(drift, prior), tol=tol)
     decode = partial(_decode, model, config.vae_batch_statistics)
 
     save_panels(
@@ -65,16 +67,16 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
 
     def interpolations() -> dict[str, Tensor]:
         # To the ODE's start, where the prior is a normal distribution, halfway along the sphere, and back.
-        noise = solve(posterior.z[: 2 * rows], config.time_eps, 1.0).y
+        noise = solve(posterior.z[: 2 * rows], time_eps, 1.0).y
         ends = [(z[:rows], z[rows : 2 * rows]) for z in (noise, *posterior.lower_scales)]
         columns = {"A": to_bytes(x[:rows])}
         for weight in WEIGHTS:
             between, *lower_scales = (slerp(a, b, weight) for a, b in ends)
-            columns[f"{weight:g}"] = decode(solve(between, 1.0, config.time_eps).y, lower_scales)
+            columns[f"{weight:g}"] = decode(solve(between, 1.0, time_eps).y, lower_scales)
         return columns | {"B": to_bytes(x[rows : 2 * rows])}
 
     def samples() -> dict[str, Tensor]:
-        return along_the_ode(model, prior, config.seed, config.tol, config.time_eps, config.vae_batch_statistics)
+        return along_the_ode(model, prior, config.seed, tol, time_eps, config.vae_batch_statistics)
 
     for name, columns in {"interpolation": interpolations, "ode": samples}.items():
         path = out / f"{stage.model}_{name}.png"

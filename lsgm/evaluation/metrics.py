@@ -38,6 +38,10 @@ class NELBO(Record):
     iw_stderr: OptionalNumber = None
     iw_bpd: OptionalNumber = None
     iw_bpd_stderr: OptionalNumber = None
+    check_images: int | None = None  # images whose estimate of log p(z0) was checked by another one
+    solver_error: OptionalNumber = None  # mean difference to a finer solve of the ODE with the same probes
+    solver_rms: OptionalNumber = None  # and its root mean square
+    estimate_std: OptionalNumber = None  # standard deviation of an image's estimate over its random draws
 
 
 class Gain(Record):

@@ -56,6 +56,13 @@ class _Header(_Part):
     dimensions: Positive
 
 
+class Check(_Part):
+    """Differences of estimates of log p(z0), nats; lists of one number for each image that was checked."""
+
+    solver: list[Number]
+    noise: list[Number]
+
+
 class Line(_Part):
     """The NELBOs of the images of a chunk, nats; lists of one number for each image."""
 
@@ -67,6 +74,7 @@ class Line(_Part):
     reconstruction: list[Number]
     kl: list[Number]
     iw_bound: list[Number]
+    check: Check | None = None
 
     @property
     def job(self) -> Job:

@@ -1,4 +1,4 @@
-"""What a solver returns."""
+"""What a solver asks of a model, and what it returns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from lsgm.errors import SolverError
 
 Drift = Callable[[float, Tensor], Tensor]  # (t, y) -> dy/dt
+NoisePrediction = Callable[[Tensor, float], Tensor]  # (z_t, t) -> eps(z_t, t), both [B, ...]
 
 
 @dataclass
@@ -17,11 +18,11 @@ class Solution:
     """The state at the end, in the shape of the state at the start, and the number of evaluations it took."""
 
     y: Tensor
-    nfe: int
+    nfe: float  # a mean over the images where they differ
 
 
 def check_finite(y: Tensor, solver: str) -> Tensor:
-    """``y``, what a solver of equal steps came to; raises :class:`SolverError` if it is not finite."""
+    """``y``, the result of a solver with a fixed number of steps; raises :class:`SolverError` if it is not finite."""
     if not y.isfinite().all():
         raise SolverError(f"{solver}: the result is not finite; more steps may help, if the training did not diverge")
     return y

@@ -12,9 +12,6 @@ from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.progress import log
 
-TOL = 1e-3  # of the ODE: fair to a picture and to a trend
-SHARPEST = 1e-5  # where the ODE ends for diffusions that train from t = 0
-
 
 class Validation:
     """Test NELBO (nats/image), NFE and samples of ``model``, with ``prior`` in the place of its own.
@@ -37,15 +34,12 @@ class Validation:
         """Facts for the history, and images [N, C, H, W] in [0, 1]."""
         model, own = self.model, self.model.prior
         modes = {}
-        time_eps = max(model.sde_config.time_eps, SHARPEST) if model.sde_config is not None else SHARPEST
         try:
             model.prior = self.prior
             modes = {module: module.training for module in model.modules()}
             with torch.compiler.set_stance("force_eager"):  # compiling for these shapes would take longer
-                terms = model.nelbo_terms(
-                    self.x, model.per_sample_noise(0, range(len(self.x))), tol=TOL, time_eps=time_eps
-                )
-                samples, info = model.sample(len(self.x), tol=TOL, time_eps=time_eps, return_info=True)
+                terms = model.nelbo_terms(self.x, model.per_sample_noise(0, range(len(self.x))))
+                samples, info = model.sample(len(self.x), return_info=True)
         except LSGMError as error:  # the solver's: of a model that is falling apart, which is the engine's to see
             log.info(f"no look at the model: {error}")
             return {}, {}

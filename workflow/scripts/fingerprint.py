@@ -25,7 +25,7 @@ ENTRIES = {
     "train": ["lsgm.training.train"],
     "sample": ["lsgm.evaluation.generate"],
     "sample.vae": ["lsgm.evaluation.generate"],
-    "nelbo": ["lsgm.evaluation.likelihood"],
+    "nelbo": ["lsgm.evaluation.nelbo"],
     "evaluate": ["lsgm.evaluation.evaluate"],
     "illustrate": ["lsgm.evaluation.illustrate"],
     "tabulate": ["lsgm.evaluation.ablations", "lsgm.evaluation.tables"],

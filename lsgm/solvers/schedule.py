@@ -1,0 +1,118 @@
+"""Noise schedules: the coefficients of an SDE at the times of a solver's steps, and the grids of these times.
+
+q(z_t | z0) = N(m_t z0, sigma_t^2 I). With R_t = sqrt(m_t^2 + sigma_t^2), z_t / R_t is a rotation of data and noise by the
+angle phi_t = atan2(sigma_t, m_t); lambda_t = log(m_t / sigma_t) is half of the log-SNR (Kingma et al., arXiv
+2107.00630), and rho_t = sigma_t / m_t is the noise level of EDM (Karras et al., arXiv 2206.00364).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lsgm.arguments import check_choice, check_count
+from lsgm.errors import LSGMError
+from lsgm.sde import SDE
+
+Grid = Literal["t", "phi", "log_snr", "edm"]
+GRIDS: tuple[Grid, ...] = get_args(Grid)
+EDM_EXPONENT = 7  # rho of EDM, equation 5: steps are equal in the seventh root of the noise level
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Times and the coefficients at them, each float64 [N + 1] on the host."""
+
+    t: Tensor
+    mean: Tensor  # m_t
+    sigma: Tensor  # sigma_t
+
+    @classmethod
+    def of(cls, sde: SDE, t: Tensor) -> NoiseSchedule:
+        """The coefficients of ``sde`` at times ``t``; raises :class:`LSGMError` where sigma_t is 0."""
+        t = t.double()
+        found = cls(t, sde.mean_coefficient(t), sde.variance(t).sqrt())
+        if not (found.sigma > 0).all():
+            raise LSGMError(f"time_eps: sigma_t is 0 at t = {t.min().item():g}; choose a larger time_eps")
+        return found
+
+    @property
+    def radius(self) -> Tensor:
+        """R_t."""
+        return torch.hypot(self.mean, self.sigma)
+
+    @property
+    def phi(self) -> Tensor:
+        """The angle between data and noise, from 0 (data) to pi / 2 (noise)."""
+        return torch.atan2(self.sigma, self.mean)
+
+    @property
+    def half_log_snr(self) -> Tensor:
+        """lambda_t."""
+        return self.mean.log() - self.sigma.log()
+
+    @property
+    def noise_level(self) -> Tensor:
+        """rho_t."""
+        return self.sigma / self.mean
+
+
+def time_at_noise_level(sde: SDE, level: Tensor, t_min: float) -> Tensor:
+    """The times in [t_min, 1] at which sigma_t / m_t is ``level``, float64, by bisection: for any SDE.
+
+    sigma_t / m_t rises with t, because noise is added and nothing else. Levels beyond the ends give the ends.
+    """
+    low, high = torch.full_like(level, t_min), torch.ones_like(level)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        below = sde.variance(middle).sqrt() < level * sde.mean_coefficient(middle)
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)
+
+
+def time_grid(sde: SDE, grid: Grid, steps: int, t_end: float) -> NoiseSchedule:
+    """The schedule at ``steps`` + 1 times from t = 1 down to ``t_end``.
+
+    Args:
+        grid: what the steps are equal in: `t`, `phi`, `log_snr`, or `edm` (EDM, equation 5: the seventh root of the
+            noise level).
+    Raises:
+        LSGMError: there is no step, too many, sigma is 0 at ``t_end``, or the grid is another one.
+    """
+    check_choice("grid", grid, GRIDS)
+    steps = check_count("steps", steps)
+    ends = NoiseSchedule.of(sde, torch.tensor([1.0, t_end]))
+    share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+
+    def between(x: Tensor) -> Tensor:
+        return x[0] + share * (x[1] - x[0])
+
+    if grid == "t":
+        t = between(ends.t)
+    else:
+        if grid == "phi":
+            level = between(ends.phi).tan()
+        elif grid == "log_snr":
+            level = between(ends.half_log_snr).neg().exp()
+        else:
+            level = between(ends.noise_level ** (1 / EDM_EXPONENT)) ** EDM_EXPONENT
+        t = time_at_noise_level(sde, level, t_end)
+    t[0], t[-1] = 1.0, t_end
+    if not (t.diff() < 0).all():
+        raise LSGMError(
+            f"steps: {steps} steps of the grid {grid!r} down to t = {t_end:g} are too many to be told apart; choose "
+            "fewer steps or a larger time_eps"
+        )
+    return NoiseSchedule.of(sde, t)
+
+
+def half_log_snr_range(sde: SDE, t_end: float) -> tuple[float, float]:
+    """lambda at t = 1 and at ``t_end``."""
+    first, last = NoiseSchedule.of(sde, torch.tensor([1.0, t_end])).half_log_snr.tolist()
+    if not (math.isfinite(first) and math.isfinite(last)):
+        raise LSGMError(f"time_eps: the log-SNR at t = {t_end:g} is not finite; choose a larger time_eps")
+    return first, last
