@@ -1,4 +1,4 @@
-"""The adaptive solver of the reverse SDE of "Gotta Go Fast" (Jolicoeur-Martineau et al., arXiv 2105.14080, algorithm 1).
+"""The adaptive SDE solver of "Gotta Go Fast" (Jolicoeur-Martineau et al., arXiv 2105.14080, algorithm 1).
 
     dz = D(z, t) dt + g(t) dw,   D(z, t) = f(t) z + g(t)^2 / sigma_t eps(z, t),   from t = 1 down
 

@@ -4,8 +4,8 @@ With lambda = log(m / sigma), half of the log-SNR, the cross entropy of q(z_t | 
 
     integral over lambda of E||noise - eps(z_t, t)||^2  +  D/2 log(2 pi e sigma^2)  +  KL(q(z_1 | z0) || p(z_1)).
 
-The integral is a sum over Gauss-Legendre nodes in lambda. At each node the error of the prediction for N(0, I), which is
-exact in closed form, is a control variate: only the difference of the two errors is estimated.
+The integral is a sum over Gauss-Legendre nodes in lambda. At each node the error of the prediction for N(0, I), whose
+expectation has a closed form, is a control variate: only the difference of the two errors is estimated.
 """
 
 from __future__ import annotations

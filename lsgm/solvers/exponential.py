@@ -2,10 +2,10 @@
 
     z_b = (sigma_b / sigma_a) z_a + m_b * integral of exp(lambda - lambda_b) x over lambda from lambda_a to lambda_b
 
-is exact for every SDE (Lu et al., DPM-Solver++, arXiv 2211.01095, proposition 4.1). x is the polynomial through the last
-values: of order 1 that is DDIM (arXiv 2010.02502), of order 2 DPM-Solver++(2M). The corrector is that of UniPC (Zhao et
-al., arXiv 2302.04867): it adds x at the end of the step, which the next step needs anyway. With noise it is SA-Solver
-(Xue et al., arXiv 2309.05019) with a constant tau.
+is exact for every SDE (Lu et al., DPM-Solver++, arXiv 2211.01095, proposition 4.1). x is replaced by the polynomial
+through its last values: with one that is DDIM (arXiv 2010.02502), with two DPM-Solver++(2M). The corrector is that of
+UniPC (Zhao et al., arXiv 2302.04867): it adds x at the end of the step, which the next step needs anyway. With noise
+it is SA-Solver (Xue et al., arXiv 2309.05019) with a constant tau.
 """
 
 from __future__ import annotations

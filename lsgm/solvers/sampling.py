@@ -1,9 +1,9 @@
 """Samples from the prior, by each family of solvers: what `sample.solver` chooses.
 
-Each function takes (prior, noise [B, ...] ~ N(0, I), draw, settings) and returns a :class:`Solution` with the latents at
-t = `time_eps`. ``draw`` gives N(0, I) like ``noise``; solvers of the ODE do not call it. They raise
-:class:`SolverError` if the result is not finite or the ODE cannot be solved, and :class:`LSGMError` for a setting out of
-its range.
+Each function takes (prior, noise [B, ...] ~ N(0, I), draw, settings) and returns a :class:`Solution` with the latents
+at t = `time_eps`. ``draw`` gives N(0, I) like ``noise``; solvers of the ODE do not call it. They raise
+:class:`SolverError` if the result is not finite or the ODE cannot be solved, and :class:`LSGMError` for a setting that
+is out of its range.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lsgm.solvers.adaptive_sde import adaptive_sde
 from lsgm.solvers.ancestral import sample as ancestral
 from lsgm.solvers.cuda_graph import recorded
 from lsgm.solvers.exponential import exponential_multistep
-from lsgm.solvers.forms import FORMS, ode
+from lsgm.solvers.forms import Form, ode
 from lsgm.solvers.probability_flow import drift
 from lsgm.solvers.rk45 import rk45
 from lsgm.solvers.runge_kutta import MIDPOINTS, runge_kutta
@@ -55,7 +55,8 @@ def runge_kutta_sample(prior: ScorePrior, noise: Tensor, draw: Draw, settings: S
 
     EDM's sampler (arXiv 2206.00364, algorithm 1) is `heun` in the noise form on the grid `edm` with `denoise`.
     """
-    method, form = str(settings.solver), settings.form or "drift"
+    method: str = settings.solver
+    form: Form = "drift" if settings.form is None or settings.form == "data" else settings.form
     steps = (_evaluations(settings) - bool(settings.denoise)) // PER_STEP[method]
     schedule = time_grid(prior.sde, settings.grid or "t", steps, _end(settings))
     equations = ode(prior.sde, form, schedule, midpoints=method in MIDPOINTS)
@@ -74,7 +75,7 @@ def multistep_sample(prior: ScorePrior, noise: Tensor, draw: Draw, settings: Sam
     schedule = time_grid(prior.sde, settings.grid or "t", steps, _end(settings))
     z = _start(prior, noise)
     predict = noise_prediction(prior, z)
-    if form in FORMS:
+    if form != "data":
         equations = ode(prior.sde, form, schedule)
         y = adams_bashforth(partial(equations.slope, predict), z / equations.scale[0], equations.x, order)
         z = equations.scale[-1] * y

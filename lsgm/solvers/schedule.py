@@ -1,7 +1,7 @@
 """Noise schedules: the coefficients of an SDE at the times of a solver's steps, and the grids of these times.
 
-q(z_t | z0) = N(m_t z0, sigma_t^2 I). With R_t = sqrt(m_t^2 + sigma_t^2), z_t / R_t is a rotation of data and noise by the
-angle phi_t = atan2(sigma_t, m_t); lambda_t = log(m_t / sigma_t) is half of the log-SNR (Kingma et al., arXiv
+q(z_t | z0) = N(m_t z0, sigma_t^2 I). With R_t = sqrt(m_t^2 + sigma_t^2), z_t / R_t is a rotation of data and noise by
+the angle phi_t = atan2(sigma_t, m_t); lambda_t = log(m_t / sigma_t) is half of the log-SNR (Kingma et al., arXiv
 2107.00630), and rho_t = sigma_t / m_t is the noise level of EDM (Karras et al., arXiv 2206.00364).
 """
 
