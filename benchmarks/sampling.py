@@ -1,174 +1,135 @@
-"""Sampling 64 latents by the probability-flow ODE: our RK45 against torchdiffeq's dopri5 and scipy's RK45.
+"""Sampling in few evaluations: solvers and grids against the exact ODE, with Fréchet distance and seconds.
 
-    python benchmarks/sampling.py [--model checkpoints/lsgm/mnist_demo] [--tol 1e-5] [--runs 5]
+    python benchmarks/sampling.py [--model checkpoints/lsgm/mnist_demo] [--statistics FILE] [--images 1000] [--runs 9]
 
-Errors are relative, in the root mean square, to a solve in float64 at a thirtieth of the tolerance. Which steps an
-adaptive solver takes is partly chance, and its error varies from start to start: errors and NFE are means over a dozen
-starts of 8 latents, times are those of 64, and our NFE at the error of another solver is read from a line fitted to log
-NFE against log error at five tolerances. All three run the same network; the runs are interleaved, so that a machine
-whose speed drifts is fair to all. "Beyond the network" is what is not spent in the score network: solver, drift and,
-where it is not compiled together with the network, the mixing. torchdiffeq comes with
-`pip install 'lsgm[benchmarks]'`. About ten minutes on two cores.
+`rms` is the distance of the latents to those of rk45 with tolerance 1e-5 from the same noise, relative to their norm.
+The Fréchet distance is that of the images to the training set, in the features that FILE (what `lsgm statistics` wrote)
+is of. Both matter: a distance below that of the exact ODE is a lucky error, not a better model. Seconds are for 64 images,
+drawn and decoded: medians of runs in turns, after a warm-up. Writes a table, and sampling.png beside it with --out.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import math
-import statistics
-import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from machine import machine, table
-from scipy.integrate import solve_ivp
-from torch import Tensor, nn
-from torchdiffeq import odeint
+from machine import machine, median_seconds, table
+from torch import Tensor
 
 import lsgm
 from lsgm.config import SampleConfig
-from lsgm.prior import ScorePrior
-from lsgm.solvers.probability_flow import drift, rk45_sample
+from lsgm.data.store import ImageStore
+from lsgm.evaluation.canvas import canvas
+from lsgm.evaluation.fidelity import frechet_distance, real_vs_real
+from lsgm.evaluation.statistics import measure, read_reference
+from lsgm.model import LSGM
+from lsgm.per_sample_noise import PerSampleNoise
+from lsgm.progress import set_up_logging
+from lsgm.registry import load
 from lsgm.solvers.solution import Solution
 
-Solve = Callable[[], tuple[Tensor, int]]
-Make = Callable[[ScorePrior, Tensor, float, float], Solve]
+SEED = 1
+SHOWN = 64  # images that are timed
+EXACT = {"solver": "rk45", "tol": 1e-5}
+FEW, MORE = (3, 5, 8, 10, 12), (4, 8, 12)
+SOLVERS: dict[str, tuple[dict[str, Any], tuple[int | None, ...]]] = {
+    "rk45, tol 1e-4": ({"solver": "rk45", "tol": 1e-4}, (None,)),
+    "rk45, tol 1e-1": ({"solver": "rk45", "tol": 1e-1}, (None,)),
+    **{f"velocity AB{p}, equal {g}": ({"form": "velocity", "order": p, "grid": g}, FEW)
+       for p in (1, 2, 3) for g in ("t", "phi", "log_snr")},
+    **{f"noise AB{p} (DEIS), {g}": ({"form": "noise", "order": p, "grid": g}, FEW)
+       for p, g in ((2, "t"), (2, "edm"), (3, "edm"))},
+    "DDIM, equal log-SNR": ({"solver": "ddim"}, FEW),
+    "DPM-Solver++(2M), equal log-SNR": ({"solver": "dpmpp_2m"}, FEW),
+    "DPM-Solver++(2M), equal t": ({"solver": "dpmpp_2m", "grid": "t"}, FEW),
+    "data AB3, equal log-SNR": ({"form": "data", "order": 3}, FEW),
+    "data AB2 with corrector, equal log-SNR": ({"form": "data", "corrector": True}, FEW),
+    "data AB2, tau 0.5": ({"form": "data", "tau": 0.5}, (5, 10, 20)),
+    "EDM": ({"solver": "edm"}, (5, 9, 13)),
+    "Heun, equal t": ({"solver": "heun"}, MORE),
+    "Heun in velocity, equal phi": ({"solver": "heun", "form": "velocity", "grid": "phi"}, MORE),
+    "RK4 in velocity, equal phi": ({"solver": "rk4", "form": "velocity", "grid": "phi"}, MORE),
+    "adaptive SDE, tol 0.1": ({"solver": "adaptive_sde", "tol": 0.1}, (None,)),
+    "adaptive SDE, tol 0.02": ({"solver": "adaptive_sde", "tol": 0.02}, (None,)),
+    "ancestral": ({"solver": "ancestral"}, (10, 50, 200)),
+}  # fmt: skip
 
 
-def by_rk45(prior: ScorePrior, noise: Tensor, tol: float, time_eps: float) -> Solution:
-    """Latents by the library's solver."""
-    return rk45_sample(prior, noise, lambda: noise, SampleConfig(count=1, tol=tol, time_eps=time_eps))
+@torch.no_grad()
+def latents(model: LSGM, images: int, settings: dict[str, Any]) -> Solution:
+    """The latents of images 0, 1 ... of seed SEED, as `lsgm sample` draws them."""
+    assert model.prior is not None
+    config = SampleConfig(count=images, time_eps=model.time_eps or 1e-5, **settings).resolved()
+    noise = PerSampleNoise(SEED, range(images), model.device)
+    solve = load(config.implementation)
+    return solve(model.prior, noise.normal(model.latent_shape), lambda: noise.normal(model.latent_shape), config)
 
 
-def ours(prior: ScorePrior, noise: Tensor, tol: float, end: float) -> Solve:
-    def solve() -> tuple[Tensor, int]:
-        solution = by_rk45(prior, noise, tol, end)
-        return solution.y, solution.nfe
-
-    return solve
-
-
-def torchdiffeq(prior: ScorePrior, noise: Tensor, tol: float, end: float) -> Solve:
-    def solve() -> tuple[Tensor, int]:
-        nfe = 0
-
-        def f(t: Tensor, z: Tensor) -> Tensor:
-            nonlocal nfe
-            nfe += 1
-            return drift(prior, t.item(), z)
-
-        times = torch.tensor([1.0, end], device=noise.device)
-        with torch.no_grad():  # step_t: without it the solver steps past the end, into the singularity
-            y = odeint(f, noise, times, rtol=tol, atol=tol, method="dopri5", options={"step_t": times[1:]})[-1]
-        return y, nfe
-
-    return solve
-
-
-def scipy(prior: ScorePrior, noise: Tensor, tol: float, end: float) -> Solve:
-    def solve() -> tuple[Tensor, int]:
-        @torch.no_grad()
-        def f(t: float, y: np.ndarray) -> np.ndarray:
-            z = torch.from_numpy(y).to(noise).view_as(noise)
-            return drift(prior, t, z).cpu().numpy().ravel()
-
-        found = solve_ivp(f, (1.0, end), noise.cpu().numpy().ravel(), method="RK45", rtol=tol, atol=tol)
-        return torch.from_numpy(found.y[:, -1]).to(noise).view_as(noise), found.nfev
-
-    return solve
-
-
-class Timed(nn.Module):
-    """A score network or a prior, and the seconds spent in it."""
-
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self.network, self.device, self.seconds = network, device, 0.0
-        self.sde = getattr(network, "sde", None)
-
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        synchronize(self.device)
-        start = time.perf_counter()
-        noise: Tensor = self.network(z, t)
-        synchronize(self.device)
-        self.seconds += time.perf_counter() - start
-        return noise
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+@torch.no_grad()
+def pixels(model: LSGM, z: Tensor) -> Tensor:
+    """Images as bytes."""
+    torch.manual_seed(0)  # of the scales below, if there are any
+    return torch.cat([model.decode(part).mul(255).round().byte() for part in z.split(250)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="checkpoints/lsgm/mnist_demo")
-    parser.add_argument("--tol", type=float, default=1e-5)
-    parser.add_argument("--time-eps", type=float, default=1e-2, help="where the ODE ends (the demo's is 0.01)")
-    parser.add_argument("--latents", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--noises", type=int, default=12, help="starts of 8 latents over which errors are averaged")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="checkpoints/lsgm/mnist_demo", type=Path)
+    parser.add_argument("--statistics", default="evaluation/statistics/mnist/mnist_classifier.safetensors", type=Path)
+    parser.add_argument("--data", default="data/mnist", type=Path)
+    parser.add_argument("--images", default=1000, type=int)
+    parser.add_argument("--runs", default=9, type=int, help="0: no times")
+    parser.add_argument("--only", nargs="*", help="solvers whose names contain one of these")
+    parser.add_argument("--out", type=Path, help="folder of the figure")
     args = parser.parse_args()
-    device = torch.device(args.device)
-    prior = lsgm.load(args.model, args.device).prior
-    assert prior is not None
-    shape = (args.latents, *prior.latent_shape)
-    print(f"{list(shape)} latents, t from 1 to {args.time_eps:g}; {machine(device)}", flush=True)
-    few = (8, *prior.latent_shape)
-    noises = [torch.randn(few, generator=torch.Generator().manual_seed(i)).to(device) for i in range(args.noises)]
-    double = copy.deepcopy(prior).double()
-    exact = [by_rk45(double, noise.double(), args.tol / 30, args.time_eps).y for noise in noises]
+    set_up_logging(quiet=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = lsgm.load(args.model, device=device).eval()
+    reference = read_reference(args.statistics, ImageStore(args.data))
+    print(f"{args.model}: {args.images} images, end at t = {model.time_eps:g}; {machine(device)}", flush=True)
+    print(f"Fréchet distance of as many real images to as many others: {real_vs_real(reference, args.images, SEED):.2f}")
+    exact = latents(model, args.images, EXACT).y
 
-    def measure(make: Make, tol: float) -> tuple[float, float]:
-        """Geometric means over the noises of the relative error and of the NFE."""
-        found = [make(prior, noise, tol, args.time_eps)() for noise in noises]
-        errors = [
-            ((y.double() - truth).norm() / truth.norm()).item() for (y, _), truth in zip(found, exact, strict=True)
-        ]
-        return statistics.geometric_mean(errors), statistics.geometric_mean([nfe for _, nfe in found])
+    rows, points = [], {}
+    for name, (settings, evaluations) in SOLVERS.items():
+        if args.only and not any(word in name for word in args.only):
+            continue
+        for steps in evaluations:
+            given = settings if steps is None else {**settings, "steps": steps}
+            found = latents(model, args.images, given)
+            rms = ((found.y - exact).norm() / exact.norm()).item()
+            distance = frechet_distance(measure(pixels(model, found.y), reference.extractor, device), reference)
+            seconds = 0.0
+            if args.runs:
+                run = lambda given=given: pixels(model, latents(model, SHOWN, given).y)  # noqa: E731
+                seconds = median_seconds(run, device, args.runs)[0]
+            random = settings.get("solver") in ("ancestral", "adaptive_sde") or "tau" in settings
+            shown = "random" if random else f"{rms:.4f}"
+            rows.append([name, f"{found.nfe:.0f}", shown, f"{distance:.2f}", f"{seconds:.3f}"])
+            points.setdefault(name, []).append((found.nfe, rms, distance))
+            print(rows[-1], flush=True)
+    print("\n" + table(["solver", "evaluations", "rms", "Fréchet distance", "seconds for 64"], rows))
+    if args.out:
+        save(points, args.out / "sampling.png")
 
-    solvers: dict[str, Make] = {"torchdiffeq dopri5, step_t": torchdiffeq, "scipy RK45": scipy, "ours": ours}
-    reached = {name: measure(make, args.tol) for name, make in solvers.items()}
-    own = [reached["ours"]] + [measure(ours, args.tol * factor) for factor in (0.4, 0.6, 1.5, 2.2)]
-    slope, level = np.polyfit(np.log([error for error, _ in own]), np.log([nfe for _, nfe in own]), 1)
 
-    for compiled in (False, True):
-        if compiled:
-            prior.compile(dynamic=False, options={"freezing": True})  # as LSGM.compile_prior
-            solved: Any = (timed := Timed(prior, device))
-        else:
-            prior.network = timed = Timed(prior.network, device)
-            solved = prior
-        start = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-        solves = {name: make(solved, start, args.tol, args.time_eps) for name, make in solvers.items()}
-        solves["ours"]()  # compiles
-        each: dict[str, list[float]] = {name: [] for name in solves}  # seconds per evaluation
-        beyond: dict[str, list[float]] = {name: [] for name in solves}
-        for _ in range(args.runs):
-            for name, solve in solves.items():
-                timed.seconds = 0.0
-                begin = time.perf_counter()
-                _, nfe = solve()
-                synchronize(device)
-                seconds = time.perf_counter() - begin
-                each[name].append(seconds / nfe)
-                beyond[name].append(seconds / timed.seconds - 1)
-        rows = []
-        for name, (error, nfe) in reached.items():
-            low, median, high = statistics.quantiles(each[name], n=4)
-            same = math.exp(level + slope * math.log(error))  # our NFE at this error
-            row = [name, f"{error:.1e}", f"{nfe:.0f}", f"{1e3 * median:.1f} ± {1e3 * (high - low) / 2:.1f}"]
-            row += [f"{100 * statistics.median(beyond[name]):.1f} %", f"{median * nfe:.2f}"]
-            rows.append([*row, f"{statistics.median(each['ours']) * same:.2f} ({same:.0f})"])
-        print(f"\n{'Prior compiled' if compiled else 'Eager'}; tol {args.tol:g}, medians of {args.runs} runs\n")
-        header = ["solver", "relative error", "NFE", "ms per evaluation", "beyond the network", "seconds"]
-        print(table([*header, "ours at this error: seconds (NFE)"], rows), flush=True)
-        if not compiled:
-            prior.network = timed.network
+def save(points: dict[str, list[tuple[float, float, float]]], path: Path) -> None:
+    """rms and Fréchet distance over the number of evaluations."""
+    with canvas(path, (11, 5.5), layout="constrained") as figure:
+        left, right = figure.subplots(1, 2)
+        for name, found in points.items():
+            nfe, rms, distance = zip(*sorted(found), strict=True)
+            (line,) = right.plot(nfe, distance, marker="o", markersize=3, linewidth=1, label=name)
+            if not any(word in name for word in ("ancestral", "SDE", "tau")):
+                left.plot(nfe, rms, marker="o", markersize=3, linewidth=1, color=line.get_color())
+        left.set(yscale="log", ylabel="rms distance to the exact ODE, relative")
+        right.set(ylabel="Fréchet distance", yscale="log")
+        for axes in (left, right):
+            axes.set(xscale="log", xlabel="evaluations of the score network")
+            axes.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", fontsize="x-small")
 
 
 if __name__ == "__main__":
