@@ -162,6 +162,7 @@ def test_a_mistake_in_a_grid_is_explained(changes, message):
         params(**changes)
     assert "\n" not in str(caught.value)
 
+
 SAMPLERS: dict[str, dict[str, Any]] = {
     "velocity AB2": {"solver": "ab", "form": "velocity", "order": 2},
     "DDIM": {"solver": "ddim"},

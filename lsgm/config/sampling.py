@@ -21,7 +21,7 @@ SPECIAL_CASES: dict[str, dict[str, Any]] = {
     "deis": {"solver": "ab", "form": "noise", "order": 3},
     "edm": {"solver": "heun", "form": "noise", "grid": "edm", "denoise": True},
 }
-DEFAULT_GRIDS = {"drift": "t", "velocity": "t", "noise": "edm", "data": "log_snr"}
+DEFAULT_GRIDS = {"drift": "t", "velocity": "phi", "noise": "edm", "data": "log_snr"}
 
 
 class SamplerConfig(Part):
@@ -49,8 +49,8 @@ class SamplerConfig(Part):
     grid: Literal["t", "phi", "log_snr", "edm"] | None = Field(
         None,
         description="what the steps of ab, euler, heun and rk4 are equal in: t, the angle phi, the log-SNR, or the "
-        "seventh root of the noise level (edm); null: t for the forms velocity and drift, log_snr for data, edm for "
-        "noise",
+        "seventh root of the noise level (edm); null: phi for the form velocity, t for drift, log_snr for data, edm "
+        "for noise",
     )
     steps: Count | None = Field(
         None,

@@ -18,13 +18,13 @@ from lsgm.config.stages import EvaluateStage, IllustrateStage, NELBOStage, Sampl
 from lsgm.data.store import ImageStore
 from lsgm.errors import SolverError
 from lsgm.evaluation.evaluate import Inputs, compare, evaluate
-from lsgm.evaluation.likelihood import make_part
+from lsgm.evaluation.nelbo import make_part
 from lsgm.evaluation.statistics import make_reference, read_reference
 
 from .test_illustrate import tiny
 
 CPU = torch.device("cpu")
-SHORT = {"tol": 1e-2, "time_eps": 0.01, "batch": 4}
+SHORT = {"solver": "rk45", "tol": 1e-2, "time_eps": 0.01, "batch": 4}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lsgm.errors import LSGMError
-from lsgm.evaluation.likelihood import read_parts
+from lsgm.evaluation.nelbo_results import read_parts
 from lsgm.evaluation.parts import FORMAT, State, locked, read_part
 
 HEADER: dict[str, Any] = {

@@ -17,17 +17,18 @@ import pytest
 import torch
 
 from lsgm import checkpoint
-from lsgm.config import ImageConfig, NCSNppConfig, NELBOConfig, SDEConfig
+from lsgm.config import EstimatorConfig, ImageConfig, NCSNppConfig, NELBOConfig, SDEConfig
 from lsgm.config.stages import NELBOStage
 from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
-from lsgm.evaluation import likelihood
-from lsgm.evaluation.likelihood import SetNELBO, make_part, read_parts
+from lsgm.evaluation import nelbo
+from lsgm.evaluation.nelbo import make_part
+from lsgm.evaluation.nelbo_results import SetNELBO, read_parts
 from lsgm.model import LSGM
 
 CPU = torch.device("cpu")
 SETTINGS = NELBOConfig(
-    images=22, batch=4, tol=1e-2, time_eps=1e-2, steps=6, iw_samples=2, extra_estimators=["discretized"], seed=3
+    images=22, batch=4, steps=8, iw_samples=2, extra_estimators=["bound"], check_images=6, seed=3
 )  # six chunks, the last one of two images
 STAGE = NELBOStage(model="tiny", dataset="mnist", nelbo=SETTINGS, code="c0de")
 
@@ -88,17 +89,16 @@ def test_the_numbers_are_those_of_the_model(
     models: tuple[Path, Path], mnist_store: ImageStore, whole: dict[str, SetNELBO]
 ) -> None:
     """Image by image, and in nats and bits per dimension with their standard errors."""
-    assert list(whole) == ["vae", "lsgm", "lsgm_discretized", "lsgm_with_normal_prior"]
+    assert list(whole) == ["vae", "lsgm", "lsgm_bound", "lsgm_with_normal_prior"]
     lsgm = checkpoint.load(models[0])
     test = mnist_store.images("test")
     chosen = np.sort(np.random.default_rng(3).permutation(len(test))[:22])
     from lsgm.data.batches import preprocess
 
     x = preprocess(torch.from_numpy(np.array(test[chosen])), torch.Generator().manual_seed(3), 32)
-    for key, estimator in (("lsgm", "ode"), ("lsgm_discretized", "discretized")):
+    for key, settings in (("lsgm", EstimatorConfig(steps=8)), ("lsgm_bound", EstimatorConfig(estimator="bound"))):
         streams = lsgm.per_sample_noise(3, range(4))
-        settings: dict[str, Any] = {"estimator": estimator, "tol": 1e-2, "time_eps": 1e-2, "steps": 6}
-        terms = [lsgm.nelbo_terms(x[:4], streams, **settings) for _ in range(2)]
+        terms = [lsgm.nelbo_terms(x[:4], streams, settings) for _ in range(2)]
         expected = torch.stack([t.nelbo for t in terms]).mean(0)
         torch.testing.assert_close(whole[key].nelbo[:4], expected.double(), rtol=1e-5, atol=1e-3)
     found = whole["lsgm"]
@@ -112,6 +112,53 @@ def test_the_numbers_are_those_of_the_model(
     assert whole["vae"].nfe == 0 < summary["nfe"]
 
 
+def test_the_result_does_not_depend_on_the_batch(
+    models: tuple[Path, Path], mnist_store: ImageStore, whole: dict[str, SetNELBO], tmp_path: Path
+) -> None:
+    other = STAGE.model_copy(update={"nelbo": SETTINGS.model_copy(update={"batch": 11})})
+    found = read_parts([part(models, mnist_store, tmp_path / "out", stage=other)])[1]
+    for key, expected in whole.items():
+        torch.testing.assert_close(found[key].nelbo, expected.nelbo, rtol=1e-5, atol=2e-3)
+    check, other_check = whole["lsgm"].check, found["lsgm"].check
+    assert check is not None and other_check is not None
+    torch.testing.assert_close(check.noise, other_check.noise, rtol=1e-3, atol=2e-3)
+
+
+def test_errors_of_the_estimates_are_reported(
+    models: tuple[Path, Path], mnist_store: ImageStore, whole: dict[str, SetNELBO], tmp_path: Path
+) -> None:
+    """That of the solver is the true one, and that of the trace goes down with the number of probes."""
+    fine = STAGE.model_copy(update={"nelbo": NELBOConfig(images=22, batch=4, steps=96, check_images=6, seed=3)})
+    summary = read_parts([part(models, mnist_store, tmp_path / "fine", stage=fine)])[1]["lsgm"].summary()
+    assert summary["check_images"] == 6 and "solver_error" not in whole["vae"].summary()
+    lsgm = checkpoint.load(models[0])
+    from lsgm.data.batches import preprocess
+
+    test = mnist_store.images("test")
+    chosen = np.sort(np.random.default_rng(3).permutation(len(test))[:22])
+    x = preprocess(torch.from_numpy(np.array(test[chosen])), torch.Generator().manual_seed(3), 32)[:6]
+    streams = [lsgm.per_sample_noise(3, range(6)) for _ in range(2)]
+    coarse = lsgm.nelbo_terms(x, streams[0], EstimatorConfig(steps=96)).nelbo
+    exact = lsgm.nelbo_terms(x, streams[1], EstimatorConfig(solver="rk45", tol=1e-4)).nelbo
+    true = (coarse - exact).double()
+    assert summary["solver_error"] == pytest.approx(true.mean().item(), rel=0.3, abs=3e-3)
+    assert summary["solver_rms"] == pytest.approx(true.square().mean().sqrt().item(), rel=0.3, abs=3e-3)
+    bound = whole["lsgm_bound"].summary()
+    assert bound["solver_error"] is None and bound["estimate_std"] > 0
+    spread = {}
+    for probes in (1, 16):
+        config = NELBOConfig(images=64, batch=64, steps=4, probes=probes, check_images=64, seed=3)
+        stage = STAGE.model_copy(update={"nelbo": config})
+        spread[probes] = read_parts([part(models, mnist_store, tmp_path / f"{probes}", stage=stage)])[1]["lsgm"]
+    ratio = spread[1].summary()["estimate_std"] / spread[16].summary()["estimate_std"]
+    assert ratio == pytest.approx(4, rel=0.4)  # 64 images: a standard error of an eighth
+    exact_trace = STAGE.model_copy(
+        update={"nelbo": NELBOConfig(images=2, batch=2, steps=4, probe="exact", check_images=2)}
+    )
+    found = read_parts([part(models, mnist_store, tmp_path / "exact", stage=exact_trace)])[1]["lsgm"].summary()
+    assert found["estimate_std"] == pytest.approx(0, abs=1e-3)
+
+
 def test_goes_on_where_it_was_stopped(
     models: tuple[Path, Path],
     mnist_store: ImageStore,
@@ -121,7 +168,7 @@ def test_goes_on_where_it_was_stopped(
 ) -> None:
     """In the middle of a chunk and of a line; what was done is not done again."""
     calls = 0
-    original = likelihood._measure
+    original = nelbo._measure
 
     def fails(*args: Any, **settings: Any) -> dict[str, Any]:
         nonlocal calls
@@ -131,11 +178,11 @@ def test_goes_on_where_it_was_stopped(
         return original(*args, **settings)
 
     out, state = tmp_path / "out", tmp_path / "out.resume"
-    monkeypatch.setattr(likelihood, "_measure", fails)
+    monkeypatch.setattr(nelbo, "_measure", fails)
     with pytest.raises(RuntimeError, match="gone"):
         part(models, mnist_store, out)
     assert not out.exists() and len(state.read_text().splitlines()) == 1 + 6
-    state.write_text(state.read_text() + '{"chunk": 1, "prior": "lsgm_discr')
+    state.write_text(state.read_text() + '{"chunk": 1, "prior": "lsgm_bou')
     part(models, mnist_store, out)
     assert calls == 7 + 24 - 6
     assert not state.exists()
@@ -150,7 +197,7 @@ def test_killed_by_the_system_it_goes_on(
     command = [sys.executable, "-m", "lsgm.cli", "nelbo", "--config", tmp_path / "nelbo.json", "--out", out]
     command += ["--data", mnist_store.path, "--model", models[0], "--vae", models[1], "--resume", state]
     command += ["--device", "cpu"]
-    slow = "import time; from lsgm.evaluation import likelihood as l; m = l._measure\n"
+    slow = "import time; from lsgm.evaluation import nelbo as l; m = l._measure\n"
     slow += "def measure(*a, **k): time.sleep(0.3); return m(*a, **k)\n"
     slow += f"l._measure = measure\nfrom lsgm.cli import main; main({[str(c) for c in command[3:]]})"
     with subprocess.Popen([sys.executable, "-c", slow], stderr=subprocess.DEVNULL) as process:
@@ -193,7 +240,7 @@ def test_another_model_is_begun_anew(
 
 
 def test_all_test_images(models: tuple[Path, Path], small_store: ImageStore, tmp_path: Path) -> None:
-    stage = STAGE.model_copy(update={"nelbo": NELBOConfig(images=None, batch=4, tol=1e-2, time_eps=1e-2)})
+    stage = STAGE.model_copy(update={"nelbo": NELBOConfig(images=None, batch=4, steps=4)})
     header, found = read_parts([part(models, small_store, tmp_path / "out", stage=stage)])
     assert header["images"] == len(found["vae"].nelbo) == 10
     assert found["vae"].iw_bound is None
