@@ -4,7 +4,8 @@
 
 `rms` is the distance of the latents to those of rk45 with tolerance 1e-5 from the same noise, relative to their norm.
 The Fréchet distance is that of the images to the training set, in the features that FILE (what `lsgm statistics` wrote)
-is of. Both matter: a distance below that of the exact ODE is a lucky error, not a better model. Seconds are for 64 images,
+is of. Both matter: a distance below that of the exact ODE is a lucky error, not a better model. Seconds are for 64
+images,
 drawn and decoded: medians of runs in turns, after a warm-up. Writes a table, and sampling.png beside it with --out.
 """
 
@@ -89,7 +90,8 @@ def main() -> None:
     model = lsgm.load(args.model, device=device).eval()
     reference = read_reference(args.statistics, ImageStore(args.data))
     print(f"{args.model}: {args.images} images, end at t = {model.time_eps:g}; {machine(device)}", flush=True)
-    print(f"Fréchet distance of as many real images to as many others: {real_vs_real(reference, args.images, SEED):.2f}")
+    floor = real_vs_real(reference, args.images, SEED)
+    print(f"Fréchet distance of as many real images to as many others: {floor:.2f}")
     exact = latents(model, args.images, EXACT).y
 
     rows, points = [], {}

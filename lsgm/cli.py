@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from lsgm.config.mistakes import parse
 from lsgm.config.stages import (
     STAGES,
     EvaluateStage,
@@ -28,6 +29,7 @@ from lsgm.errors import LSGMError, Stopped
 from lsgm.progress import clock, log, set_up_logging
 from lsgm.runtime import device, keep_freed_memory, usage
 
+SAMPLE_OPTIONS = ("count", "solver", "steps", "seed", "batch")
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc", re.IGNORECASE)
 
 # torch takes seconds to import: each command imports what it needs, and `lsgm --help` is there at once.
@@ -62,7 +64,16 @@ def train(args: argparse.Namespace) -> str:
 def sample(args: argparse.Namespace) -> str:
     from lsgm.evaluation.generate import generate
 
-    found = generate(load_stage(SampleStage, args.config), args.model, args.out, device(args.device))
+    given = {key: getattr(args, key) for key in SAMPLE_OPTIONS if getattr(args, key) is not None}
+    if args.config is not None:
+        stage = load_stage(SampleStage, args.config)
+        if given:
+            stage = parse(
+                SampleStage, {**stage.model_dump(), "sample": {**stage.sample.model_dump(), **given}}, "options"
+            )
+    else:
+        stage = parse(SampleStage, {"model": "model", "sample": {"count": 64, **given}}, "options")
+    found = generate(stage, args.model, args.out, device(args.device))
     if found.failed is not None:
         return f"given up: {found.failed}"
     return f"{found.images} images, NFE {found.nfe:.0f}, {found.images / found.seconds:.0f} img/s"
@@ -154,7 +165,13 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
         sub.add_argument("--resume", type=Path, help="folder that an interrupted training resumes from; OUT/resume")
     model = ("--model", "folder of a model")
-    command("sample", sample, "Draw images from a model.", config, model, ("--out", "folder"))
+    draw = command("sample", sample, "Draw images from a model.", model, ("--out", "folder"))
+    draw.add_argument("--config", type=Path, help=f"{config[1]}; the options below replace what it says")
+    draw.add_argument("--count", type=int, help="number of images; 64")
+    draw.add_argument("--solver", help="ab (the default), ddim, dpmpp_2m, heun, rk45, ancestral ...")
+    draw.add_argument("--steps", type=int, help="evaluations of the score network; 10")
+    draw.add_argument("--seed", type=int, help="1")
+    draw.add_argument("--batch", type=int, help="images at a time; 128")
     bound = command(
         "nelbo", nelbo, "NELBO of test images, of an LSGM and of its VAE.", config, data, model, vae, ("--out", "file")
     )

@@ -130,8 +130,8 @@ class SamplerConfig(Part):
     @property
     def label(self) -> str:
         """What tables call it: the solver, with its order and form where it has several."""
-        order = self.order or (2 if self.solver == "ab" else "")
-        return f"{self.solver}{order}{f' ({self.form})' if self.form else ''}"
+        found = self if self.solver in SPECIAL_CASES else self.resolved()
+        return f"{found.solver}{found.order or ''}{f' ({found.form})' if found.form else ''}"
 
     @property
     def implementation(self) -> str:

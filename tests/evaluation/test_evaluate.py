@@ -21,8 +21,8 @@ from lsgm.data.store import ImageStore
 from lsgm.errors import LSGMError
 from lsgm.evaluation.evaluate import Inputs, evaluate
 from lsgm.evaluation.illustrate import illustrate
-from lsgm.evaluation.nelbo import make_part
 from lsgm.evaluation.metrics import Metrics
+from lsgm.evaluation.nelbo import make_part
 from lsgm.evaluation.statistics import make_reference
 from lsgm.files import sha256
 
