@@ -134,84 +134,105 @@ def describe(args: argparse.Namespace) -> None:
     print(settings(args.model).rstrip() if args.config else describe_model(args.model))
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="lsgm", description="Score-based generative modeling in latent space.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+CONFIG = ("--config", "frozen configuration of the job (JSON; the workflow writes it from params.yaml)")
+DATA = ("--data", "folder that `lsgm prepare` wrote")
+VAE = ("--vae", "folder of the VAE: what `lsgm pretrain` wrote; `lsgm train` takes that of an LSGM too")
+MODEL = ("--model", "folder of a model")
 
-    def command(name: str, run: object, text: str, *paths: tuple[str, str]) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+
+class Commands:
+    """The sub-commands, added one by one."""
+
+    def __init__(self) -> None:
+        self.top = argparse.ArgumentParser(prog="lsgm", description="Score-based generative modeling in latent space.")
+        self._commands = self.top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(self, name: str, run: object, text: str, *paths: tuple[str, str]) -> argparse.ArgumentParser:
+        """A sub-command with an option for each of the ``paths`` that it needs."""
+        sub = self._commands.add_parser(name, help=text, description=text)
         for option, what in paths:
             sub.add_argument(option, type=Path, required=True, help=what)
-        sub.add_argument("--log", type=Path, help="also write what is said to this file")
+        sub.add_argument("--log", type=Path, help="also write log lines to this file")
         sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
         sub.set_defaults(run=run)
         return sub
 
-    config = ("--config", "frozen configuration of the job (JSON; the workflow writes it from params.yaml)")
-    data = ("--data", "folder that `lsgm prepare` wrote")
-    vae = ("--vae", "folder of the VAE: what `lsgm pretrain` wrote; `lsgm train` takes that of an LSGM too")
-    command(
-        "prepare", prepare, "Get a dataset and write it as an array store.", config, ("--out", "folder of the store")
-    )
-    command(
-        "statistics",
-        statistics,
-        "Statistics of a dataset's training images, that samples are compared with.",
-        *(config, data, ("--out", "file")),
-    )
-    first = command("pretrain", pretrain, "Train the VAE with the prior N(0, I).", config, data, ("--out", "folder"))
-    second = command("train", train, "Train VAE and score prior end to end.", config, data, vae, ("--out", "folder"))
+
+def parser() -> argparse.ArgumentParser:
+    commands = Commands()
+    _add_training(commands)
+    _add_evaluation(commands)
+    _add_tools(commands)
+    return commands.top
+
+
+def _add_training(commands: Commands) -> None:
+    store, file, folder = (("--out", what) for what in ("folder of the store", "file", "folder"))
+    commands.add("prepare", prepare, "Get a dataset and write it as an array store.", CONFIG, store)
+    commands.add(
+        "statistics", statistics, "Compute statistics of the training images that samples are compared with.",
+        CONFIG, DATA, file,
+    )  # fmt: skip
+    first = commands.add("pretrain", pretrain, "Train the VAE with the prior N(0, I).", CONFIG, DATA, folder)
+    second = commands.add("train", train, "Train VAE and score prior end to end.", CONFIG, DATA, VAE, folder)
     for sub in (first, second):
         sub.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
         sub.add_argument("--resume", type=Path, help="folder that an interrupted training resumes from; OUT/resume")
-    model = ("--model", "folder of a model")
-    draw = command("sample", sample, "Draw images from a model.", model, ("--out", "folder"))
-    draw.add_argument("--config", type=Path, help=f"{config[1]}; the options below replace what it says")
+
+
+def _add_evaluation(commands: Commands) -> None:
+    draw = commands.add("sample", sample, "Draw images from a model.", MODEL, ("--out", "folder"))
+    draw.add_argument("--config", type=Path, help=f"{CONFIG[1]}; the options below replace what it says")
     draw.add_argument("--count", type=int, help="number of images; 64")
     draw.add_argument("--solver", help="ab (the default), ddim, dpmpp_2m, heun, rk45, ancestral ...")
     draw.add_argument("--steps", type=int, help="evaluations of the score network; 10")
     draw.add_argument("--seed", type=int, help="1")
     draw.add_argument("--batch", type=int, help="images at a time; 128")
-    bound = command(
-        "nelbo", nelbo, "NELBO of test images, of an LSGM and of its VAE.", config, data, model, vae, ("--out", "file")
+    bound = commands.add(
+        "nelbo", nelbo, "NELBO of test images, of an LSGM and of its VAE.", CONFIG, DATA, MODEL, VAE, ("--out", "file")
     )
-    bound.add_argument("--part", type=int, default=0, help="which of the parts (0, 1 ...) that share the images")
-    bound.add_argument("--parts", type=int, default=1, help="how many there are")
+    bound.add_argument("--part", type=int, default=0, help="number of this part of the images (0, 1 ...)")
+    bound.add_argument("--parts", type=int, default=1, help="number of parts that share the images")
     bound.add_argument("--resume", type=Path, help="file that an interrupted job resumes from; OUT.resume")
-    judge = command(
+    judge = commands.add(
         "evaluate",
         evaluate,
         "NELBO and fidelity of an LSGM and of its VAE.",
-        *(config, data, model, ("--samples", "folder that `lsgm sample` wrote for the model"), vae),
-        *(("--vae-samples", "the same for the VAE"), ("--out", "folder of the results")),
+        *(CONFIG, DATA, MODEL, ("--samples", "folder that `lsgm sample` wrote for the model"), VAE),
+        *(("--vae-samples", "folder that `lsgm sample` wrote for the VAE"), ("--out", "folder of the results")),
     )
     judge.add_argument("--nelbo", type=Path, nargs="+", required=True, help="all parts that `lsgm nelbo` wrote")
-    judge.add_argument("--statistics", type=Path, nargs="*", default=[], help="what `lsgm statistics` wrote")
-    command(
+    judge.add_argument("--statistics", type=Path, nargs="*", default=[], help="files that `lsgm statistics` wrote")
+    commands.add(
         "illustrate",
         illustrate,
         "Figures of an LSGM: reconstructions, interpolations, samples along the ODE, mixing coefficients.",
-        *(config, data, model, ("--out", "folder")),
+        *(CONFIG, DATA, MODEL, ("--out", "folder")),
     )
-    bring = command("import-published", import_published, "Turn a checkpoint of the authors' release into a model.",
-                    ("--out", "folder"))  # fmt: skip
+    tables = commands.add("tabulate", tabulate, "Tables and figures of evaluated models.", ("--out", "folder"))
+    tables.add_argument("--results", type=Path, nargs="+", required=True, help="folders that `lsgm evaluate` wrote")
+    tables.add_argument("--config", type=Path, help="frozen configuration of an ablation, for the table of its cells")
+
+
+def _add_tools(commands: Commands) -> None:
+    bring = commands.add(
+        "import-published", import_published, "Turn a checkpoint of the authors' release into a model.",
+        ("--out", "folder"),
+    )  # fmt: skip
     bring.add_argument("file", type=Path, help="the published file, of the VAE or of the LSGM")
-    write = command("export-published", export_published, "Write a model as the authors' code reads it.", model,
-                    ("--out", "file"))  # fmt: skip
-    write.add_argument("--dataset", help="their name of the dataset; the one that the model was trained on")
-    about = command("describe", describe, "Layers, parameters, latents, FLOPs and memory of a model.")
+    write = commands.add(
+        "export-published", export_published, "Write a model as the authors' code reads it.", MODEL, ("--out", "file")
+    )
+    write.add_argument("--dataset", help="their name of the dataset; by default the one that the model was trained on")
+    about = commands.add("describe", describe, "Print layers, parameters, latents, FLOPs and memory of a model.")
     about.add_argument("model", help="a model of params.yaml, or the folder of one")
     about.add_argument("--config", action="store_true", help="print its settings instead, with all that it inherits")
-    check = command("verify", verify, "Check that models and prepared datasets are those that were saved.")
-    check.add_argument("folder", type=Path, help="the folder of one, or one that holds such, as checkpoints/ or data/")
-    tables = command("tabulate", tabulate, "Tables and figures of evaluated models.", ("--out", "folder"))
-    tables.add_argument("--results", type=Path, nargs="+", required=True, help="folders that `lsgm evaluate` wrote")
-    tables.add_argument("--config", type=Path, help="frozen configuration: of an ablation, the table of its cells")
-    return top
+    check = commands.add("verify", verify, "Check that models and prepared datasets are as they were saved.")
+    check.add_argument("folder", type=Path, help="a model, a dataset, or a folder of them, as checkpoints/ or data/")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 on an error that the user can mend (2: wrong arguments), 75: stopped, go on."""
+    """Run one command: 0 on success, 1 on a user's error, 2 on wrong arguments, 75 if stopped and resumable."""
     args = parser().parse_args(argv)
     handler = signal.getsignal(signal.SIGTERM)
     on_main_thread = threading.current_thread() is threading.main_thread()

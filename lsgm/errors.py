@@ -12,4 +12,4 @@ class SolverError(LSGMError):
 
 
 class Stopped(Exception):
-    """A training was told to stop, and can go on: exit code 75 (EX_TEMPFAIL)."""
+    """A training was told to stop and can be resumed: exit code 75 (EX_TEMPFAIL)."""

@@ -22,7 +22,7 @@ class _TerminalHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """Write lines to a file; where that fails, on a full disk for one, say so once on stderr and go on."""
+    """Write lines to a file; where that fails, on a full disk for one, say so once on stderr and continue."""
 
     _failed = False
 
@@ -32,7 +32,7 @@ class _FileHandler(logging.FileHandler):
             super().handleError(record)
         elif not self._failed:
             self._failed = True
-            text = f"{self.baseFilename}: the log file cannot be written ({error.strerror}); the job goes on"
+            text = f"{self.baseFilename}: the log file cannot be written ({error.strerror}); the job continues"
             _to_stderr(self.format(logging.makeLogRecord({"msg": text})))
 
     def close(self) -> None:

@@ -70,7 +70,7 @@ def test_what_is_read(text, value):
         ("a: [", "is not valid YAML: line 1: .*; look at the brackets"),
         ("a: 1\nb: \0", "line 2: the character 0x00, which is no text; delete it"),
         ("a: \x07", "the character 0x07"),
-        ('a: "\\UFFFFFFFF"', "is not valid YAML: line 1: .*; look at the escapes there"),
+        ('a: "\\UFFFFFFFF"', "is not valid YAML: line 1: .*; check the escapes there"),
         ("a: 1\n---\nb: 1", "line 2: a second document begins"),
         ("", "is empty, expected sections"),
         ("# nothing\n", "is empty, expected sections"),

@@ -22,7 +22,7 @@ from lsgm.registry import Registry, load
 logger = logging.getLogger("lsgm")
 
 OnFailure = Literal["error", "record"]
-ON_FAILURE = "record: its numbers become NaN, the tables say why, and the other cells of a grid go on"
+ON_FAILURE = "record: its numbers become NaN, the tables say why, and the other cells of a grid are made all the same"
 
 
 class ConfigError(LSGMError):

@@ -49,7 +49,7 @@ class DivergenceConfig(Section):
     on_failure: Literal["error", "keep_last"] = Field(
         "error",
         description="what happens after the last restart. keep_last: training ends with its last good state, and "
-        "metrics.json and the tables say at which step it diverged; for grids, whose other cells go on",
+        "metrics.json and the tables say at which step it diverged; for grids, whose other cells are made all the same",
     )
 
 

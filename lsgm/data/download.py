@@ -54,7 +54,8 @@ def fetch(
     ``sha256`` and ``size`` in bytes (None: not known) are those of ``dest``, which is the unpacked content with
     ``gunzip``. ``timeout`` (seconds) is for the answer to begin, name look-up and proxies included, and for every
     pause after that. An attempt that breaks off is repeated up to ``retries`` times, ``backoff`` (doubling)
-    seconds apart, and goes on where it was if the server can do that; one that brought a megabyte more is not counted.
+    seconds apart, and resumes where it stopped if the server can do that; one that brought a megabyte more does not
+    count.
     A host that cannot be reached, a 4xx answer and a wrong file are not tried again.
     ``dest`` appears whole or not at all. Raises :class:`LSGMError` with one line for each address.
     """

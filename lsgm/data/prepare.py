@@ -1,4 +1,4 @@
-"""Writing a dataset's store: shard by shard into one file for each array, going on after an interruption.
+"""Writing a dataset's store: shard by shard into one file for each array, resumable after an interruption.
 
 A shard is a range of a .npy file, a few hundred images: what is in memory at a time, what is written and hashed as one,
 and what an interruption costs. One file for each array, not one for each shard, so that a store is an array that NumPy
@@ -84,7 +84,7 @@ def build(
     except OSError as error:
         raise LSGMError(
             f"{error.filename or out}: cannot be read or written ({error.strerror})"
-            + (f"; what is in {part} is kept, the same command goes on from there" if part.exists() else "")
+            + (f"; what is in {part} is kept, the same command resumes from there" if part.exists() else "")
         ) from None
     counts = ", ".join(f"{count} {split}" for split, count in manifest["splits"].items())
     logger.info("%s: %s images in %s (source: %s %s)", dataset.name, counts, out, acquired.kind, acquired.origin)
@@ -154,7 +154,7 @@ class Journal:
                 except ValueError:  # the last line, of a machine that went down
                     break
                 self.shards[file, first] = sha256
-            logger.info("%s: going on, %d shards are there", part, len(self.shards))
+            logger.info("%s: resuming, %d shards are done", part, len(self.shards))
         self._file.truncate(0)
         self._append(what)
         for (file, first), sha256 in self.shards.items():

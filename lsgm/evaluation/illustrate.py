@@ -1,4 +1,4 @@
-"""A model to look at: reconstructions, interpolations, samples along the ODE, mixing coefficients."""
+"""Figures of a model: reconstructions, interpolations, samples along the ODE, mixing coefficients."""
 
 from __future__ import annotations
 

@@ -153,9 +153,9 @@ class State:
         content = file.read()
         self.done, end = self._whole(content)
         if end:
-            log.info(f"{path}: going on after {len(self.done)} of the chunks' lines")
+            log.info(f"{path}: resuming, {len(self.done)} results are done")
         elif content:
-            log.info(f"{path}: {self._difference(content)}; beginning anew")
+            log.info(f"{path}: {self._difference(content)}; starting over")
         file.truncate(end)
         if not end:
             self._write(self._header)
@@ -173,7 +173,7 @@ class State:
         if found != self._jobs or end != len(content):
             raise LSGMError(
                 f"{self._path}: has {len(found)} of {len(self._jobs)} lines, it was changed while it was written; "
-                "the same command goes on from there"
+                "the same command resumes from there"
             )
         with atomic(out) as part:
             part.write_bytes(content)

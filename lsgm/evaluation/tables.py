@@ -267,7 +267,7 @@ def _fidelity(metrics: Metrics, key: str) -> dict[str, float]:
 
 
 def distance_title(name: str) -> str:
-    """The heading of a Fréchet distance, which goes on with the number of samples."""
+    """The heading of a Fréchet distance, with the number of samples."""
     return DISTANCES.get(name, f"Fréchet distance ({name.removeprefix('frechet_')}, ")
 
 

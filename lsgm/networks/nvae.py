@@ -65,49 +65,19 @@ class NVAE(nn.Module):
         output_channels: int,
     ) -> None:
         super().__init__()
-        self.log_sigma_clamp = log_sigma_clamp
+        self.arch, self.use_se, self.log_sigma_clamp = arch, use_se, log_sigma_clamp
+        self.cells_per_cond, self.groups_per_scale = cells_per_cond, groups_per_scale
+        blocks, groups, latents = preprocess["blocks"], groups_per_scale, latents_per_group
         widths = [channels * m for m in channel_mult]
-        scales, groups, latents = latent_scales, groups_per_scale, latents_per_group
-        blocks = preprocess["blocks"]
-
-        def encoder_cell(c_in: int, c_out: int, resample: int = 0) -> Cell:
-            return Cell(BNSwishBranch(c_in, c_out, resample), c_in, c_out, resample, use_se)
-
-        def decoder_cell(c_in: int, c_out: int, resample: int, expansion: int) -> Cell:
-            branch: nn.Module = (
-                MBConvBranch(c_in, c_out, resample, expansion)
-                if arch == "res_mbconv"
-                else BNSwishBranch(c_in, c_out, resample)
-            )
-            return Cell(branch, c_in, c_out, resample, use_se)
-
-        self.stem = WNConv2d(image_channels, widths[0], 3)
-        # The last cell of a pre-process block halves the resolution and changes the channels ...
-        self.preprocess = nn.Sequential()
-        for c_in, c_out in itertools.pairwise(widths[: blocks + 1]):
-            self.preprocess.extend(encoder_cell(c_in, c_in) for _ in range(preprocess["cells"] - 1))
-            self.preprocess.append(encoder_cell(c_in, c_out, resample=-1))
-
-        # Bottom up, from the largest latents to the smallest: the groups' cells, and a down cell between scales.
         latent_widths = widths[blocks:]  # of each scale, largest resolution first
-        self.encoder_groups = nn.ModuleList(
-            nn.Sequential(*(encoder_cell(width, width) for _ in range(cells_per_cond)))
-            for width in latent_widths
-            for _ in range(groups)
-        )
-        pairs = list(itertools.pairwise(latent_widths))
-        self.encoder_down = nn.ModuleList(encoder_cell(c_in, c_out, resample=-1) for c_in, c_out in pairs)
-        self.input_pyramid = nn.ModuleList(
-            PyramidStep(c_in, c_out) for c_in, c_out in (pairs if progressive_input == "input_skip" else [])
-        )
+        self._add_encoder(widths, image_channels, blocks, preprocess["cells"], progressive_input == "input_skip")
 
         # Top down: the decoder's first group is the encoder's last. Lists below are in the decoder's order.
-        sizes = [image_size // 2 ** (blocks + k) for k in range(scales)]
+        sizes = [image_size // 2 ** (blocks + k) for k in range(latent_scales)]
         self.latent_shape = (groups * latents, sizes[-1], sizes[-1])
         self.latent_groups = (latents,) * groups
         self.lower_scale_shapes = tuple((latents, size, size) for size in sizes[-2::-1] for _ in range(groups))
         of_group = [width for width in reversed(latent_widths) for _ in range(groups)]
-        self.groups_per_scale = groups
         self.encoder_combiners = nn.ModuleList(WNConv2d(width, width, 1) for width in of_group[1:])
         self.posterior_heads = nn.ModuleList(WNConv2d(width, 2 * latents, 3) for width in of_group)
         self.flows = nn.ModuleList(Flow(latents, num_nf) for _ in of_group if num_nf)
@@ -115,21 +85,59 @@ class NVAE(nn.Module):
         self.top = nn.Parameter(torch.rand(latent_widths[-1], sizes[-1], sizes[-1]))
         self.latent_convs = nn.ModuleList(WNConv2d(latents, latents, 3) for _ in of_group)
         self.decoder_mixers = nn.ModuleList(WNConv2d(width + latents, width, 1) for width in of_group)
+        self._add_decoder(of_group, widths, blocks, postprocess["cells"])
+        self.output_head: Conv2d = WNConv2d(widths[0], output_channels, 3)
+
+    def _encoder_cell(self, c_in: int, c_out: int, resample: int = 0) -> Cell:
+        return Cell(BNSwishBranch(c_in, c_out, resample), c_in, c_out, resample, self.use_se)
+
+    def _decoder_cell(self, c_in: int, c_out: int, resample: int, expansion: int) -> Cell:
+        branch: nn.Module = (
+            MBConvBranch(c_in, c_out, resample, expansion)
+            if self.arch == "res_mbconv"
+            else BNSwishBranch(c_in, c_out, resample)
+        )
+        return Cell(branch, c_in, c_out, resample, self.use_se)
+
+    def _add_encoder(self, widths: list[int], image_channels: int, blocks: int, cells: int, input_skip: bool) -> None:
+        """Bottom up: the pre-process blocks, then from the largest latents to the smallest."""
+        self.stem = WNConv2d(image_channels, widths[0], 3)
+        # The last cell of a pre-process block halves the resolution and changes the channels ...
+        self.preprocess = nn.Sequential()
+        for c_in, c_out in itertools.pairwise(widths[: blocks + 1]):
+            self.preprocess.extend(self._encoder_cell(c_in, c_in) for _ in range(cells - 1))
+            self.preprocess.append(self._encoder_cell(c_in, c_out, resample=-1))
+
+        # The groups' cells, and a down cell between scales.
+        latent_widths = widths[blocks:]
+        self.encoder_groups = nn.ModuleList(
+            nn.Sequential(*(self._encoder_cell(width, width) for _ in range(self.cells_per_cond)))
+            for width in latent_widths
+            for _ in range(self.groups_per_scale)
+        )
+        pairs = list(itertools.pairwise(latent_widths))
+        self.encoder_down = nn.ModuleList(self._encoder_cell(c_in, c_out, resample=-1) for c_in, c_out in pairs)
+        self.input_pyramid = nn.ModuleList(PyramidStep(c_in, c_out) for c_in, c_out in (pairs if input_skip else []))
+
+    def _add_decoder(self, of_group: list[int], widths: list[int], blocks: int, cells: int) -> None:
+        """Top down: the groups' cells and an up cell between scales, then the post-process blocks."""
+        pairs = list(itertools.pairwise(widths[blocks:]))
         self.decoder_groups = nn.ModuleList(
-            nn.Sequential(*(decoder_cell(width, width, 0, MBCONV_EXPANSION_TOWER) for _ in range(cells_per_cond)))
+            nn.Sequential(
+                *(self._decoder_cell(width, width, 0, MBCONV_EXPANSION_TOWER) for _ in range(self.cells_per_cond))
+            )
             for width in of_group
         )
         self.decoder_up = nn.ModuleList(
-            decoder_cell(c_out, c_in, 1, MBCONV_EXPANSION_TOWER) for c_in, c_out in reversed(pairs)
+            self._decoder_cell(c_out, c_in, 1, MBCONV_EXPANSION_TOWER) for c_in, c_out in reversed(pairs)
         )
         # ... and the first cell of a post-process block doubles it.
         self.postprocess = nn.Sequential()
         for c_in, c_out in itertools.pairwise(widths[blocks::-1]):
-            self.postprocess.append(decoder_cell(c_in, c_out, 1, MBCONV_EXPANSION_POST))
+            self.postprocess.append(self._decoder_cell(c_in, c_out, 1, MBCONV_EXPANSION_POST))
             self.postprocess.extend(
-                decoder_cell(c_out, c_out, 0, MBCONV_EXPANSION_POST) for _ in range(postprocess["cells"] - 1)
+                self._decoder_cell(c_out, c_out, 0, MBCONV_EXPANSION_POST) for _ in range(cells - 1)
             )
-        self.output_head: Conv2d = WNConv2d(widths[0], output_channels, 3)
 
     def encode(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> tuple[Posterior, Tensor]:
         """Draw z0 ~ q(z0 | x).

@@ -68,13 +68,13 @@ def parse_yaml(text: str, where: str | Path) -> Document:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else line
         found = " ".join(filter(None, (error.context, error.problem))).replace("\\t", "tab")
-        way_out = "look at the brackets, the quotes and the indentation there"
+        way_out = "check the brackets, the quotes and the indentation there"
         if "tab" in found:
             way_out = "indent with spaces"
         elif "mapping values are not allowed" in found:
             way_out = "put text with a colon in quotes, and indent all keys of a section alike"
     except (ValueError, OverflowError) as error:  # PyYAML's own, of escapes and directives with absurd numbers
-        found, way_out = str(error), "look at the escapes there"
+        found, way_out = str(error), "check the escapes there"
     raise ConfigError(one_line(f"{where}: is not valid YAML: line {line}: {found}; {way_out}"))
 
 

@@ -138,7 +138,7 @@ class Engine:
                 f"({self.states.folder if self.states else ''})"
             )
         if found:
-            log.info(f"{self.what}: going on after step {self.step} of {self.schedule.steps}")
+            log.info(f"{self.what}: resuming after step {self.step} of {self.schedule.steps}")
         else:
             broadcast(t for network in self.task.networks.values() for t in network.state_dict().values())
             self._save()  # something to go back to

@@ -1,4 +1,4 @@
-"""What a training needs to go on exactly where it was: written atomically, the last two kept, checked when read.
+"""What a training needs to resume exactly where it stopped: written atomically, the last two kept, checked when read.
 
 A state file is a torch file of tensors and plain values (nothing in it is executed) with its SHA-256 in the name of a
 second, tiny file beside it. Random streams need no state: what a step draws depends on (seed, step) alone.
@@ -58,7 +58,7 @@ class States:
                 path.with_suffix(".sha256").unlink(missing_ok=True)
             raise LSGMError(
                 f"{path}: the state of the training cannot be written ({error.strerror}); make room or name another "
-                "folder, and start the job again: it goes on from the last state"
+                "folder, and start the job again: it resumes from the last state"
             ) from None
         steps = self._steps()
         self._forget([old for old in steps if old > step] + [old for old in steps if old <= step][:-KEPT])
@@ -85,11 +85,11 @@ class States:
                 differing = sorted(key for key in keys if self.identity.get(key) != identity.get(key))
                 raise LSGMError(
                     f"{path}: is of a training with other settings ({', '.join(map(str, differing))}); put them back "
-                    f"to go on, or remove {self.folder} to begin anew"
+                    f"to resume, or remove {self.folder} to start over"
                 )
             return step, _Tree(found["state"], path)
         if steps and below is None:
-            raise LSGMError(f"{self.folder}: no state in it is whole; restore one, or remove the folder to begin anew")
+            raise LSGMError(f"{self.folder}: no state in it is whole; restore one, or remove the folder to start over")
         return None
 
     def clear(self) -> None:
@@ -129,7 +129,7 @@ class _Tree(dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         raise LSGMError(
             f"{self.path}: has no {self.where}{key}, it is of another version of the program; remove "
-            f"{self.path.parent} to begin anew"
+            f"{self.path.parent} to start over"
         )
 
 

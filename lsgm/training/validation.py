@@ -1,4 +1,4 @@
-"""A look at a model while it trains: the NELBO of a few test images, and samples."""
+"""Validation while a model trains: the NELBO of a few test images, and samples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Validation:
                 terms = model.nelbo_terms(self.x, model.per_sample_noise(0, range(len(self.x))))
                 samples, info = model.sample(len(self.x), return_info=True)
         except LSGMError as error:  # the solver's: of a model that is falling apart, which is the engine's to see
-            log.info(f"no look at the model: {error}")
+            log.info(f"validation skipped: {error}")
             return {}, {}
         finally:
             model.prior = own

@@ -170,7 +170,7 @@ def test_a_full_disk_keeps_what_is_written(tmp_path: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(LSGMError, match="written .No space left on device.; what is in .*goes on"):
+        with pytest.raises(LSGMError, match="written .No space left on device.; what is in .*resumes"):
             made(Source(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     made(Source(), tmp_path / "out")

@@ -208,7 +208,7 @@ def test_killed_by_the_system_it_goes_on(
     assert not out.exists()
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on after" in done.stderr
+    assert "resuming" in done.stderr
     assert_same(read_parts([out])[1], whole)
 
 
@@ -223,7 +223,7 @@ def test_what_was_done_with_other_settings_is_not_gone_on_with(
     left.rename(tmp_path / "out.resume")  # whole, but of another evaluation
     with caplog.at_level("INFO", logger="lsgm"):
         part(models, mnist_store, tmp_path / "out")
-    assert "is of another stage; beginning anew" in caplog.text
+    assert "is of another stage; starting over" in caplog.text
     first = json.loads((tmp_path / "out").read_text().splitlines()[0])
     assert first["stage"]["nelbo"] == SETTINGS.model_dump()
 

@@ -197,7 +197,7 @@ def test_a_disturbed_training_goes_on_to_the_same_result(
     assert attempts[0]["JobIDRaw"] == run.job_ids[name]
     assert (attempts[1]["JobIDRaw"] == run.job_ids[name]) == (name == "requeued")
     log = run.project.path / "logs" / {"vae": "pretrain", "lsgm": "train"}[kind] / f"{name}.log"
-    (step,) = re.findall(r"going on after step (\d+)", log.read_text())
+    (step,) = re.findall(r"resuming after step (\d+)", log.read_text())
     assert int(step) > 0
     if name != "requeued":  # whose first log is gone
         assert f"told to stop after step {step};" in run.output

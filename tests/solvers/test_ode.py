@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from lsgm.solvers.fixed_steps import FIXED, fixed_steps
 from scipy.integrate import solve_ivp
 from torch import nn
 
@@ -13,7 +14,6 @@ from lsgm.config import SampleConfig
 from lsgm.errors import LSGMError, SolverError
 from lsgm.prior import ScorePrior
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
-from lsgm.solvers.fixed_steps import FIXED, fixed_steps
 from lsgm.solvers.probability_flow import drift, fixed_steps_sample, log_prob, rk45_sample
 from lsgm.solvers.rk45 import rk45
 

@@ -161,11 +161,11 @@ def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
     said = job.communicate(timeout=60)[1]
     assert job.returncode != 0 and said.count("told to stop after step") == 1
     assert not (out / "config.json").exists()
-    assert "going on after step" in run(*given, tmp_path / "stopped", *more, **settings).stderr
+    assert "resuming after step" in run(*given, tmp_path / "stopped", *more, **settings).stderr
     for name in ("model.safetensors", "history.csv"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / "pretrain" / name).read_bytes()
     log = (tmp_path / "log").read_text()  # of both
-    assert log.index("told to stop after step") < log.index("going on after step")
+    assert log.index("told to stop after step") < log.index("resuming after step")
 
 
 def test_nan_and_infinity_anywhere_are_infinity_everywhere():

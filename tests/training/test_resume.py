@@ -74,7 +74,7 @@ def same(one: Path, two: Path) -> bool:
 def test_ten_kills_change_nothing(root, tmp_path, stage, options):
     script = (str(Path(__file__).with_name("killed.py")), "3", "10", *options)
     said = lsgm(*arguments(root, stage, tmp_path), script=script)
-    assert "10 kills" in said and "going on after step" in said
+    assert "10 kills" in said and "resuming after step" in said
     assert same(root / stage, tmp_path)
     assert not (tmp_path / "resume").exists()
 
@@ -109,7 +109,7 @@ def test_told_to_stop_it_says_so_with_its_exit_code_and_goes_on(root, tmp_path):
         at = content.rindex(old)
         path.write_bytes(content[:at] + new + content[at + len(old) :])
         assert path.read_bytes() != content
-        assert f"other settings ({key}); put them back to go on" in lsgm(*given, status=1)
+        assert f"other settings ({key}); put them back to resume" in lsgm(*given, status=1)
         path.write_bytes(content)
-    assert "going on after step" in lsgm(*given)
+    assert "resuming after step" in lsgm(*given)
     assert same(root / "train", tmp_path / "out")

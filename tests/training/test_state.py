@@ -86,13 +86,13 @@ def test_a_part_that_a_state_lacks_is_named(tmp_path):
     _, found = states.load()
     assert "w" in found["parts"]
     for look_up in (lambda: found["scaler"], lambda: found["parts"]["ema"]):
-        with pytest.raises(LSGMError, match=r"step-000000001.pt: has no (scaler|parts.ema), .*to begin anew"):
+        with pytest.raises(LSGMError, match=r"step-000000001.pt: has no (scaler|parts.ema), .*to start over"):
             look_up()
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path):
     States(tmp_path, {"lr": 1.0, "batch": 8}).save(5, STATE)
-    with pytest.raises(LSGMError, match=r"other settings \(lr\); put them back to go on, or remove"):
+    with pytest.raises(LSGMError, match=r"other settings \(lr\); put them back to resume, or remove"):
         States(tmp_path, {"lr": 2.0, "batch": 8}).load()
     assert States(tmp_path, {"lr": 1.0, "batch": 8}).load()[0] == 5
 

@@ -1,4 +1,4 @@
-# Part of the test images. What is done is kept in resume/: a job that was stopped goes on from there.
+# NELBOs of a part of the test images. Finished results are kept in resume/: a job that was stopped resumes.
 rule nelbo:
     input:
         config="configs/nelbo/{model}.json",
