@@ -146,9 +146,10 @@ CHANGES: dict[str, set[str]] = {
     "sde": PRIORS,
     "weighting": {"train"},
     "solvers": PRIORS - {"train"},
-    **dict.fromkeys(
-        ("solvers.sampling", "solvers.adaptive_sde", "solvers.exponential", "solvers.cuda_graph"), {"samples"}
-    ),
+    "solvers.sampling": {"samples"},
+    "solvers.adaptive_sde": {"samples"},
+    "solvers.exponential": {"samples"},
+    "solvers.cuda_graph": {"samples"},
     "training": TRAININGS,
     "training.pretrain": {"pretrain"},
     "training.train": {"train"},
