@@ -61,8 +61,8 @@ def train(args: argparse.Namespace) -> str:
     return str(run(stage, args.data, args.vae, args.out, device(args.device), args.tensorboard, args.resume))
 
 
-def sample(args: argparse.Namespace) -> str:
-    from lsgm.evaluation.generate import generate
+def sample(args: argparse.Namespace) -> str | None:
+    from lsgm.evaluation.generate import draw_part, generate
 
     given = {key: getattr(args, key) for key in SAMPLE_OPTIONS if getattr(args, key) is not None}
     if args.config is not None:
@@ -73,7 +73,11 @@ def sample(args: argparse.Namespace) -> str:
             )
     else:
         stage = parse(SampleStage, {"model": "model", "sample": {"count": 64, **given}}, "options")
-    found = generate(stage, args.model, args.out, device(args.device))
+    where = device(args.device)
+    if args.part is not None:
+        draw_part(stage, args.model, args.resume or args.out / "resume", where, args.part, args.parts)
+        return None
+    found = generate(stage, args.model, args.out, where, args.resume)
     if found.failed is not None:
         return f"given up: {found.failed}"
     return f"{found.images} images, NFE {found.nfe:.0f}, {found.images / found.seconds:.0f} img/s"
@@ -188,6 +192,9 @@ def _add_evaluation(commands: Commands) -> None:
     draw.add_argument("--steps", type=int, help="evaluations of the score network; 10")
     draw.add_argument("--seed", type=int, help="1")
     draw.add_argument("--batch", type=int, help="images at a time; 128")
+    draw.add_argument("--part", type=int, help="only draw the images of this part (0, 1 ...), and leave them in RESUME")
+    draw.add_argument("--parts", type=int, default=1, help="number of parts that share the images")
+    draw.add_argument("--resume", type=Path, help="folder of the images that are drawn already; OUT/resume")
     bound = commands.add(
         "nelbo", nelbo, "NELBO of test images, of an LSGM and of its VAE.", CONFIG, DATA, MODEL, VAE, ("--out", "file")
     )

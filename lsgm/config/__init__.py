@@ -11,7 +11,7 @@ from lsgm.config.evaluation import Estimator, EstimatorConfig, EvaluateConfig, N
 from lsgm.config.extractors import ExtractorEntry
 from lsgm.config.likelihoods import LikelihoodEntry
 from lsgm.config.priors import DropInactiveConfig, NCSNppConfig, PriorConfig
-from lsgm.config.resources import EvaluateJobConfig, JobConfig, ResourcesConfig
+from lsgm.config.resources import JobConfig, ResourcesConfig, SharedJobConfig
 from lsgm.config.sampling import SampleConfig, SamplerConfig
 from lsgm.config.sdes import DiffusionConfig, SDEConfig
 from lsgm.config.section import ConfigError, Part, Section
@@ -30,7 +30,6 @@ __all__ = [
     "Estimator",
     "EstimatorConfig",
     "EvaluateConfig",
-    "EvaluateJobConfig",
     "ExtractorEntry",
     "ImageConfig",
     "ImagesConfig",
@@ -48,6 +47,7 @@ __all__ = [
     "SamplerConfig",
     "ScheduleConfig",
     "Section",
+    "SharedJobConfig",
     "TrainConfig",
     "VAEConfig",
 ]

@@ -24,11 +24,13 @@ class JobConfig(Section):
     )
 
 
-class EvaluateJobConfig(JobConfig):
-    """What each job of an evaluation asks for."""
+class SharedJobConfig(JobConfig):
+    """What each of the jobs asks for that share a stage."""
 
     jobs: Few = Field(
-        1, description="number of jobs that share the test images of the NELBO; the result is the same for any number"
+        1,
+        description="number of jobs that share the images: samples, or the test images of the NELBO; the result is the "
+        "same for any number",
     )
 
 
@@ -37,8 +39,8 @@ class ResourcesConfig(Section):
 
     pretrain: JobConfig = JobConfig()
     train: JobConfig = JobConfig()
-    sample: JobConfig = JobConfig(hours=4)
-    evaluate: EvaluateJobConfig = EvaluateJobConfig(hours=12)
+    sample: SharedJobConfig = SharedJobConfig(hours=4)
+    evaluate: SharedJobConfig = SharedJobConfig(hours=12)
 
     @model_validator(mode="after")
     def _one_process_uses_one_gpu(self) -> ResourcesConfig:

@@ -1,4 +1,8 @@
-"""`lsgm sample`: draw images from a model and write them, with a grid to look at and how they were drawn."""
+"""`lsgm sample`: draw images from a model and write them, with an image grid and the facts of how they were drawn.
+
+Batch by batch, into a file each (:mod:`lsgm.evaluation.sample_chunks`). Several jobs can share the batches: job p of P
+draws the batches p, p + P, p + 2 P ... The images are the same for any P.
+"""
 
 from __future__ import annotations
 
@@ -13,72 +17,118 @@ import torch
 from numpy.typing import NDArray
 
 from lsgm import checkpoint
-from lsgm.config import SampleConfig
 from lsgm.config.stages import SampleStage
-from lsgm.errors import SolverError
+from lsgm.errors import LSGMError, SolverError
 from lsgm.evaluation.image_grids import save_grid
+from lsgm.evaluation.sample_chunks import Chunk, Chunks
 from lsgm.evaluation.samples import SamplingFile
 from lsgm.files import atomic, seal, sha256, write_json
-from lsgm.model import LSGM, SampleInfo
+from lsgm.model import SampleInfo
+from lsgm.progress import log
 from lsgm.runtime import device_name
 
 GRID = 256  # images in the grid, at most
 
 
-def generate(stage: SampleStage, folder: Path, out: Path, device: torch.device) -> SamplingFile:
+def generate(
+    stage: SampleStage, folder: Path, out: Path, device: torch.device, resume: Path | None = None
+) -> SamplingFile:
     """Write samples.npy (uint8 [N, C, H, W]), grid.png and sampling.json to ``out``, from the model in ``folder``.
 
     Where the ODE cannot be solved and ``on_failure`` is `record`, the images are black and sampling.json says why.
 
+    Args:
+        resume: folder of the batches that are drawn already, by an interrupted job or by those that share the images;
+            OUT/resume if None. Removed in the end.
     Raises:
         LSGMError: the model is missing or damaged.
         SolverError: the ODE cannot be solved and ``on_failure`` is `error`.
     """
     config = stage.sample
-    model = checkpoint.load(folder, device)
-    if config.compile:
-        model.compile_prior()
-    start, failed = time.perf_counter(), None
-    shape = (config.count, model.image.channels, model.image.size, model.image.size)
+    chunks = draw_part(stage, folder, resume or out / "resume", device)
     with atomic(out / "samples.npy") as part, part.open("w+b") as file:
+        shape = (config.count, *chunks.image_shape)
         # Not a memory map: where the disk is full, that kills the process in place of raising.
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        first = file.tell()
-        try:
-            shown, nfe = _write_batches(model, config, file)
-        except SolverError as error:
-            if config.on_failure == "error":
-                raise
-            failed, nfe = str(error), math.nan
-            shown = np.zeros((min(GRID, shape[0]), *shape[1:]), np.uint8)
-            file.truncate(first)
-            file.truncate(first + math.prod(shape))  # black
+        found, shown = _join(chunks, file)
         file.flush()
         digest = sha256(part)
-    seconds = time.perf_counter() - start
-    info = SampleInfo.of(config, nfe / math.ceil(config.count / config.batch), seconds)
-    save_grid(shown, out / "grid.png")
+    nfe = math.nan if found.failed else found.nfe
     facts = {
-        **asdict(info),
-        "device": device_name(model.device),
+        **asdict(SampleInfo.of(config, nfe, found.seconds)),
+        "device": device_name(device),
         "code": stage.code,
         "model": checkpoint.read_config(folder).sha256,
         "samples_sha256": digest,
+        **({"failed": found.failed} if found.failed else {}),
     }
-    if failed is not None:
-        facts["failed"] = failed
-    found = SamplingFile.model_validate(facts)
-    write_json(out / "sampling.json", seal(found.written()))
-    return found
+    save_grid(shown, out / "grid.png")
+    written = SamplingFile.model_validate(facts)
+    write_json(out / "sampling.json", seal(written.written()))
+    chunks.remove()
+    return written
 
 
-def _write_batches(model: LSGM, config: SampleConfig, file: IO[bytes]) -> tuple[NDArray[np.uint8], float]:
-    """Append the pixels of all samples to ``file``; returns the first ``GRID`` images and the NFE of all batches."""
+def draw_part(
+    stage: SampleStage, folder: Path, resume: Path, device: torch.device, part: int = 0, parts: int = 1
+) -> Chunks:
+    """Draw those batches of part ``part`` of ``parts`` that are not in the folder ``resume`` yet.
+
+    Raises:
+        LSGMError, SolverError: as :func:`generate`; or there is no such part.
+    """
+    if parts < 1:
+        raise LSGMError(f"--parts: expected at least 1, found {parts}")
+    if not 0 <= part < parts:
+        raise LSGMError(f"--part: expected 0 to {parts - 1}, found {part}")
+    config, saved = stage.sample, checkpoint.verify(folder)
+    image = saved.image
+    sizes = [min(config.batch, config.count - first) for first in range(0, config.count, config.batch)]
+    identity = f"{saved.sha256 or sha256(folder / 'model.safetensors')} {stage.model_dump_json()}"
+    chunks = Chunks(resume, identity, sizes, (image.channels, image.size, image.size))
+    own = range(part, len(sizes), parts)
+    missing = chunks.missing(own)
+    if len(missing) < len(own):
+        log.info(f"sampling: {len(own) - len(missing)} of {len(own)} batches are there already")
+    if not missing or chunks.failed():
+        return chunks
+    model = checkpoint.load(folder, device)
+    if config.compile:
+        model.compile_prior()
+    start = time.perf_counter()
+    number = missing[0]
+    try:
+        for number, (images, nfe) in zip(missing, model.sample_batches(config, missing), strict=True):
+            pixels = images.mul(255).round().byte().cpu().contiguous().numpy()
+            now = time.perf_counter()
+            chunks.write(number, Chunk(pixels, nfe, now - start))
+            start = now
+    except SolverError as error:
+        if config.on_failure == "error":
+            raise
+        failed = chunks.missing(own)[0]
+        nothing = np.zeros((0, *chunks.image_shape), np.uint8)
+        chunks.write(failed, Chunk(nothing, math.nan, time.perf_counter() - start, str(error)))
+    return chunks
+
+
+def _join(chunks: Chunks, file: IO[bytes]) -> tuple[Chunk, NDArray[np.uint8]]:
+    """Append the pixels of all chunks to ``file``: what they took together, and the first ``GRID`` images."""
+    first, total = file.tell(), Chunk(np.zeros((0, *chunks.image_shape), np.uint8), 0.0, 0.0)
     shown: list[NDArray[np.uint8]] = []
-    done, nfe = 0, 0.0
-    for images, evaluations in model.sample_batches(config):
-        pixels = images.mul(255).round().byte().cpu().contiguous().numpy()
-        file.write(pixels.data)
-        shown += [pixels[: max(0, GRID - done)]]
-        done, nfe = done + len(images), nfe + evaluations
-    return np.concatenate(shown), nfe
+    for number in range(len(chunks.sizes)):
+        chunk = chunks.read(number)
+        if chunk is None:  # behind one that failed
+            continue
+        total.failed = total.failed or chunk.failed
+        total.seconds += chunk.seconds
+        total.nfe += chunk.nfe / len(chunks.sizes)
+        file.write(chunk.images.data)
+        shown += [chunk.images[: max(0, GRID - sum(map(len, shown)))]]
+    images = np.concatenate(shown)
+    if total.failed:
+        count = sum(chunks.sizes)
+        images = np.zeros((min(GRID, count), *chunks.image_shape), np.uint8)
+        file.truncate(first)
+        file.truncate(first + count * math.prod(chunks.image_shape))  # black
+    return total, images

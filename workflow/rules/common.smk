@@ -126,6 +126,19 @@ def parts_of(wildcards):
     )
 
 
+def sampled_checkpoint(wildcards):
+    """The files of the model that samples are drawn from."""
+    folder = checkpoint_of(wildcards.kind, wildcards.model)
+    return expand("{folder}/{file}", folder=folder, file=["model.safetensors", "config.json"])
+
+
+def sample_parts_of(wildcards):
+    """The parts that a model's samples are shared out in; none for a single job."""
+    parts = job_of("sample", wildcards).jobs
+    names = {"kind": wildcards.kind, "model": wildcards.model, "parts": parts}
+    return expand(rules.sample_part.output, part=range(parts), **names) if parts > 1 else []
+
+
 def job_of(stage, wildcards):
     """The resources of a stage of a model; for statistics, which several share, those of the first that needs them."""
     if "model" in wildcards.keys():
@@ -140,10 +153,10 @@ def threads_of(stage):
     return lambda wildcards: (job := job_of(stage, wildcards)).cpus * max(1, job.gpus)
 
 
-def resources_of(stage):
+def resources_of(stage, joined=False):
     """What else a model's job asks for, as functions of the wildcards; None stands for a resource that is not asked for.
 
-    In a job of several nodes, `launch.sh` starts a task on each, and the GPUs are asked for by node.
+    A job that only joins what several have made (`joined`) needs no GPU. In a job of several nodes, `launch.sh` starts a task on each, and the GPUs are asked for by node.
     """
 
     def asked(job):
@@ -161,7 +174,11 @@ def resources_of(stage):
         }
 
     def one(name):
-        return lambda wildcards: asked(job_of(stage, wildcards))[name]
+        def found(wildcards):
+            job = job_of(stage, wildcards)
+            return asked(job.model_copy(update={"gpus": 0}) if joined and job.jobs > 1 else job)[name]
+
+        return found
 
     return {name: one(name) for name in asked(JobConfig())}
 
