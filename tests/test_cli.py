@@ -34,8 +34,8 @@ models:
     sde: {time_eps: 0.01}
     train: {epochs: 0.01, batch: 32, warmup_epochs: 0, ema: 0.9, spectral_reg_prior: 0.001, eval_every_epochs: 0.006,
             eval_images: 4}
-    sample: {count: 64, tol: 0.01, batch: 32}
-    evaluate: {images: 16, tol: 0.01, batch: 16, extractor: mnist_classifier}
+    sample: {count: 64, steps: 5, batch: 32}
+    evaluate: {images: 16, steps: 8, check_images: 4, batch: 16, extractor: mnist_classifier}
 """
 
 

@@ -31,8 +31,8 @@ MODEL = {
     "sde": {"name": "constant", "rate": 6.0},
     "train": {**SHORT, "ema": 0.9, "spectral_reg_vae": 0, "p_weighting": "un", "algorithm": 3},
     "sample": {"count": 20, "solver": "midpoint", "midpoints": 3, "time_eps": 0.01, "batch": 20},
-    "evaluate": {"images": 10, "tol": 0.01, "time_eps": 0.01, "batch": 10, "extractor": "pooled_pixels",
-                 "extra_estimators": ["discretized"], "steps": 10},
+    "evaluate": {"images": 10, "steps": 8, "check_images": 4, "batch": 10, "extractor": "pooled_pixels",
+                 "extra_estimators": ["bound"]},
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_none_is_long() -> None:
 def test_the_whole_workflow_runs_with_one_of_each_kind(project: Project) -> None:
     assert "| added" in (project.path / "results/tables/comparison.md").read_text()
     metrics = yaml.safe_load((project.path / "results/models/added/metrics.json").read_text())
-    assert metrics["nelbo"]["lsgm"]["nelbo"] > 0 and metrics["nelbo"]["lsgm_discretized"]["nfe"] == 10
+    assert metrics["nelbo"]["lsgm"]["nelbo"] > 0 and metrics["nelbo"]["lsgm_bound"]["nfe"] == 32
     assert metrics["sampling"]["lsgm"]["nfe"] == 6
     assert metrics["fidelity"]["lsgm"]["frechet_pooled_pixels"] > 0
     assert project.dry_run() == {}

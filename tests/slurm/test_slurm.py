@@ -130,6 +130,8 @@ def write_params(path: Path) -> None:
     tiny = params["models"].pop("tiny")
     one = {"cpus": 1, "mem_gb": 3, "hours": 1}
     tiny["resources"] = dict.fromkeys(("pretrain", "train", "sample", "evaluate"), one)
+    tiny["resources"]["sample"] = one | {"jobs": 2}
+    tiny["sample"]["batch"] = 40  # the jobs share three batches
     second = {key: value for key, value in tiny.items() if key not in ("vae", "pretrain")} | {"vae_of": "tiny"}
     params["models"] = {"tiny": tiny}
 
@@ -152,7 +154,17 @@ def test_the_whole_pipeline_ran_as_jobs(run: Run) -> None:
     assert {"rule_prepare_wildcards_mnist", "rule_tabulate"} < set(done)
     for rule in ("pretrain_vae", "train_lsgm", "evaluate_model"):
         assert done.count(f"rule_{rule}_wildcards_tiny") == 1
-    assert len([comment for comment in done if comment.startswith("rule_sample_")]) == 2
+    assert len([comment for comment in done if comment.startswith("rule_sample_part_")]) == 4
+    assert len([comment for comment in done if re.match("rule_sample_wildcards", comment)]) == 2
+
+
+def test_samples_that_two_jobs_drew(run: Run) -> None:
+    folder = run.project.path / "samples" / "lsgm" / "tiny"
+    assert json.loads((folder / "sampling.json").read_text())["images"] == 100
+    assert not (run.project.path / "resume" / "sample").exists() or not any(
+        (run.project.path / "resume" / "sample").iterdir()
+    )
+    assert not any((run.project.path / "resume" / "sample_parts").iterdir())
 
 
 def test_jobs_ask_for_what_recipe_and_environment_say(run: Run) -> None:

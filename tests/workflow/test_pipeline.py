@@ -108,7 +108,7 @@ def test_a_model_on_the_vae_of_another(finished: Project) -> None:
 
 def test_the_cells_of_a_grid_share_what_is_the_same(fresh: Project) -> None:
     """One VAE for all; samplers share the training and the likelihood too. A cell is a target like a model."""
-    axes = {"tol": {str(tol): {"sample.tol": tol} for tol in (0.1, 0.2, 0.3)}}
+    axes = {"steps": {str(steps): {"sample.steps": steps} for steps in (3, 4, 6)}}
     solvers = {"title": "Solvers", "base": "tiny", "axes": axes}
     priors = {
         "title": "Priors",
@@ -157,10 +157,15 @@ def test_a_model_that_is_not_run_is_a_target(finished: Project) -> None:
     [
         ("models.tiny.pretrain.lr", 5e-3, EVERYTHING | {"freeze": 1, "prepare": 0, "statistics": 0}),
         ("models.tiny.train.lr_prior", 5e-4, AFTER_SAMPLING | {"freeze": 1, "train_lsgm": 1, "sample": 1, "nelbo": 1}),
-        ("models.tiny.sample.tol", 2e-2, AFTER_SAMPLING),
+        ("models.tiny.sample.steps", 6, AFTER_SAMPLING),
         ("models.tiny.evaluate.images", 21, {"freeze": 2, "nelbo": 1, "evaluate_model": 1, "tabulate": 1}),
         ("models.tiny.evaluate.extractor", None, {"freeze": 1, "evaluate_model": 1, "tabulate": 1}),
         ("models.tiny.resources", {"evaluate": {"jobs": 3}}, {"nelbo": 3, "evaluate_model": 1, "tabulate": 1}),
+        (
+            "models.tiny.resources",
+            {"sample": {"jobs": 3}},
+            {"sample_part": 6, "sample": 2, "evaluate_model": 1, "tabulate": 1},
+        ),
         ("models.unused.train.lr_prior", 5e-4, {}),
         (
             "run",
@@ -276,7 +281,7 @@ def test_a_clone_has_nothing_to_do_after_a_pull(clone: Project) -> None:
 
 def test_an_experiment_in_a_clone_runs_what_it_changes(clone: Project) -> None:
     """Nothing was run in the clone before: what it adopts is what was pulled, not what params.yaml says by now."""
-    said = clone.run("dvc", "exp", "run", "--set-param", "models.tiny.sample.tol=0.5")
+    said = clone.run("dvc", "exp", "run", "--set-param", "models.tiny.sample.steps=3")
     ran = re.findall(r"^localrule (\w+):", said, flags=re.M)
     assert sorted(set(ran)) == [
         *("configs", "evaluate", "evaluate_model", "freeze", "illustrate", "sample", "tabulate")
@@ -285,10 +290,10 @@ def test_an_experiment_in_a_clone_runs_what_it_changes(clone: Project) -> None:
     assert clone.dry_run() == {}
 
     changed = json.loads(clone.run("dvc", "params", "diff", "--json"))
-    assert changed == {"params.yaml": {"models.tiny.sample.tol": {"old": 0.01, "new": 0.5, "diff": 0.49}}}
+    assert changed == {"params.yaml": {"models.tiny.sample.steps": {"old": 5, "new": 3, "diff": -2}}}
     changed = json.loads(clone.run("dvc", "metrics", "diff", "--json"))
     assert changed["results/metrics/lsgm/tiny.json"]["nfe"]["diff"] < 0
-    assert "nelbo" not in changed["results/metrics/lsgm/tiny.json"]  # the likelihood has a tolerance of its own
+    assert "nelbo" not in changed["results/metrics/lsgm/tiny.json"]  # the likelihood has steps of its own
     clone.run("dvc", "plots", "diff")
     page = (clone.path / "dvc_plots/index.html").read_text()
     curves = json.loads(re.search(r"var spec = (\{.*\});\n", page)[1])
@@ -301,7 +306,7 @@ def test_an_experiment_in_a_clone_runs_what_it_changes(clone: Project) -> None:
 
 def test_an_experiment_in_a_copy_runs_what_it_changes(clone: Project) -> None:
     """As those of `dvc exp run --queue` do. The workspace stays as it is, until the experiment is applied."""
-    said = clone.run("dvc", "exp", "run", "--temp", "--name", "rough", "--set-param", "models.tiny.sample.tol=0.5")
+    said = clone.run("dvc", "exp", "run", "--temp", "--name", "rough", "--set-param", "models.tiny.sample.steps=3")
     ran = set(re.findall(r"^localrule (\w+):", said, flags=re.M))
     assert ran == {"configs", "evaluate", "evaluate_model", "freeze", "illustrate", "sample", "tabulate"}
     assert clone.run("git", "status", "--porcelain") == ""
