@@ -172,7 +172,9 @@ class SampleConfig(SamplerConfig):
     }
 
     count: Count = Field(description="number of images")
-    temperature: Annotated[Positive, Field(le=1000)] = Field(1.0, description="factor by which all noise is multiplied")
+    temperature: Annotated[NonNegative, Field(le=1000)] = Field(
+        1.0, description="factor by which all noise is multiplied; 0: every image is the same"
+    )
     vae_batch_statistics: bool = Field(
         False,
         description="the decoder's batch norm uses the statistics of the batch, as the paper's 256-pixel models do",
