@@ -99,8 +99,9 @@ class SamplerConfig(Part):
             return f"order: {self.order} needs solver: ab, not {self.solver}, whose order is fixed"
         if solver not in ("ab", *nfe.PER_STEP):
             for key in ("form", "grid"):
-                if getattr(self, key) is not None:
-                    return f"{key}: {getattr(self, key)} needs solver: ab, euler, heun or rk4, not {self.solver}"
+                if (given := getattr(self, key)) is not None:
+                    which = "ab" if given == "data" else "ab, euler, heun or rk4"
+                    return f"{key}: {given} needs solver: {which}, not {self.solver}"
         if solver in nfe.PER_STEP and form == "data":
             return f"form: data needs solver: ab; {self.solver} takes form: velocity, noise or drift"
         for key, given in (("corrector", self.corrector), ("tau", self.tau)):
