@@ -35,21 +35,21 @@ class Mixture(nn.Module):
         self.sde, self.variance = sde, variance
         self.register_buffer("means", means)  # [K, D]
 
-    def components(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """z_t less the mean of each part, [B, K, D], and the variance at t, [B or 1, 1]."""
-        t = t.reshape(-1, 1)
+    def components(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z_t less the mean of each part, [B, K, D]; its variance and that of the noise at t, each [B or 1, 1]."""
+        t = t.view(-1, 1)
         m, sigma2 = self.sde.mean_coefficient(t), self.sde.variance(t)
-        return z_t.flatten(1)[:, None] - m[..., None] * self.means, m**2 * self.variance + sigma2
+        delta = torch.addcmul(z_t.flatten(1)[:, None], m[..., None], self.means, value=-1)
+        return delta, torch.addcmul(sigma2, m, m, value=self.variance), sigma2
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
-        delta, total = self.components(z_t, t)
-        share = (-0.5 * delta.square().sum(-1) / total).softmax(1)
-        sigma = self.sde.variance(t.reshape(-1, 1)).sqrt()
-        return (sigma * (share[..., None] * delta).sum(1) / total).view_as(z_t)
+        delta, total, sigma2 = self.components(z_t, t)
+        share = (delta.square().sum(-1) / (-2 * total)).softmax(1)
+        return ((sigma2.sqrt() / total) * torch.einsum("bk,bkd->bd", share, delta)).view_as(z_t)
 
     def log_prob(self, z_t: Tensor, t: float) -> Tensor:
         """log p_t in nats, [B]."""
-        delta, total = self.components(z_t, torch.tensor([t], dtype=z_t.dtype))
+        delta, total, _ = self.components(z_t, torch.tensor([t], dtype=z_t.dtype))
         size = delta.shape[-1]
         each = -0.5 * (delta.square().sum(-1) / total + size * (math.tau * total).log())
         return each.logsumexp(1) - math.log(delta.shape[1])

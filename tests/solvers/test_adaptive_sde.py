@@ -30,9 +30,9 @@ def sample(prior, images, tol=0.02, time_eps=0.01, atol=0.01):
 
 
 def test_samples_of_a_gaussian(sde, of_parts):
-    """1,000 samples at tolerance 0.02: mean and variance within five standard errors and 3 % for the steps."""
+    """600 samples at tolerance 0.02: mean and variance within five standard errors and 3 % for the steps."""
     mean = torch.tensor([[0.3, -0.2, 0.1, 0.0]], dtype=torch.float64)
-    n = 1000
+    n = 600
     found = sample(of_parts(sde, mean, 0.25), range(n))
     z = found.y.flatten(1)
     end = NoiseSchedule.of(sde, torch.tensor([0.01]))
@@ -44,18 +44,18 @@ def test_samples_of_a_gaussian(sde, of_parts):
 
 def test_an_image_is_the_same_in_any_batch(mixture):
     """And its steps are its own."""
-    together = sample(mixture, range(4))
-    alone = [sample(mixture, [i]) for i in range(4)]
+    together = sample(mixture, range(4), tol=0.05)
+    alone = [sample(mixture, [i], tol=0.05) for i in range(4)]
     np.testing.assert_allclose(together.y, torch.cat([solution.y for solution in alone]), rtol=1e-9, atol=1e-11)
     assert together.nfe == pytest.approx(np.mean([solution.nfe for solution in alone]), rel=1e-12)
     assert len({solution.nfe for solution in alone}) > 1
-    reordered = sample(mixture, [3, 1])
+    reordered = sample(mixture, [3, 1], tol=0.05)
     np.testing.assert_allclose(reordered.y, together.y[[3, 1]], rtol=1e-9, atol=1e-11)
 
 
 def test_a_larger_tolerance_takes_fewer_evaluations(mixture):
     nfe = [sample(mixture, range(20), tol, atol=atol).nfe for tol, atol in
-           ((0.01, 0.005), (0.02, 0.01), (0.05, 0.02), (0.2, 0.1))]  # fmt: skip
+           ((0.02, 0.01), (0.05, 0.02), (0.2, 0.1))]  # fmt: skip
     assert nfe == sorted(nfe, reverse=True) and nfe[0] > 1.5 * nfe[-1]
 
 

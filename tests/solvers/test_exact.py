@@ -83,11 +83,11 @@ def test_noisy_steps_have_their_order_in_the_variance(sde, of_parts, solve, tau)
     assert fine[3] < fine[2] / 4 < fine[1] / 40
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("tau", [0.0, 1.0])
 def test_samples_of_a_gaussian(sde, of_parts, solve, tau):
-    """20,000 samples in 100 evaluations: mean and covariance within five standard errors, and 1 % for the steps."""
+    """10,000 samples in 100 evaluations: mean and covariance within five standard errors, and 1 % for the steps."""
     mean = torch.tensor([[0.3, -0.2, 0.1, 0.0]], dtype=torch.float64)
-    prior, n = of_parts(sde, mean, 0.25), 20_000
+    prior, n = of_parts(sde, mean, 0.25), 10_000
     generator = torch.Generator().manual_seed(0)
 
     def draw():

@@ -32,17 +32,17 @@ def z0():
 def test_order_and_limit_with_the_exact_trace(matched, z0, solver):
     """Twice the evaluations, 2^order times the accuracy, towards the density of the data diffused to `time_eps`."""
     exact, errors = matched.network.log_prob(z0, TIME_EPS), []
-    for steps in (64, 128):
+    for steps in (32, 64):
         values, nfe = fixed_steps_log_prob(matched, z0, None, solver, steps, TIME_EPS)
         assert nfe == steps
         errors.append((values - exact).norm().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[solver], rel=0.13)
-    assert errors[1] < {"ab": 2e-2, "heun": 2e-2, "rk4": 2e-4}[solver]
+    assert errors[1] < {"ab": 6e-2, "heun": 6e-2, "rk4": 2e-3}[solver]
 
 
 def test_rk45_reaches_the_same(matched, z0):
     exact = matched.network.log_prob(z0, TIME_EPS)
-    np.testing.assert_allclose(log_prob(matched, z0, None, 1e-8, TIME_EPS)[0], exact, atol=1e-5)
+    np.testing.assert_allclose(log_prob(matched, z0, None, 1e-6, TIME_EPS)[0], exact, atol=1e-4)
 
 
 def test_a_dozen_evaluations_are_enough(matched, z0):
@@ -90,7 +90,7 @@ def test_an_image_has_its_value_in_any_batch(mixture, z0, solver):
 def test_it_starts_at_0_where_there_is_noise(matched, z0):
     """The density is then that of the data with sigma2_0."""
     exact = matched.network.log_prob(z0, 0.0)
-    np.testing.assert_allclose(log_prob(matched, z0, None, 1e-7, 0.0)[0], exact, atol=1e-4)
+    np.testing.assert_allclose(log_prob(matched, z0, None, 1e-6, 0.0)[0], exact, atol=1e-3)
     np.testing.assert_allclose(fixed_steps_log_prob(matched, z0, None, "rk4", 64, 0.0)[0], exact, atol=5e-3)
 
 

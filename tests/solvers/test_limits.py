@@ -23,9 +23,9 @@ LIMITS = {
     "vesde": (VESDE(3e-5, 2500.0), 0.0),
 }
 FORMS = [
-    *[{"form": form, "order": order} for form in ("velocity", "noise", "data", "drift") for order in (1, 2, 3)],
-    *[{"form": "data", "order": order, "corrector": True} for order in (1, 2, 3)],
-    *[{"form": "data", "order": order, "tau": 1.0} for order in (1, 2, 3)],
+    *[{"form": form, "order": order} for form in ("velocity", "noise", "data", "drift") for order in (1, 3)],
+    *[{"form": "data", "order": order, "corrector": True} for order in (1, 3)],
+    *[{"form": "data", "order": order, "tau": 1.0} for order in (1, 3)],
     *[
         {"solver": solver, "form": form}
         for solver in ("euler", "heun", "rk4")
