@@ -44,21 +44,22 @@ def test_samples_of_a_gaussian(sde, of_parts):
 
 def test_an_image_is_the_same_in_any_batch(mixture):
     """And its steps are its own."""
-    together = sample(mixture, range(4), tol=0.05)
-    alone = [sample(mixture, [i], tol=0.05) for i in range(4)]
+    together = sample(mixture, range(3), tol=0.1)
+    alone = [sample(mixture, [i], tol=0.1) for i in range(3)]
     np.testing.assert_allclose(together.y, torch.cat([solution.y for solution in alone]), rtol=1e-9, atol=1e-11)
     assert together.nfe == pytest.approx(np.mean([solution.nfe for solution in alone]), rel=1e-12)
     assert len({solution.nfe for solution in alone}) > 1
-    reordered = sample(mixture, [3, 1], tol=0.05)
-    np.testing.assert_allclose(reordered.y, together.y[[3, 1]], rtol=1e-9, atol=1e-11)
+    reordered = sample(mixture, [2, 0], tol=0.1)
+    np.testing.assert_allclose(reordered.y, together.y[[2, 0]], rtol=1e-9, atol=1e-11)
 
 
 def test_a_larger_tolerance_takes_fewer_evaluations(mixture):
     nfe = [sample(mixture, range(20), tol, atol=atol).nfe for tol, atol in
-           ((0.02, 0.01), (0.05, 0.02), (0.2, 0.1))]  # fmt: skip
+           ((0.03, 0.02), (0.1, 0.05), (0.3, 0.2))]  # fmt: skip
     assert nfe == sorted(nfe, reverse=True) and nfe[0] > 1.5 * nfe[-1]
 
 
+@pytest.mark.parametrize("sde", ["vpsde"], indirect=True)
 def test_evaluations_are_counted(mixture):
     seen = []
     mixture.network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
@@ -66,6 +67,7 @@ def test_evaluations_are_counted(mixture):
     assert sum(seen) / 5 == found.nfe
 
 
+@pytest.mark.parametrize("sde", ["vpsde"], indirect=True)
 def test_the_times_are_those_of_each_image(mixture):
     """From 1 down to `time_eps`, never beyond; a rejected step is repeated with the same draw and a smaller h."""
     times = []
@@ -79,7 +81,7 @@ def test_the_times_are_those_of_each_image(mixture):
 
 def test_the_denoised_end(mixture, noise, solve):
     """By default the last evaluation predicts z0 from the latents at `time_eps`."""
-    given = [torch.randn(noise.shape, generator=torch.Generator().manual_seed(i)).double() for i in range(3000)]
+    given = [torch.randn(noise.shape, generator=torch.Generator().manual_seed(i)).double() for i in range(500)]
     results = []
     for denoise in (None, False):
         draws = iter(given)
@@ -125,6 +127,7 @@ def test_a_tiny_last_step_is_no_failure(mixture):
         assert found.y.isfinite().all() and found.nfe == (4 if left > 1e-12 else 2)
 
 
+@pytest.mark.parametrize("sde", ["vpsde"], indirect=True)
 def test_settings_reach_the_solver(mixture, noise, solve):
     draws = [torch.randn(noise.shape, generator=torch.Generator().manual_seed(i)).double() for i in range(500)]
     found = []

@@ -13,10 +13,16 @@ MULTISTEP = [
 ORDERS = {"euler": 1, "heun": 2, "rk4": 4}
 
 
+solutions = {}  # of each SDE
+
+
 @pytest.fixture
 def exact(mixture, noise, solve):
     """The ODE's solution, to 3e-9."""
-    return solve(mixture, noise, solver="rk4", form="velocity", grid="phi", steps=480).y
+    if type(mixture.sde) not in solutions:
+        found = solve(mixture, noise, solver="rk4", form="velocity", grid="phi", steps=480)
+        solutions[type(mixture.sde)] = found.y
+    return solutions[type(mixture.sde)]
 
 
 @pytest.fixture
