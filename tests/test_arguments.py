@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from lsgm import load
-from lsgm.config import ImageConfig, NCSNppConfig, SampleConfig, SDEConfig, VAEConfig
+from lsgm.config import ImageConfig, NCSNppConfig, SDEConfig, VAEConfig
 from lsgm.errors import LSGMError, SolverError
 from lsgm.model import LSGM
 from lsgm.per_sample_noise import PerSampleNoise, mix
+from lsgm.registry import SOLVERS
 
 BLOCK = {"blocks": 1, "cells": 1}
 VAE = {
@@ -19,7 +20,7 @@ VAE = {
 }  # fmt: skip
 TWO_SCALES = {"latent_scales": 2, "channel_mult": [1, 1, 1]}
 PRIOR = NCSNppConfig(channels=8, scales=1, cells_per_scale=1, dropout=0, embedding_dim=16, mixing_logit_init=0)
-SHORT = {"tol": 1e-1, "time_eps": 1e-1}
+SHORT = {"solver": "rk45", "tol": 1e-1, "time_eps": 1e-1}
 
 
 def make(prior=True, **settings):
@@ -130,8 +131,8 @@ def test_images_with_their_border_are_those_without(binary):
 
 COUNTS = [0, -1, True, 1.5, 2.0, math.nan, "3", None, 2**63]
 SEEDS = [-1, 2**63, 1.5, True, "0", None]
-TOLS = [0, -1, 1.5, 1e6, math.nan, math.inf, -math.inf, True, "1e-3", None, torch.ones(2)]
-TIMES = [0, 0.0, -0.1, 1, 1.0, 2, math.nan, math.inf, True, "0.1", None]
+TOLS = [0, -1, 1.5, 1e6, math.nan, math.inf, -math.inf, True, "1e-3", torch.ones(2)]
+TIMES = [0, 0.0, -0.1, 1, 1.0, 2, math.nan, math.inf, True, "0.1"]
 TEMPERATURES = [-1, -1e-9, math.nan, math.inf, 10**400, True, "1", None]
 NAMES = ["", "rk54", "RK45", None, 1, ["rk45"], np.ones(3)]
 SAMPLE = [
@@ -142,24 +143,28 @@ SAMPLE = [
     *[("time_eps", value) for value in TIMES],
     *[("temperature", value) for value in TEMPERATURES],
     *[(name, value) for name in ("solver", "variance") for value in NAMES],
+    *[(name, value) for name in ("form", "grid") for value in NAMES if value is not None],
+    *[("order", value) for value in (0, 4, 1.5, "two")],
+    *[("tau", value) for value in (-1, 11, math.nan, "much")],
+    *[("atol", value) for value in (0, 2, math.inf, None)],
+    *[(name, value) for name in ("corrector", "denoise") for value in (2, "maybe", 0.5)],
 ]
 NELBO = [
-    *[(name, value) for name in ("samples", "probes", "steps") for value in COUNTS],
+    *[(name, value) for name in ("samples", "probes") for value in COUNTS],
+    *[("steps", value) for value in COUNTS if value is not None],
     *[("seed", value) for value in SEEDS],
-    *[("tol", value) for value in TOLS],
+    *[("tol", value) for value in (*TOLS, None)],
     *[("time_eps", value) for value in TIMES],
-    *[(name, value) for name in ("estimator", "probe") for value in NAMES],
+    *[(name, value) for name in ("estimator", "solver", "probe") for value in NAMES],
 ]
 
 
 @pytest.mark.parametrize(("name", "value"), SAMPLE)
 def test_settings_of_samples_out_of_range(color, name, value):
-    """Those that the solver does not use as well; :meth:`sample_batches` refuses before a batch is asked for."""
-    with pytest.raises(LSGMError, match=f"^{name}: expected .*, found "):
+    """Those that the solver does not use as well."""
+    with pytest.raises(LSGMError, match=rf"^(arguments: )?{name}: expected .*, found ") as error:
         color.sample(**{"count": 1, name: value})
-    if name != "solver":  # that of a configuration is known
-        with pytest.raises(LSGMError, match=f"^{name}: expected .*, found "):
-            color.sample_batches(SampleConfig.model_construct(**{"count": 1, name: value}))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "value"), NELBO)
@@ -172,8 +177,9 @@ def test_settings_of_likelihoods_out_of_range(color, name, value):
     ("call", "message"),
     [
         (
-            lambda m: m.sample(1, solver="ddim"),
-            "solver: expected one of rk45, euler, heun, rk4, ancestral, found 'ddim'",
+            lambda m: m.sample(1, solver="dpm"),
+            "solver: expected one of ab, ddim, dpmpp_2m, deis, edm, euler, heun, rk4, rk45, ancestral, adaptive_sde, "
+            "found 'dpm'",
         ),
         (lambda m: m.sample(1, solver="ancestrl"), "found 'ancestrl'; did you mean 'ancestral'"),
         (
@@ -183,7 +189,10 @@ def test_settings_of_likelihoods_out_of_range(color, name, value):
         (lambda m: m.nelbo(X, probe="rademaher"), "probe: expected one of gaussian, .* did you mean 'rademacher'"),
         (lambda m: m.nelbo(X, estimator="discretizd"), "estimator: expected one of ode, .* mean 'discretized'"),
         (lambda m: m.nelbo(X, probs=3), "probs: unknown argument; did you mean 'probes'"),
-        (lambda m: m.nelbo(X, solver="heun"), "solver: unknown argument; there are estimator, tol, time_eps, probe, "),
+        (lambda m: m.nelbo(X, solver="euler"), "solver: expected one of rk4, heun, ab, rk45, found 'euler'"),
+        (lambda m: m.nelbo(X, order=2), "order: unknown argument; there are estimator, solver, steps, tol, time_eps, "),
+        (lambda m: m.sample(1, order=2, solver="rk4"), "order: 2 needs solver: ab, not rk4, whose order is fixed"),
+        (lambda m: m.sample(1, compile=True), "compile: unknown argument; there are solver, form, order, grid, steps"),
     ],
 )
 def test_names_that_are_unknown(color, call, message):
@@ -195,7 +204,7 @@ def test_numbers_of_numpy_and_of_tensors(lsgm):
     expected, info = lsgm.sample(3, seed=7, temperature=0.5, batch=2, return_info=True, **SHORT)
     found, same = lsgm.sample(
         np.int64(3), seed=np.uint8(7), temperature=np.float32(0.5), batch=torch.tensor(2), return_info=True,
-        tol=np.float64(0.1), time_eps=np.array(0.1),
+        solver="rk45", tol=np.float64(0.1), time_eps=np.array(0.1),
     )  # fmt: skip
     assert torch.equal(found, expected) and (same.images, same.tol, same.nfe) == (3, 0.1, info.nfe)
     bound = lsgm.nelbo(X, samples=np.int32(2), probes=np.int64(1), **SHORT)
@@ -241,13 +250,17 @@ def test_latents_that_are_none_of_the_models():
             model.encode(X, wrong)
 
 
-@pytest.mark.parametrize("solver", ["rk45", "euler", "heun", "rk4", "ancestral"])
-def test_a_prior_that_diverged_gives_no_samples(solver):
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_a_prior_that_diverged_gives_no_samples(factor):
     model = make()
-    model.prior.network.register_forward_hook(lambda module, inputs, output: output * math.inf)
-    with pytest.raises(SolverError, match="diverge"):
-        model.sample(2, solver=solver, steps=2)
-    for estimator in ("ode", "discretized"):
+    model.prior.network.register_forward_hook(lambda module, inputs, output: output * factor)
+    for solver in SOLVERS.names():
+        with pytest.raises(SolverError, match="diverge"):
+            model.sample(2, solver=solver, steps={"edm": 3, "rk4": 4}.get(solver, 2))
+    for solver in ("ab", "heun", "rk4", "rk45"):
+        with pytest.raises(SolverError, match="diverge"):
+            model.nelbo(X, solver=solver, steps=4)
+    for estimator in ("bound", "discretized"):
         with pytest.raises(SolverError, match="diverge"):
             model.nelbo(X, estimator=estimator, steps=2)
 

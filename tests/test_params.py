@@ -64,7 +64,7 @@ def refused(changes, message):
         ("prior.channels", 10**9, "expected less than or equal to 65536"),
         ("prior.channels", 3, "expected greater than or equal to 4, found 3"),
         ("prior.dropout", 1, "expected less than 1, found 1"),
-        ("sample.temperature", 0, "expected greater than 0, found 0"),
+        ("sample.temperature", -1, "expected greater than or equal to 0, found -1"),
         ("sample.time_eps", 1e-300, "expected greater than or equal to 0.000000000001"),
         ("vae.progressive_input", False, "expected 'none' or 'input_skip', found False; YAML reads yes, no, on and"),
     ],

@@ -66,8 +66,8 @@ def test_what_is_exported_is_imported(name, tmp_path):
     state = again.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    x = again.sample(2, solver="heun", steps=2, time_eps=1e-2)
-    assert torch.equal(x, model.sample(2, solver="heun", steps=2, time_eps=1e-2)) and torch.isfinite(x).all()
+    x = again.sample(2, solver="heun", steps=4, time_eps=1e-2)
+    assert torch.equal(x, model.sample(2, solver="heun", steps=4, time_eps=1e-2)) and torch.isfinite(x).all()
     model.prior = None
     published.export(model, tmp_path / "vae.pt", name)
     assert lsgm.load(tmp_path / "vae.pt").prior is None
@@ -287,8 +287,8 @@ def test_command_line(tmp_path, capsys):
     again = lsgm.load(tmp_path / "model")
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
     x = torch.rand(2, 3, 32, 32).mul(31).round() / 31
-    nelbo = again.nelbo(x, tol=1e-2, time_eps=1e-2)
-    assert torch.isfinite(nelbo).all() and torch.equal(nelbo, model.nelbo(x, tol=1e-2, time_eps=1e-2))
+    nelbo = again.nelbo(x, time_eps=1e-2)
+    assert torch.isfinite(nelbo).all() and torch.equal(nelbo, model.nelbo(x, time_eps=1e-2))
 
     export = ["export-published", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "b.pt")]
     assert cli.main(export) == 1

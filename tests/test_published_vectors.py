@@ -16,7 +16,8 @@ from lsgm.published import published_names
 from lsgm.sde import VPSDE, GeometricVPSDE
 from lsgm.solvers import ancestral
 from lsgm.solvers.ancestral import Discretization
-from lsgm.solvers.probability_flow import log_prob, rk45_sample
+from lsgm.solvers.probability_flow import log_prob
+from lsgm.solvers.sampling import rk45_sample
 from lsgm.training.algorithms import squared_error
 from lsgm.training.ema import EMA
 from lsgm.training.objective import LSGMObjective, VAEObjective
@@ -201,7 +202,9 @@ def test_discretized_diffusion(name):
 
 
 def by_rk45(prior, noise, tol, time_eps):
-    return rk45_sample(prior, noise, lambda: noise, SampleConfig(count=1, tol=tol, time_eps=time_eps))
+    return rk45_sample(
+        prior, noise, lambda: noise, SampleConfig(count=1, solver="rk45", tol=tol, time_eps=time_eps).resolved()
+    )
 
 
 @pytest.mark.parametrize("time_eps", ["1e-05", "1e-06"])

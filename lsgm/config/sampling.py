@@ -93,19 +93,20 @@ class SamplerConfig(Part):
         for key in ("form", "order", "grid", "denoise"):
             given = getattr(self, key)
             if key in case and given not in (None, case[key]):
-                return f"{key}: {given} is not {self.solver}, which is {_listed(case)}; leave {key} out"
+                return f"{_listed({key: given})} is not {self.solver}, which is {_listed(case)}; leave {key} out"
         solver, form = case.get("solver", self.solver), case.get("form", self.form)
         if solver != "ab" and self.order is not None:
             return f"order: {self.order} needs solver: ab, not {self.solver}, whose order is fixed"
         if solver not in ("ab", *nfe.PER_STEP):
             for key in ("form", "grid"):
-                if getattr(self, key) is not None:
-                    return f"{key}: {getattr(self, key)} needs solver: ab, euler, heun or rk4, not {self.solver}"
+                if (given := getattr(self, key)) is not None:
+                    which = "ab" if given == "data" else "ab, euler, heun or rk4"
+                    return f"{key}: {given} needs solver: {which}, not {self.solver}"
         if solver in nfe.PER_STEP and form == "data":
             return f"form: data needs solver: ab; {self.solver} takes form: velocity, noise or drift"
         for key, given in (("corrector", self.corrector), ("tau", self.tau)):
             if given and (solver, form) != ("ab", "data"):
-                return f"{key}: {given} needs solver: ab with form: data"
+                return f"{_listed({key: given})} needs solver: ab with form: data"
         if self.corrector and self.tau:
             return f"corrector: true and tau: {self.tau:g} exclude each other; set tau: 0 or corrector: false"
         if self.denoise and solver == "ancestral":
@@ -172,7 +173,9 @@ class SampleConfig(SamplerConfig):
     }
 
     count: Count = Field(description="number of images")
-    temperature: Annotated[Positive, Field(le=1000)] = Field(1.0, description="factor by which all noise is multiplied")
+    temperature: Annotated[NonNegative, Field(le=1000)] = Field(
+        1.0, description="factor by which all noise is multiplied; 0: every image is the same"
+    )
     vae_batch_statistics: bool = Field(
         False,
         description="the decoder's batch norm uses the statistics of the batch, as the paper's 256-pixel models do",
@@ -184,4 +187,7 @@ class SampleConfig(SamplerConfig):
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in settings.items())
+    """Settings as YAML has them, on one line."""
+    return ", ".join(
+        f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items()
+    )

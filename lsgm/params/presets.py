@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[Registry, str, str]] = {
     "vae": (BACKBONES, "backbone", "nvae"),
     "prior": (SCORE_NETWORKS, "network", "ncsnpp"),
     "sde": (SDES, "name", "vpsde"),
-    "sample": (SOLVERS, "solver", "rk45"),
+    "sample": (SOLVERS, "solver", "ab"),
 }
 
 

@@ -29,7 +29,8 @@ def adams_bashforth(f: Slope, y: Tensor, x: Sequence[float], order: int) -> Tens
     """Integrate dy/dx = f from the first to the last of the nodes ``x``: y_{i+1} = y_i + h sum_m w_m f_{i-m}.
 
     The weights are those of the polynomial through the last ``order`` slopes: sum_m w_m r_m^k = 1 / (k + 1) for
-    r_m = (x_{i-m} - x_i) / h. The first steps have a lower order.
+    r_m = (x_{i-m} - x_i) / h. The first steps have a lower order: with order 3, the first one leaves an error of
+    order 2, which is too small to be seen where that step is short in x (not for equal steps in phi).
     """
     slopes: deque[Tensor] = deque(maxlen=order)
     moments = [1 / (k + 1) for k in range(order)]

@@ -19,7 +19,7 @@ from lsgm.solvers.solution import Solution
 
 FIRST_STEP = 0.01
 SAFETY, EXPONENT = 0.9, 0.9  # the paper's theta and r
-MAX_ITERATIONS = 10_000
+MAX_ITERATIONS, SMALLEST_STEP = 10_000, 1e-12
 
 
 class _Reverse:
@@ -78,18 +78,15 @@ def adaptive_sde(
         z = torch.where(accepted, z + (first + second) / 2, z)
         before = torch.where(accepted, euler, before)
         t = torch.where(accepted, t - h, t)
-        left = t - t_end
-        h = torch.minimum(left, SAFETY * h * error.clamp(min=1e-12) ** -EXPONENT)
-        fresh = accepted.flatten()
-        done = (left <= 1e-12).flatten()
-        if done.any():
-            result[rows[done]] = z[done]
-            keep = ~done
-            rows, z, t, h, before, noise, fresh = (x[keep] for x in (rows, z, t, h, before, noise, fresh))
-            if len(rows) == 0:
-                return Solution(result, evaluations / len(result))
-        if (h < 1e-9).any():
+        left, h = t - t_end, SAFETY * h * error.clamp(min=1e-12) ** -EXPONENT
+        fresh, keep = accepted.flatten(), (left > SMALLEST_STEP).flatten()
+        result[rows[~keep]] = z[~keep]
+        rows, z, t, h, left, before, noise, fresh = (x[keep] for x in (rows, z, t, h, left, before, noise, fresh))
+        if len(rows) == 0:
+            return Solution(result, evaluations / len(result))
+        if (h < SMALLEST_STEP).any():
             break
+        h = torch.minimum(left, h)
     raise SolverError(
         f"adaptive_sde: the tolerance {tol:g} (absolute {atol:g}) asks for more than {MAX_ITERATIONS} steps; choose a "
         "larger one, if the training did not diverge"

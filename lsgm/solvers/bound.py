@@ -20,7 +20,7 @@ from torch import Tensor
 from lsgm.arguments import check_count
 from lsgm.prior import ScorePrior
 from lsgm.sde import SDE
-from lsgm.solvers.schedule import NoiseSchedule, half_log_snr_range, time_at_noise_level
+from lsgm.solvers.schedule import NoiseSchedule, time_at_noise_level
 
 QUADRATURE = 256  # nodes of the closed form: exact to rounding
 
@@ -36,7 +36,7 @@ def normal_error(sde: SDE, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
 
 def gauss_legendre(sde: SDE, nodes: int, t_end: float) -> tuple[NoiseSchedule, Tensor]:
     """Times and weights [N] of the integral over lambda from its value at t = 1 to that at ``t_end``."""
-    low, high = half_log_snr_range(sde, t_end)
+    low, high = NoiseSchedule.at_ends(sde, t_end).half_log_snr.tolist()
     x, w = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(nodes))
     lam = low + 0.5 * (high - low) * (x + 1)
     t = time_at_noise_level(sde, lam.neg().exp(), t_end)
@@ -73,7 +73,7 @@ def variational_bound(
         normal = (noise - sde.normal_noise(z_t, time)).double().square()
         cross_entropy += weight * (error - normal).flatten(1).sum(dim=1)
 
-    ends = NoiseSchedule.of(sde, torch.tensor([1.0, time_eps]))
+    ends = NoiseSchedule.at_ends(sde, time_eps)
     (m1, _), (s1, s0) = ends.mean.tolist(), ends.sigma.tolist()
     ratio = s1**2 / sde.base_variance
     kl = 0.5 * (m1**2 / sde.base_variance * norm + dimensions * (ratio - 1 - math.log(ratio)))

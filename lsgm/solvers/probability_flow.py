@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lsgm.arguments import check_choice, check_time_eps
+from lsgm.arguments import check_choice
 from lsgm.errors import LSGMError, SolverError
 from lsgm.nfe import PER_STEP
 from lsgm.prior import ScorePrior
@@ -22,7 +22,7 @@ from lsgm.solvers.adams_bashforth import adams_bashforth
 from lsgm.solvers.forms import ode
 from lsgm.solvers.rk45 import rk45
 from lsgm.solvers.runge_kutta import MIDPOINTS, runge_kutta
-from lsgm.solvers.schedule import time_grid
+from lsgm.solvers.schedule import check_end, time_grid
 from lsgm.solvers.solution import check_finite
 
 LIKELIHOOD_SOLVERS = ("rk4", "heun", "ab", "rk45")
@@ -58,9 +58,10 @@ def log_prob(
             exact trace, from as many backward passes as there are latent dimensions.
     Raises:
         SolverError: the ODE cannot be solved.
-        LSGMError: ``time_eps`` is not in (0, 1), ``tol`` not in (0, 1], or the probes are not like z0.
+        LSGMError: ``time_eps`` is not in [0, 1) or sigma is 0 there, ``tol`` is not in (0, 1], or the probes are not
+            like z0.
     """
-    time_eps = check_time_eps(time_eps)
+    time_eps = check_end(prior.sde, time_eps)
     divergence = _Divergence(z0, probes)
 
     def f(t: float, state: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from lsgm.solvers.forms import Form, ode
 from lsgm.solvers.probability_flow import drift
 from lsgm.solvers.rk45 import rk45
 from lsgm.solvers.runge_kutta import MIDPOINTS, runge_kutta
-from lsgm.solvers.schedule import NoiseSchedule, time_grid
+from lsgm.solvers.schedule import NoiseSchedule, check_end, time_grid
 from lsgm.solvers.solution import NoisePrediction, Solution, check_finite
 
 Draw = Callable[[], Tensor]
@@ -44,8 +44,7 @@ def noise_prediction(prior: ScorePrior, z: Tensor) -> NoisePrediction:
 @torch.no_grad()
 def rk45_sample(prior: ScorePrior, noise: Tensor, draw: Draw, settings: SamplerConfig) -> Solution:
     """By the probability-flow ODE with adaptive steps to the tolerance `tol` (arXiv 2011.13456, appendix D.4)."""
-    time_eps = _end(settings)
-    found = rk45(partial(drift, prior), _start(prior, noise), 1.0, time_eps, check_tol(settings.tol))
+    found = rk45(partial(drift, prior), _start(prior, noise), 1.0, _end(prior, settings), check_tol(settings.tol))
     return _denoised(prior, found, settings)
 
 
@@ -58,7 +57,7 @@ def runge_kutta_sample(prior: ScorePrior, noise: Tensor, draw: Draw, settings: S
     method: str = settings.solver
     form: Form = "drift" if settings.form is None or settings.form == "data" else settings.form
     steps = (_evaluations(settings) - bool(settings.denoise)) // PER_STEP[method]
-    schedule = time_grid(prior.sde, settings.grid or "t", steps, _end(settings))
+    schedule = time_grid(prior.sde, settings.grid or "t", steps, _end(prior, settings))
     equations = ode(prior.sde, form, schedule, midpoints=method in MIDPOINTS)
     z = _start(prior, noise)
     slope = partial(equations.slope, noise_prediction(prior, z))
@@ -72,7 +71,7 @@ def multistep_sample(prior: ScorePrior, noise: Tensor, draw: Draw, settings: Sam
     """By a multistep method of an `order` in the velocity, noise or data `form` on a `grid`, in `steps` evaluations."""
     form, order = settings.form or "velocity", settings.order or 2
     steps = _evaluations(settings) - bool(settings.denoise)
-    schedule = time_grid(prior.sde, settings.grid or "t", steps, _end(settings))
+    schedule = time_grid(prior.sde, settings.grid or "t", steps, _end(prior, settings))
     z = _start(prior, noise)
     predict = noise_prediction(prior, z)
     if form != "data":
@@ -87,7 +86,8 @@ def multistep_sample(prior: ScorePrior, noise: Tensor, draw: Draw, settings: Sam
 @torch.no_grad()
 def adaptive_sde_sample(prior: ScorePrior, noise: Tensor, draw: Draw, settings: SamplerConfig) -> Solution:
     """By the reverse SDE with steps of each image's own, to the tolerances `tol` and `atol`."""
-    found = adaptive_sde(prior, _start(prior, noise), draw, _end(settings), check_tol(settings.tol), settings.atol)
+    end = _end(prior, settings)
+    found = adaptive_sde(prior, _start(prior, noise), draw, end, check_tol(settings.tol), settings.atol)
     return _denoised(prior, found, settings)
 
 
@@ -102,12 +102,10 @@ def _start(prior: ScorePrior, noise: Tensor) -> Tensor:
     return noise * math.sqrt(prior.sde.base_variance)
 
 
-def _end(settings: SamplerConfig) -> float:
+def _end(prior: ScorePrior, settings: SamplerConfig) -> float:
     if settings.time_eps is None:
         raise LSGMError("time_eps: expected a number here; only a model knows what null stands for")
-    if not 0 <= settings.time_eps < 1:
-        raise LSGMError(f"time_eps: expected a number from 0 to below 1, found {settings.time_eps}")
-    return settings.time_eps
+    return check_end(prior.sde, settings.time_eps)
 
 
 def _evaluations(settings: SamplerConfig) -> int:
@@ -118,7 +116,7 @@ def _denoised(prior: ScorePrior, found: Solution, settings: SamplerConfig) -> So
     """With `denoise`, the prediction (z - sigma eps) / m of z0 at the end; one evaluation more."""
     if not settings.denoise:
         return found
-    end = NoiseSchedule.of(prior.sde, torch.tensor([_end(settings)]))
+    end = NoiseSchedule.of(prior.sde, torch.tensor([_end(prior, settings)], dtype=torch.float64))
     noise = prior(found.y, found.y.new_full((1,), end.t.item()))
     z0 = torch.add(found.y, noise, alpha=-end.sigma.item()) / end.mean.item()
     return Solution(check_finite(z0, settings.solver), found.nfe + 1)

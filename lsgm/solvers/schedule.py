@@ -7,14 +7,13 @@ the angle phi_t = atan2(sigma_t, m_t); lambda_t = log(m_t / sigma_t) is half of 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lsgm.arguments import check_choice, check_count
+from lsgm.arguments import check_choice, check_count, check_time_eps
 from lsgm.errors import LSGMError
 from lsgm.sde import SDE
 
@@ -33,12 +32,19 @@ class NoiseSchedule:
 
     @classmethod
     def of(cls, sde: SDE, t: Tensor) -> NoiseSchedule:
-        """The coefficients of ``sde`` at times ``t``; raises :class:`LSGMError` where sigma_t is 0."""
+        """The coefficients of ``sde`` at times ``t``; raises :class:`LSGMError` where sigma_t or m_t is 0."""
         t = t.double()
         found = cls(t, sde.mean_coefficient(t), sde.variance(t).sqrt())
         if not (found.sigma > 0).all():
             raise LSGMError(f"time_eps: sigma_t is 0 at t = {t.min().item():g}; choose a larger time_eps")
+        if not (found.mean > 0).all():
+            raise LSGMError(f"sde.beta_end: m_t is 0 at t = {t.max().item():g}; choose a smaller beta_end")
         return found
+
+    @classmethod
+    def at_ends(cls, sde: SDE, time_eps: float) -> NoiseSchedule:
+        """The coefficients at t = 1 and at ``time_eps``; raises :class:`LSGMError` if no path can end there."""
+        return cls.of(sde, torch.tensor([1.0, check_end(sde, time_eps)], dtype=torch.float64))
 
     @property
     def radius(self) -> Tensor:
@@ -61,6 +67,13 @@ class NoiseSchedule:
         return self.sigma / self.mean
 
 
+def check_end(sde: SDE, time_eps: float) -> float:
+    """Where sampling ends and the likelihood starts: above 0, or 0 if ``sde`` has noise there (sigma2_0)."""
+    time_eps = check_time_eps(time_eps) if time_eps != 0 else 0.0
+    NoiseSchedule.of(sde, torch.tensor([time_eps]))
+    return time_eps
+
+
 def time_at_noise_level(sde: SDE, level: Tensor, t_min: float) -> Tensor:
     """The times in [t_min, 1] at which sigma_t / m_t is ``level``, float64, by bisection: for any SDE.
 
@@ -81,11 +94,11 @@ def time_grid(sde: SDE, grid: Grid, steps: int, t_end: float) -> NoiseSchedule:
         grid: what the steps are equal in: `t`, `phi`, `log_snr`, or `edm` (EDM, equation 5: the seventh root of the
             noise level).
     Raises:
-        LSGMError: there is no step, too many, sigma is 0 at ``t_end``, or the grid is another one.
+        LSGMError: there is no step, or there are too many, no path can end at ``t_end``, or the grid is another one.
     """
     check_choice("grid", grid, GRIDS)
     steps = check_count("steps", steps)
-    ends = NoiseSchedule.of(sde, torch.tensor([1.0, t_end]))
+    ends = NoiseSchedule.at_ends(sde, t_end)
     share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
     def between(x: Tensor) -> Tensor:
@@ -108,11 +121,3 @@ def time_grid(sde: SDE, grid: Grid, steps: int, t_end: float) -> NoiseSchedule:
             "fewer steps or a larger time_eps"
         )
     return NoiseSchedule.of(sde, t)
-
-
-def half_log_snr_range(sde: SDE, t_end: float) -> tuple[float, float]:
-    """lambda at t = 1 and at ``t_end``."""
-    first, last = NoiseSchedule.of(sde, torch.tensor([1.0, t_end])).half_log_snr.tolist()
-    if not (math.isfinite(first) and math.isfinite(last)):
-        raise LSGMError(f"time_eps: the log-SNR at t = {t_end:g} is not finite; choose a larger time_eps")
-    return first, last

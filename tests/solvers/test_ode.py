@@ -6,16 +6,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from lsgm.solvers.fixed_steps import FIXED, fixed_steps
 from scipy.integrate import solve_ivp
 from torch import nn
 
 from lsgm.config import SampleConfig
 from lsgm.errors import LSGMError, SolverError
+from lsgm.nfe import PER_STEP
 from lsgm.prior import ScorePrior
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
-from lsgm.solvers.probability_flow import drift, fixed_steps_sample, log_prob, rk45_sample
+from lsgm.solvers.bound import variational_bound
+from lsgm.solvers.probability_flow import drift, fixed_steps_log_prob, log_prob
 from lsgm.solvers.rk45 import rk45
+from lsgm.solvers.runge_kutta import METHODS, MIDPOINTS, runge_kutta
+from lsgm.solvers.sampling import rk45_sample, runge_kutta_sample
 
 SHAPE = (2, 2, 2)
 DIMENSIONS = math.prod(SHAPE)
@@ -157,32 +160,37 @@ def test_hutchinson_probes_are_unbiased(gaussian, probe):
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
 def test_fixed_grids_have_their_order(method, order):
-    """Twice the steps: 2^order times the accuracy; NFE as counted; the last evaluation not past the end."""
+    """Twice the steps: 2^order times the accuracy; NFE as counted; the nodes are those of the grid, in any spacing."""
     exact = math.exp(-(1.5**2))
-    errors, times = [], []
+    errors, seen = [], []
 
-    def f(t, y):
-        times.append(t)
-        return -2 * t * y
+    def f(i, y):
+        seen.append(i)
+        return -2 * x[i] * y
 
     for steps in (40, 80):
-        times.clear()
-        solution = fixed_steps(f, torch.ones(3, dtype=torch.float64), 0.0, 1.5, steps, method)
-        assert solution.nfe == len(times) == steps * FIXED[method][1]
-        assert max(times) <= 1.5
-        errors.append((solution.y - exact).abs().max().item())
+        seen.clear()
+        ends = 1.5 * torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** 1.2
+        x = ends.tolist()
+        if method in MIDPOINTS:
+            x = torch.stack([ends, torch.cat([0.5 * (ends[1:] + ends[:-1]), ends[:1]])], dim=1).flatten()[:-1].tolist()
+        y = runge_kutta(f, torch.ones(3, dtype=torch.float64), x, method)
+        assert len(seen) == steps * PER_STEP[method]
+        assert max(seen) == len(x) - 1 - (method == "euler") and min(seen) == 0
+        errors.append((y - exact).abs().max().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
 
 
-@pytest.mark.parametrize("solver", FIXED)
+@pytest.mark.parametrize("solver", METHODS)
 @pytest.mark.parametrize("gaussian", ["vpsde", "sub"], indirect=True)
 def test_fixed_grids_reach_what_rk45_reaches(gaussian, solver):
     prior, _, _ = gaussian
     noise = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    exact = by_rk45(prior, noise, tol=1e-9, time_eps=1e-3).y
-    settings = SampleConfig(count=1, solver=solver, steps=400, time_eps=1e-3)
-    found = fixed_steps_sample(prior, noise, unused, settings)
-    assert found.nfe == 400 * FIXED[solver][1]
+    exact = by_rk45(prior, noise, tol=1e-7, time_eps=1e-3).y
+    steps = 400
+    settings = SampleConfig(count=1, solver=solver, steps=steps, time_eps=1e-3)
+    found = runge_kutta_sample(prior, noise, unused, settings.resolved())
+    assert found.nfe == steps
     np.testing.assert_allclose(found.y, exact, atol={"euler": 0.1, "heun": 5e-3, "rk4": 1e-3}[solver])
 
 
@@ -213,14 +221,7 @@ def growth(t, y):
         (lambda y: rk45(growth, y[:0], 0.0, 1.0, 1e-3), r"y: expected .*, found torch.float64 of the shape \[0\]"),
         (lambda y: rk45(growth, y.long(), 0.0, 1.0, 1e-3), r"y: expected floating-point values, found torch.int64"),
         (lambda y: rk45(growth, y, 0.0, 1.0, 1e-3, math.nan), "max_nfe: expected a whole number of at least 1, found"),
-        (
-            lambda y: fixed_steps(growth, y, 0.0, 1.0, 0, "heun"),
-            "steps: expected a whole number of at least 1, found 0",
-        ),
-        (lambda y: fixed_steps(growth, y, 0.0, 1.0, 2.5, "heun"), "steps: expected .*, found 2.5"),
-        (lambda y: fixed_steps(growth, y, 1.0, 1.0, 2, "heun"), "t0, t1: expected two different times"),
-        (lambda y: fixed_steps(growth, y, 0.0, 1.0, 2, "midpoint"), "method: expected one of euler, heun, rk4, found"),
-        (lambda y: fixed_steps(growth, y / 0, 0.0, 1.0, 2, "euler"), "euler: the result is not finite; more steps may"),
+        (lambda y: runge_kutta(growth, y, [0, 1], "midpoint"), "method: expected one of euler, heun, rk4, found 'mid"),
     ],
 )
 def test_solvers_refuse_what_they_cannot_solve(call, message):
@@ -231,11 +232,18 @@ def test_solvers_refuse_what_they_cannot_solve(call, message):
 @pytest.mark.parametrize("gaussian", ["vpsde"], indirect=True)
 def test_the_flow_refuses_what_it_cannot_solve(gaussian):
     prior, z = gaussian[0], torch.zeros(2, *SHAPE, dtype=torch.float64)
-    for time_eps in (0.0, 1.0, -1.0, math.nan):
-        with pytest.raises(LSGMError, match="time_eps: expected a number above 0 and below 1, found"):
-            by_rk45(prior, z, tol=1e-5, time_eps=time_eps)
-        with pytest.raises(LSGMError, match="time_eps: expected a number above 0 and below 1, found"):
-            log_prob(prior, z, z, time_eps=time_eps)
+    calls = (
+        lambda time_eps: by_rk45(prior, z, tol=1e-5, time_eps=time_eps),
+        lambda time_eps: log_prob(prior, z, z, time_eps=time_eps),
+        lambda time_eps: fixed_steps_log_prob(prior, z, z, "rk4", 4, time_eps),
+        lambda time_eps: variational_bound(prior, z, 4, lambda: z, time_eps),
+    )
+    for call in calls:
+        for time_eps in (1.0, -1.0, math.nan):
+            with pytest.raises(LSGMError, match="time_eps: expected a number above 0 and below 1, found"):
+                call(time_eps)
+        with pytest.raises(LSGMError, match="time_eps: sigma_t is 0 at t = 0; choose a larger time_eps"):
+            call(0.0)
     for probes in (z[:1], z.new_zeros(0, *z.shape), z[None, :, :1]):
         with pytest.raises(LSGMError, match=r"probes: expected \[P, 2, .*found \["):
             log_prob(prior, z, probes)
