@@ -35,7 +35,7 @@ def resolved(**settings):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ("ab", "velocity", 2, "t", 10, False)),
+        ({}, ("ab", "velocity", 2, "phi", 10, False)),
         ({"form": "data"}, ("ab", "data", 2, "log_snr", 10, False)),
         ({"form": "noise", "order": 1}, ("ab", "noise", 1, "edm", 10, False)),
         ({"solver": "ddim"}, ("ab", "data", 1, "log_snr", 10, False)),
@@ -48,7 +48,7 @@ def resolved(**settings):
         ({"solver": "heun"}, ("heun", "drift", None, "t", 10, False)),
         ({"solver": "heun", "denoise": True}, ("heun", "drift", None, "t", 11, True)),
         ({"solver": "rk4"}, ("rk4", "drift", None, "t", 12, False)),
-        ({"solver": "rk4", "form": "velocity", "denoise": True}, ("rk4", "velocity", None, "t", 13, True)),
+        ({"solver": "rk4", "form": "velocity", "denoise": True}, ("rk4", "velocity", None, "phi", 13, True)),
         ({"solver": "ancestral"}, ("ancestral", None, None, None, 1000, False)),
         ({"solver": "rk45"}, ("rk45", None, None, None, None, False)),
         ({"solver": "adaptive_sde"}, ("adaptive_sde", None, None, None, None, True)),
