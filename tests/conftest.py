@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import json
 import logging
 import os
 import re
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +60,96 @@ def mnist_store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
             if not (path / "manifest.json").exists():
                 prepare(PrepareStage(dataset="mnist", source=DatasetConfig(path=None)), path)
     return ImageStore(path)
+
+
+class Fork:
+    """A command that runs in a fork of a process that has imported what it needs."""
+
+    def __init__(self, answers: socket.socket) -> None:
+        self.answers = answers
+        self.returncode: int | None = None
+        self.pid = self._answer()
+
+    def _answer(self) -> int:
+        found = self.answers.recv(4)
+        assert found, "the process whose forks run commands has ended"
+        return array("i", found)[0]
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended; that of a killed one is negative."""
+        if self.returncode is None:
+            self.returncode = self._answer()
+            self.answers.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        if self.returncode is None:
+            self.answers.setblocking(False)
+            try:
+                self.wait()
+            except BlockingIOError:
+                self.answers.setblocking(True)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+
+class Warm:
+    """A Python that has imported ``modules`` and runs commands in forks of itself (warm.py)."""
+
+    def __init__(self, main: str, *modules: str) -> None:
+        self.main = main  # "module:function"
+        self.requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, str(Path(__file__).with_name("warm.py")), str(number), *modules]
+            self.process = subprocess.Popen(command, pass_fds=[number], env=environment)
+
+    def close(self) -> None:
+        self.requests.close()
+        self.process.wait()
+
+    def start(
+        self,
+        *command: object,
+        stdout: int,
+        stderr: int,
+        cwd: Path | None = None,
+        env: Mapping[str, str] = os.environ,
+        limit: int | None = None,
+    ) -> Fork:
+        """Start a command. ``stdout``, ``stderr``: open files; ``limit``: bytes that it can write to a file."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            request = {"main": self.main, "command": [*map(str, command)], "folder": str(cwd or Path.cwd())}
+            text = json.dumps({**request, "environment": dict(env), "limit": limit}).encode()
+            socket.send_fds(self.requests, [text], [theirs.fileno(), stdout, stderr])
+        return Fork(ours)
+
+    def run(
+        self, *command: object, cwd: Path | None = None, env: Mapping[str, str] = os.environ
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            code = self.start(*command, stdout=stdout.fileno(), stderr=stderr.fileno(), cwd=cwd, env=env).wait()
+            said = []
+            for file in (stdout, stderr):
+                file.seek(0)
+                said.append(file.read())
+        return subprocess.CompletedProcess([*map(str, command)], code, *said)
+
+
+@pytest.fixture(scope="session")
+def lsgm_command() -> Iterator[Warm]:
+    """The command `lsgm`, in forks of a process that has imported what its stages need."""
+    # torch imports _dynamo when the first optimizer is made.
+    stages = ("training.pretrain", "training.train", "evaluation.generate", "evaluation.likelihood")
+    warm = Warm("lsgm.cli:main", "lsgm.cli", "torch", "torch._dynamo", *(f"lsgm.{stage}" for stage in stages))
+    yield warm
+    warm.close()
 
 
 class Project:
