@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -99,10 +99,10 @@ class Fork:
 class Warm:
     """A Python that has imported ``modules`` and runs commands in forks of itself (warm.py)."""
 
-    def __init__(self, main: str, *modules: str) -> None:
+    def __init__(self, main: str, *modules: str, environment: Mapping[str, str] = os.environ) -> None:
         self.main = main  # "module:function"
         self.requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         with theirs:
             number = theirs.fileno()
             command = [sys.executable, str(Path(__file__).with_name("warm.py")), str(number), *modules]
@@ -130,13 +130,18 @@ class Warm:
         return Fork(ours)
 
     def run(
-        self, *command: object, cwd: Path | None = None, env: Mapping[str, str] = os.environ
+        self,
+        *command: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] = os.environ,
+        stderr: int = subprocess.PIPE,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
-        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-            code = self.start(*command, stdout=stdout.fileno(), stderr=stderr.fileno(), cwd=cwd, env=env).wait()
+        """Run a command to its end; ``stderr`` as in `subprocess.run`."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            files = [file.fileno() for file in (out, out if stderr == subprocess.STDOUT else err)]
+            code = self.start(*command, stdout=files[0], stderr=files[1], cwd=cwd, env=env).wait()
             said = []
-            for file in (stdout, stderr):
+            for file in (out, err):
                 file.seek(0)
                 said.append(file.read())
         return subprocess.CompletedProcess([*map(str, command)], code, *said)
@@ -155,6 +160,8 @@ def lsgm_command() -> Iterator[Warm]:
 class Project:
     """A folder in which Snakemake, DVC and git can be run."""
 
+    warm: ClassVar[dict[str, Warm]] = {}  # commands that run in forks
+
     def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
         self.path = path
         self.environment = environment
@@ -163,9 +170,11 @@ class Project:
 
     def run(self, *command: str, fails: bool = False) -> str:
         """Run a command; returns what it wrote to both streams."""
-        done = subprocess.run(
-            command, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        where: dict[str, Any] = {"cwd": self.path, "env": self.environment, "stderr": subprocess.STDOUT}
+        if warm := self.warm.get(command[0]):
+            done = warm.run(*command, **where)
+        else:
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, **where)
         assert (done.returncode != 0) == fails, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
         return done.stdout
 
@@ -210,7 +219,7 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of the commands: this Python's tools first, no setting of the user's, no GPU."""
     home = tmp_path_factory.mktemp("home")
     # One thread for a job: two for so small a model are many times slower where another program uses the cores too.
@@ -225,7 +234,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     identity = {
         f"GIT_{who}_{what}": "tester@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
     }
-    return {
+    found = {
         **kept,
         **identity,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -236,6 +245,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "SNAKEMAKE_PROFILE": str(home),
         "CUDA_VISIBLE_DEVICES": "",
     }
+    # Nothing of the library: that of the project's own folder is to be imported.
+    imported = ("numpy", "pandas", "pydantic", "smart_open", "yaml")
+    Project.warm["snakemake"] = Warm("snakemake.cli:main", "snakemake.cli", *imported, environment=found)
+    Project.warm["dvc"] = Warm("dvc.cli:main", "dvc.cli.parser", "dvc.ignore", "dvc.repo", "dvc.scm", environment=found)
+    yield found
+    while Project.warm:
+        Project.warm.popitem()[1].close()
 
 
 @pytest.fixture(scope="session")
