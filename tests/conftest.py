@@ -33,6 +33,20 @@ REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 
+# The files that take longest, first the one that mostly waits: begun first, they keep no worker busy at the end.
+LONGEST = (
+    *("slurm/test_slurm.py", "workflow/test_pipeline.py", "workflow/test_originals.py", "plugins/test_plugins.py"),
+    *("training/test_distributed.py", "training/test_resume.py", "test_published_vectors.py", "test_recipes.py"),
+    *("test_cli.py", "test_examples.py", "workflow/test_remotes.py", "test_faults.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the others stay in their order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def logger_as_it_was() -> Iterator[None]:
     """A command that runs in this process sends the log to handlers of its own."""
