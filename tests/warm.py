@@ -1,6 +1,7 @@
 """Run commands in forks of this process, which has imported what they need: `python warm.py SOCKET MODULE...`.
 
-A command starts as it does in a Python of its own, seconds earlier. tests/conftest.py has the other end of the socket.
+A command, or a script, starts as it does in a Python of its own, seconds earlier. The other end of the socket is in
+conftest.py.
 """
 
 import array
@@ -9,6 +10,7 @@ import importlib
 import json
 import os
 import resource
+import runpy
 import signal
 import socket
 import sys
@@ -61,8 +63,13 @@ def run(request: dict) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
     sys.argv = request["command"]
     module, name = request["main"].split(":")
+    code = None
     try:
-        code = getattr(importlib.import_module(module), name)()
+        if sys.argv[0].endswith(".py"):  # a script
+            sys.path.insert(0, os.path.dirname(sys.argv[0]))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            code = getattr(importlib.import_module(module), name)()
     except SystemExit as end:
         code = end.code
     except BaseException:

@@ -14,10 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  (slow to import, at the first optimizer: once, here)
-
 from lsgm import cli
-from lsgm.training import pretrain, train  # noqa: F401
+from lsgm.training import pretrain, train  # noqa: F401  (slow to import: once, here)
 from lsgm.training.state import States
 
 

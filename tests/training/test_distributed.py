@@ -66,16 +66,16 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.fixture(scope="module")
 def run(lsgm_command):
-    """Run `lsgm` in several processes that find each other as those of torchrun do; what they said."""
+    """Run `lsgm`, or a script, in several processes that find each other as those of torchrun do; what they said."""
 
-    def run(processes, arguments):
+    def run(processes, arguments, script="lsgm"):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         with tempfile.TemporaryFile("w+") as said:
             started = [
                 lsgm_command.start(
-                    "lsgm", *arguments, stdout=said.fileno(), stderr=said.fileno(),
+                    script, *arguments, stdout=said.fileno(), stderr=said.fileno(),
                     env=ENVIRONMENT | ({**several, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}),
                 )
                 for rank in map(str, range(processes))
@@ -133,7 +133,7 @@ def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path)
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
+def test_what_one_process_ends_badly_all_do_again(data, run, tmp_path):
     """Statistics of one process that are not finite after the last step: both go back, and end well together."""
     script = tmp_path / "spoils.py"
     script.write_text(
@@ -149,13 +149,8 @@ def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
         "TrainingStep.__call__ = spoiling\n"
         "sys.exit(cli.main())\n"
     )
-    kind, sections = STAGES["pretrain"]
-    config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
-    (tmp_path / "c.json").write_text(config.model_dump_json())
-    given = [*TORCHRUN, script, "pretrain", "--config", tmp_path / "c.json", "--data", data, "--out", tmp_path / "out"]
-    done = subprocess.run([*map(str, given)], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
-    assert done.returncode == 0, done.stderr
-    training = json.loads((tmp_path / "out" / "config.json").read_text())["training"]
+    run(2, command("pretrain", data, tmp_path), script)
+    training = json.loads((tmp_path / "pretrain" / "config.json").read_text())["training"]
     assert (training["steps"], training["restarts"], training["processes"]) == (6, 1, 2)
 
 

@@ -47,10 +47,10 @@ def arguments(root: Path, stage: str, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lsgm(lsgm_command):
-    """Run `lsgm ARGUMENTS`; what it said."""
+    """Run `lsgm`, or a script; what it said."""
 
-    def run(*given: str, status: int = 0) -> str:
-        done = lsgm_command.run("lsgm", *given, env=ENVIRONMENT)
+    def run(*given: str, script: str | Path = "lsgm", status: int = 0) -> str:
+        done = lsgm_command.run(script, *given, env=ENVIRONMENT)
         assert done.returncode == status, done.stderr
         return done.stdout + done.stderr
 
@@ -77,11 +77,8 @@ def same(one: Path, two: Path) -> bool:
 
 
 @pytest.mark.parametrize(("stage", "options"), [("train", ()), ("pretrain", ("--saving",))])
-def test_ten_kills_change_nothing(root, tmp_path, stage, options):
-    script = [sys.executable, str(Path(__file__).with_name("killed.py")), "3", "10", *options]
-    done = subprocess.run([*script, *arguments(root, stage, tmp_path)], capture_output=True, text=True, env=ENVIRONMENT)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+def test_ten_kills_change_nothing(root, lsgm, tmp_path, stage, options):
+    said = lsgm("3", "10", *options, *arguments(root, stage, tmp_path), script=Path(__file__).with_name("killed.py"))
     assert "10 kills" in said and "going on after step" in said
     assert same(root / stage, tmp_path)
     assert not (tmp_path / "resume").exists()
