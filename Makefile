@@ -22,9 +22,11 @@ ablations: venv
 	snakemake --cores all --keep-going --rerun-incomplete --show-failed-logs --max-jobs-per-timespan 1000/1m ablations_of_mnist_demo
 	@echo && cat results/tables/ablations/*.md
 
+# A worker more than cores: the tests of Slurm mostly wait. Files in the order of tests/conftest.py, the longest first.
 test: venv
 	@echo "== Running the tests"
-	OMP_NUM_THREADS=1 python -m pytest -q -n auto --maxprocesses 8 --dist loadfile tests
+	OMP_NUM_THREADS=1 python -m pytest -q -n $$(python -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))') \
+		--dist loadfile --no-loadscope-reorder tests
 
 check: venv
 	ruff check .

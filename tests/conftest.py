@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import json
 import logging
 import os
 import re
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -26,6 +31,20 @@ from lsgm.data.store import ImageStore
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+
+
+# The files that take longest, first the one that mostly waits: begun first, they keep no worker busy at the end.
+LONGEST = (
+    *("slurm/test_slurm.py", "workflow/test_pipeline.py", "workflow/test_originals.py", "plugins/test_plugins.py"),
+    *("training/test_distributed.py", "training/test_resume.py", "test_published_vectors.py", "test_recipes.py"),
+    *("test_cli.py", "test_examples.py", "workflow/test_remotes.py", "test_faults.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the others stay in their order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +76,105 @@ def mnist_store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     return ImageStore(path)
 
 
+class Fork:
+    """A command that runs in a fork of a process that has imported what it needs."""
+
+    def __init__(self, answers: socket.socket) -> None:
+        self.answers = answers
+        self.returncode: int | None = None
+        self.pid = self._answer()
+
+    def _answer(self) -> int:
+        found = self.answers.recv(4)
+        assert found, "the process whose forks run commands has ended"
+        return array("i", found)[0]
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended; that of a killed one is negative."""
+        if self.returncode is None:
+            self.returncode = self._answer()
+            self.answers.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        if self.returncode is None:
+            self.answers.setblocking(False)
+            try:
+                self.wait()
+            except BlockingIOError:
+                self.answers.setblocking(True)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+
+class Warm:
+    """A Python that has imported ``modules`` and runs commands in forks of itself (warm.py)."""
+
+    def __init__(self, main: str, *modules: str, environment: Mapping[str, str] = os.environ) -> None:
+        self.main = main  # "module:function"
+        self.requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, str(Path(__file__).with_name("warm.py")), str(number), *modules]
+            self.process = subprocess.Popen(command, pass_fds=[number], env=environment)
+
+    def close(self) -> None:
+        self.requests.close()
+        self.process.wait()
+
+    def start(
+        self,
+        *command: object,
+        stdout: int,
+        stderr: int,
+        cwd: Path | None = None,
+        env: Mapping[str, str] = os.environ,
+        limit: int | None = None,
+    ) -> Fork:
+        """Start a command. ``stdout``, ``stderr``: open files; ``limit``: bytes that it can write to a file."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            request = {"main": self.main, "command": [*map(str, command)], "folder": str(cwd or Path.cwd())}
+            text = json.dumps({**request, "environment": dict(env), "limit": limit}).encode()
+            socket.send_fds(self.requests, [text], [theirs.fileno(), stdout, stderr])
+        return Fork(ours)
+
+    def run(
+        self,
+        *command: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] = os.environ,
+        stderr: int = subprocess.PIPE,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; ``stderr`` as in `subprocess.run`."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            files = [file.fileno() for file in (out, out if stderr == subprocess.STDOUT else err)]
+            code = self.start(*command, stdout=files[0], stderr=files[1], cwd=cwd, env=env).wait()
+            said = []
+            for file in (out, err):
+                file.seek(0)
+                said.append(file.read())
+        return subprocess.CompletedProcess([*map(str, command)], code, *said)
+
+
+@pytest.fixture(scope="session")
+def lsgm_command() -> Iterator[Warm]:
+    """The command `lsgm`, in forks of a process that has imported what its stages need."""
+    # torch imports _dynamo when the first optimizer is made.
+    stages = ("training.pretrain", "training.train", "evaluation.generate", "evaluation.likelihood")
+    warm = Warm("lsgm.cli:main", "lsgm.cli", "torch", "torch._dynamo", *(f"lsgm.{stage}" for stage in stages))
+    yield warm
+    warm.close()
+
+
 class Project:
     """A folder in which Snakemake, DVC and git can be run."""
+
+    warm: ClassVar[dict[str, Warm]] = {}  # commands that run in forks
 
     def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
         self.path = path
@@ -68,9 +184,11 @@ class Project:
 
     def run(self, *command: str, fails: bool = False) -> str:
         """Run a command; returns what it wrote to both streams."""
-        done = subprocess.run(
-            command, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        where: dict[str, Any] = {"cwd": self.path, "env": self.environment, "stderr": subprocess.STDOUT}
+        if warm := self.warm.get(command[0]):
+            done = warm.run(*command, **where)
+        else:
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, **where)
         assert (done.returncode != 0) == fails, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
         return done.stdout
 
@@ -115,7 +233,7 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of the commands: this Python's tools first, no setting of the user's, no GPU."""
     home = tmp_path_factory.mktemp("home")
     # One thread for a job: two for so small a model are many times slower where another program uses the cores too.
@@ -130,7 +248,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     identity = {
         f"GIT_{who}_{what}": "tester@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
     }
-    return {
+    found = {
         **kept,
         **identity,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -141,6 +259,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "SNAKEMAKE_PROFILE": str(home),
         "CUDA_VISIBLE_DEVICES": "",
     }
+    # Nothing of the library: that of the project's own folder is to be imported.
+    imported = ("numpy", "pandas", "pydantic", "smart_open", "yaml")
+    Project.warm["snakemake"] = Warm("snakemake.cli:main", "snakemake.cli", *imported, environment=found)
+    Project.warm["dvc"] = Warm("dvc.cli:main", "dvc.cli.parser", "dvc.ignore", "dvc.repo", "dvc.scm", environment=found)
+    yield found
+    while Project.warm:
+        Project.warm.popitem()[1].close()
 
 
 @pytest.fixture(scope="session")

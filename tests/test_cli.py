@@ -8,8 +8,6 @@ import pty
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import termios
 from pathlib import Path
 
@@ -42,16 +40,17 @@ models:
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # what is fastest for networks this small
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "lsgm.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=ONE_THREAD)
+@pytest.fixture(scope="module")
+def run(lsgm_command):
+    """Run `lsgm ARGUMENTS`."""
+    return lambda *arguments, **where: lsgm_command.run("lsgm", *arguments, env=ONE_THREAD, **where)
 
 
 CONV = {"backbone": "conv", "channels": 4, "channel_mult": [1, 2, 2, 2], "latents": 4}
 
 
 @pytest.fixture(scope="module", params=["nvae", "conv"])
-def made(request, tmp_path_factory, mnist_store):
+def made(request, run, tmp_path_factory, mnist_store):
     """Every stage run once, with each backbone; what each said on stderr."""
     folder = tmp_path_factory.mktemp("cli")
     raw = yaml.safe_load(TINY)
@@ -155,7 +154,7 @@ def test_metrics_hold_together(made):
     assert (folder / "tables" / "tables" / "comparison.md").exists()
 
 
-def test_an_altered_checkpoint_is_noticed(made, tmp_path):
+def test_an_altered_checkpoint_is_noticed(made, run, tmp_path):
     folder, _ = made
     assert "2 models are what was saved" in run("verify", folder).stderr
     shutil.copytree(folder / "vae", tmp_path / "models/vae")
@@ -177,7 +176,7 @@ def test_an_altered_checkpoint_is_noticed(made, tmp_path):
     assert "holds no model and no dataset" in run("verify", folder / "results").stderr
 
 
-def test_training_is_reproducible(made, mnist_store, tmp_path):
+def test_training_is_reproducible(made, run, mnist_store, tmp_path):
     folder, _ = made
     result = run(
         "pretrain", "--config", folder / "pretrain.json", "--data", mnist_store.path, "--out", tmp_path / "vae"
@@ -186,22 +185,22 @@ def test_training_is_reproducible(made, mnist_store, tmp_path):
     assert (tmp_path / "vae/model.safetensors").read_bytes() == (folder / "vae/model.safetensors").read_bytes()
 
 
-def test_a_bar_with_rate_and_time_left_on_a_terminal(made, mnist_store, tmp_path):
+def test_a_bar_with_rate_and_time_left_on_a_terminal(made, lsgm_command, mnist_store, tmp_path):
     folder, _ = made
     arguments = ["--config", folder / "pretrain.json", "--data", mnist_store.path, "--out", tmp_path / "vae"]
-    command = [sys.executable, "-m", "lsgm.cli", "pretrain", *map(str, arguments), "--log", str(tmp_path / "log")]
+    command = ["lsgm", "pretrain", *arguments, "--log", tmp_path / "log"]
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # a new one has no columns
-    with subprocess.Popen(command, stderr=end, env=ONE_THREAD) as process:
-        os.close(end)
-        shown = b""
-        try:
-            while chunk := os.read(terminal, 4096):
-                shown += chunk
-        except OSError:  # how Linux says that the other end of a pseudo-terminal is closed
-            pass
+    process = lsgm_command.start(*command, stdout=end, stderr=end, env=ONE_THREAD)
+    os.close(end)
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:  # how Linux says that the other end of a pseudo-terminal is closed
+        pass
     os.close(terminal)
-    assert process.returncode == 0
+    assert process.wait() == 0
     assert b"img/s" in shown and b"\r" in shown and b"VAE:" in shown
     assert "VAE: 19/19" in (tmp_path / "log").read_text() and "\r" not in (tmp_path / "log").read_text()
 
@@ -216,13 +215,10 @@ def test_a_bar_with_rate_and_time_left_on_a_terminal(made, mnist_store, tmp_path
         (["tabulate", "--results", "none", "--out", "o"], "none"),
     ],
 )
-def test_errors_are_one_message_without_traceback(made, tmp_path, arguments, message):
+def test_errors_are_one_message_without_traceback(made, run, tmp_path, arguments, message):
     folder, _ = made
     paths = {stage: str(folder / f"{stage}.json") for stage in ("pretrain", "train", "sample")}
-    result = subprocess.run(
-        [sys.executable, "-m", "lsgm.cli", *(a.format(**paths) for a in arguments)],
-        capture_output=True, text=True, check=False, cwd=tmp_path, env=ONE_THREAD,
-    )  # fmt: skip
+    result = run(*(argument.format(**paths) for argument in arguments), cwd=tmp_path)
     assert result.returncode != 0
     assert message in result.stderr and "error" in result.stderr and "Traceback" not in result.stderr
     assert not (Path(tmp_path) / "o").exists()

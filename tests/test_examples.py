@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import lsgm
 from lsgm.data.store import ImageStore
+
+if TYPE_CHECKING:
+    from .conftest import Warm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -21,12 +23,14 @@ def test_the_minimal_one_is_short() -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_an_example_runs(file: str, mnist_store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_runs(
+    file: str, lsgm_command: Warm, mnist_store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "store" if file == "my_dataset.py" else mnist_store.path
-    command = [sys.executable, EXAMPLES / file, "--data", data, "--out", tmp_path / "out"]
+    command = [EXAMPLES / file, "--data", data, "--out", tmp_path / "out"]
     command += ["--steps", "4", "--batch", "8", "--samples", "4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+    done = lsgm_command.run(*command, env=environment)
     assert done.returncode == 0, done.stderr
     assert "LSGM: step 4 of 4" in done.stdout and "test NELBO of 32 images" in done.stdout
     assert (tmp_path / "out" / "samples.png").read_bytes().startswith(b"\x89PNG")

@@ -15,17 +15,14 @@ import math
 import os
 import random
 import re
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import pytest
@@ -37,6 +34,9 @@ from lsgm.cli import main
 from lsgm.model import LSGM
 from lsgm.params import load_params
 from lsgm.training.state import States
+
+if TYPE_CHECKING:
+    from .conftest import Fork, Warm
 
 CASES = 25  # of each file
 TRAINING = {"epochs": 4, "batch": 8, "warmup_epochs": 0, "lr_schedule": "iteration"}
@@ -334,15 +334,17 @@ def test_published_files(made: Made, tmp_path: Path) -> None:
         )
 
 
-def start(*arguments: object, limit: int | None = None) -> subprocess.Popen[str]:
-    """Start a command as a process of its own; ``limit``: bytes that it can write to a file, as on a full disk."""
+@pytest.fixture
+def start(lsgm_command: Warm) -> Callable[..., tuple[Fork, TextIO]]:
+    """Start a command as a process of its own: it, and what it says; ``limit``: bytes of a full disk."""
 
-    def prepare() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    def start(*arguments: object, limit: int | None = None) -> tuple[Fork, TextIO]:
+        said, end = os.pipe()
+        process = lsgm_command.start("lsgm", *arguments, stdout=end, stderr=end, limit=limit)
+        os.close(end)
+        return process, open(said)
 
-    command = [sys.executable, "-m", "lsgm.cli", *map(str, arguments)]
-    return subprocess.Popen(command, preexec_fn=prepare, stderr=subprocess.PIPE, text=True)
+    return start
 
 
 @pytest.mark.parametrize(
@@ -356,10 +358,13 @@ def start(*arguments: object, limit: int | None = None) -> subprocess.Popen[str]
         ("evaluate", "samples.png"),
     ],
 )
-def test_a_full_disk_names_the_file(made: Made, tmp_path: Path, stage: str, file: str) -> None:
-    process = start(*made.command(stage, tmp_path / "out"), limit=200)
-    said = process.communicate()[1]
-    assert process.returncode == 1, said
+def test_a_full_disk_names_the_file(
+    made: Made, start: Callable[..., tuple[Fork, TextIO]], tmp_path: Path, stage: str, file: str
+) -> None:
+    process, output = start(*made.command(stage, tmp_path / "out"), limit=200)
+    with output:
+        said = output.read()
+    assert process.wait() == 1, said
     message = said.partition("error: ")[2].strip()
     assert file in message.splitlines()[0], said
     assert os.strerror(errno.EFBIG) in message
@@ -368,20 +373,24 @@ def test_a_full_disk_names_the_file(made: Made, tmp_path: Path, stage: str, file
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_part_files_of_ended_processes_go(made: Made, tmp_path: Path, number: signal.Signals) -> None:
+def test_part_files_of_ended_processes_go(
+    made: Made, start: Callable[..., tuple[Fork, TextIO]], tmp_path: Path, number: signal.Signals
+) -> None:
     """At SIGTERM by the process itself; at SIGKILL by the next one that writes there, which leaves a living one's."""
     config = json.loads((made.root / "sample.json").read_text())
     config["sample"] |= {"count": 10**6, "steps": 1000}
     (tmp_path / "long.json").write_text(json.dumps(config))
     out = tmp_path / "out"
-    process = start("sample", "--config", tmp_path / "long.json", "--model", made.root / "lsgm", "--out", out)
+    process, output = start("sample", "--config", tmp_path / "long.json", "--model", made.root / "lsgm", "--out", out)
     while not (parts := list(out.glob(".samples.npy.*.part"))):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, output.read()
         time.sleep(0.05)
     assert run(*made.command("sample", out))[0] == 0
     assert [path for path in out.iterdir() if path.suffix == ".part"] == parts  # its process lives
     process.send_signal(number)
-    said = process.communicate()[1]
+    with output:
+        said = output.read()
+    process.wait()
     if number == signal.SIGTERM:
         assert process.returncode == 128 + signal.SIGTERM
         assert "lsgm sample: terminated" in said

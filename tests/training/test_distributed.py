@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -47,37 +49,53 @@ def data(tmp_path_factory):
     return root / "store"
 
 
-def command(stage, processes, data, folder, *arguments, **settings):
-    """`lsgm STAGE` in several processes."""
+def command(stage, data, folder, *arguments, **settings):
+    """The arguments of `lsgm` that train ``stage``."""
     kind, sections = STAGES[stage]
     sections = {**sections, stage: {**sections[stage], **settings}}
     folder.mkdir(exist_ok=True)
     config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
     (folder / f"{stage}.json").write_text(config.model_dump_json())
-    given = [sys.executable, "-m", "lsgm.cli", stage, "--config", folder / f"{stage}.json", "--data", data]
-    if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        given = [*launcher, "--no-python", "--", *given]
-    return [*map(str, given), "--out", str(folder / stage), *map(str, arguments)]
+    given = [stage, "--config", folder / f"{stage}.json", "--data", data, "--out", folder / stage, *arguments]
+    return list(map(str, given))
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def run(*arguments, **settings):
-    """That, to its end."""
-    given = command(*arguments, **settings)
-    return subprocess.run(given, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+@pytest.fixture(scope="module")
+def run(lsgm_command):
+    """Run `lsgm`, or a script, in several processes that find each other as those of torchrun do; what they said."""
+
+    def run(processes, arguments, script="lsgm"):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with tempfile.TemporaryFile("w+") as said:
+            started = [
+                lsgm_command.start(
+                    script, *arguments, stdout=said.fileno(), stderr=said.fileno(),
+                    env=ENVIRONMENT | ({**several, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}),
+                )
+                for rank in map(str, range(processes))
+            ]  # fmt: skip
+            codes = [process.wait() for process in started]
+            said.seek(0)
+            text = said.read()
+        assert not any(codes), text
+        return text
+
+    return run
 
 
-def test_two_processes_train_what_one_trains(data, tmp_path):
+def test_two_processes_train_what_one_trains(data, run, tmp_path):
     """Half of each batch each, batch norm and losses over the whole: the same weights and losses to float tolerance."""
     found = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         for stage, more in (("pretrain", ()), ("train", ("--vae", tmp_path / "1" / "pretrain"))):
-            done = run(stage, processes, data, folder, *more)
-            assert done.returncode == 0, done.stderr
+            run(processes, command(stage, data, folder, *more))
         found[processes] = folder
     for stage in ("pretrain", "train"):
         one, two = (lsgm.load(found[n] / stage).state_dict() for n in (1, 2))
@@ -107,8 +125,7 @@ def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path)
     kind, sections = STAGES["pretrain"]
     config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
     (tmp_path / "c.json").write_text(config.model_dump_json())
-    given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    given += ["pretrain", "--config", tmp_path / "c.json", "--data", data, "--out", tmp_path / "out"]
+    given = [*TORCHRUN, script, "pretrain", "--config", tmp_path / "c.json", "--data", data, "--out", tmp_path / "out"]
     start = time.monotonic()
     done = subprocess.run([*map(str, given)], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode != 0 and "this process dies" in done.stderr
@@ -116,7 +133,7 @@ def test_a_process_that_dies_takes_the_job_down_with_its_message(data, tmp_path)
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
+def test_what_one_process_ends_badly_all_do_again(data, run, tmp_path):
     """Statistics of one process that are not finite after the last step: both go back, and end well together."""
     script = tmp_path / "spoils.py"
     script.write_text(
@@ -132,27 +149,20 @@ def test_what_one_process_ends_badly_all_do_again(data, tmp_path):
         "TrainingStep.__call__ = spoiling\n"
         "sys.exit(cli.main())\n"
     )
-    kind, sections = STAGES["pretrain"]
-    config = parse(kind, {"model": "m", "dataset": "cifar10", **sections}, "test")
-    (tmp_path / "c.json").write_text(config.model_dump_json())
-    given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    given += ["pretrain", "--config", tmp_path / "c.json", "--data", data, "--out", tmp_path / "out"]
-    done = subprocess.run([*map(str, given)], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
-    assert done.returncode == 0, done.stderr
-    training = json.loads((tmp_path / "out" / "config.json").read_text())["training"]
+    run(2, command("pretrain", data, tmp_path), script)
+    training = json.loads((tmp_path / "pretrain" / "config.json").read_text())["training"]
     assert (training["steps"], training["restarts"], training["processes"]) == (6, 1, 2)
 
 
-def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
+def test_told_to_stop_all_processes_save_and_go_on(data, run, tmp_path):
     """SIGTERM to torchrun: one state, from which two processes end in the bits of two that were not stopped."""
-    settings = {"epochs": 20, "checkpoint_minutes": 10}
-    given = ("pretrain", 2, data)
-    assert run(*given, tmp_path / "whole", **settings).returncode == 0
+    settings = {"epochs": 8, "checkpoint_minutes": 10}
+    run(2, command("pretrain", data, tmp_path / "whole", **settings))
     out = tmp_path / "stopped" / "pretrain"
     more = ("--log", tmp_path / "log", "--resume", out / "resume")
-    job = subprocess.Popen(
-        command(*given, tmp_path / "stopped", *more, **settings), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    given = command("pretrain", data, tmp_path / "stopped", *more, **settings)
+    launched = [*TORCHRUN, "--no-python", "--", sys.executable, "-m", "lsgm.cli", *given]
+    job = subprocess.Popen(launched, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     while not (out / "resume" / "step-000000000.sha256").exists():
         assert job.poll() is None
         time.sleep(0.01)
@@ -161,7 +171,7 @@ def test_told_to_stop_all_processes_save_and_go_on(data, tmp_path):
     said = job.communicate(timeout=60)[1]
     assert job.returncode != 0 and said.count("told to stop after step") == 1
     assert not (out / "config.json").exists()
-    assert "resuming after step" in run(*given, tmp_path / "stopped", *more, **settings).stderr
+    assert "resuming after step" in run(2, given)
     for name in ("model.safetensors", "history.csv"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / "pretrain" / name).read_bytes()
     log = (tmp_path / "log").read_text()  # of both

@@ -46,7 +46,19 @@ def arguments(root: Path, stage: str, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def lsgm(lsgm_command):
+    """Run `lsgm`, or a script; what it said."""
+
+    def run(*given: str, script: str | Path = "lsgm", status: int = 0) -> str:
+        done = lsgm_command.run(script, *given, env=ENVIRONMENT)
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def root(lsgm, tmp_path_factory):
     """A small store, the stages' configurations, and both stages trained without a disturbance."""
     root = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
@@ -60,26 +72,19 @@ def root(tmp_path_factory):
     return root
 
 
-def lsgm(*given: str, script: tuple[str, ...] = ("-m", "lsgm.cli"), status: int = 0) -> str:
-    done = subprocess.run([sys.executable, *script, *given], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
-
-
 def same(one: Path, two: Path) -> bool:
     return all((one / name).read_bytes() == (two / name).read_bytes() for name in ("model.safetensors", "history.csv"))
 
 
 @pytest.mark.parametrize(("stage", "options"), [("train", ()), ("pretrain", ("--saving",))])
-def test_ten_kills_change_nothing(root, tmp_path, stage, options):
-    script = (str(Path(__file__).with_name("killed.py")), "3", "10", *options)
-    said = lsgm(*arguments(root, stage, tmp_path), script=script)
+def test_ten_kills_change_nothing(root, lsgm, tmp_path, stage, options):
+    said = lsgm("3", "10", *options, *arguments(root, stage, tmp_path), script=Path(__file__).with_name("killed.py"))
     assert "10 kills" in said and "resuming after step" in said
     assert same(root / stage, tmp_path)
     assert not (tmp_path / "resume").exists()
 
 
-def test_told_to_stop_it_says_so_with_its_exit_code_and_goes_on(root, tmp_path):
+def test_told_to_stop_it_says_so_with_its_exit_code_and_goes_on(root, lsgm, tmp_path):
     """SIGTERM: the state is saved at once (here states are ten minutes apart), exit code 75."""
     shutil.copytree(root, tmp_path / "root")
     config = json.loads((root / "train.json").read_text())

@@ -126,7 +126,7 @@ def _imported(path: Path, module: str) -> list[tuple[str, list[str]]]:
     """What a file imports: modules, and what it takes from them, which may be modules too."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: list[tuple[str, list[str]]] = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in _statements(_tree(path)):
         if isinstance(node, ast.Import):
             found += [(alias.name, []) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -139,19 +139,35 @@ def _imported(path: Path, module: str) -> list[tuple[str, list[str]]]:
 @functools.cache
 def _code(path: Path) -> bytes:
     """The file's syntax tree without its docstrings."""
-    tree = ast.parse(path.read_bytes())
+    tree = _tree(path)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
+    for node in [tree, *_statements(tree)]:
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
     return _text(tree).encode()
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """The statements below a node at any depth; expressions, which hold none, are not searched."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        children = getattr(node, field, None)
+        for child in children if isinstance(children, list) else ():  # that of a lambda is an expression
+            if isinstance(child, ast.stmt):
+                yield child
+            yield from _statements(child)
+
+
 def _text(node: object) -> str:
     """Like `ast.dump`, but the same in every version of Python: fields without a value are left out."""
     if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
-        return f"{type(node).__name__}({','.join(f'{name}={_text(value)}' for name, value in fields)})"
+        values = ((name, getattr(node, name, None)) for name in node._fields)
+        fields = [f"{name}={_text(value)}" for name, value in values if value is not None and value != []]
+        return f"{type(node).__name__}({','.join(fields)})"
     if isinstance(node, list):
         return f"[{','.join(map(_text, node))}]"
     return repr(node)
