@@ -76,16 +76,25 @@ def mnist_store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     return ImageStore(path)
 
 
+PATIENCE = 600  # seconds that a command may take
+
+
 class Fork:
     """A command that runs in a fork of a process that has imported what it needs."""
 
     def __init__(self, answers: socket.socket) -> None:
         self.answers = answers
+        self.answers.settimeout(PATIENCE)
         self.returncode: int | None = None
+        self.pid = 0
         self.pid = self._answer()
 
     def _answer(self) -> int:
-        found = self.answers.recv(4)
+        try:
+            found = self.answers.recv(4)
+        except TimeoutError:
+            os.kill(self.pid, signal.SIGKILL)
+            raise AssertionError(f"a command ran for more than {PATIENCE} s") from None
         assert found, "the process whose forks run commands has ended"
         return array("i", found)[0]
 
@@ -103,7 +112,7 @@ class Fork:
             try:
                 self.wait()
             except BlockingIOError:
-                self.answers.setblocking(True)
+                self.answers.settimeout(PATIENCE)
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -165,7 +174,7 @@ class Warm:
 def lsgm_command() -> Iterator[Warm]:
     """The command `lsgm`, in forks of a process that has imported what its stages need."""
     # torch imports _dynamo when the first optimizer is made.
-    stages = ("training.pretrain", "training.train", "evaluation.generate", "evaluation.likelihood")
+    stages = ("training.pretrain", "training.train", "evaluation.generate", "evaluation.nelbo")
     warm = Warm("lsgm.cli:main", "lsgm.cli", "torch", "torch._dynamo", *(f"lsgm.{stage}" for stage in stages))
     yield warm
     warm.close()
