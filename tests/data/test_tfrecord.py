@@ -66,8 +66,8 @@ ENDLESS = b"\x80" * 40
 @pytest.mark.parametrize(
     ("payload", "text"),
     [
-        (example(data=data(encoded("PNG")), shape=shape(3, 8, 8)), "a file of the format PNG"),
-        (example(data=data(encoded("JPEG")), shape=shape(8, 8, 3)), "a file of the format JPEG"),
+        (example(data=data(encoded("PNG")), shape=shape(3, 8, 8)), "an encoded PNG file"),
+        (example(data=data(encoded("JPEG")), shape=shape(8, 8, 3)), "an encoded JPEG file"),
         (example(data=data(bytes(192))), "KeyError..shape"),
         (example(shape=shape(3, 8, 8)), "KeyError..data"),
         (example(data=data(b""), shape=shape(3, 0, 8)), "shape .3, 0, 8. of 0 bytes"),
