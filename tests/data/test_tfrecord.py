@@ -110,7 +110,7 @@ def test_hidden_and_empty_files_beside_the_records(tmp_path: Path, caplog: pytes
     (tmp_path / "b.tfrecords").write_bytes(b"")
     (tmp_path / "readme.md").write_bytes(b"")
     assert levels(tmp_path) == [0, 10, 20, 30]
-    assert caplog.messages == [f"{tmp_path}: 4 images; left out: 1 .md, 1 empty files of records"]
+    assert caplog.messages == [f"{tmp_path}: 4 images; left out: 1 .md, 1 empty TFRecord files"]
     (tmp_path / "a.tfrecords").write_bytes(b"")
     with pytest.raises(LSGMError, match="holds no records"):
         levels(tmp_path)
