@@ -68,9 +68,9 @@ def test_a_combination_that_fits_no_shape_or_job_is_marked():
     cells = params(axes=axes, seeds=[1]).cells("grid")
     assert [cell.invalid for cell in cells] == [
         None,
-        "train.batch: expected a multiple of 3, which is processes (nodes x GPUs of resources.train: 1) x "
-        "accumulate (3), found 32",
-        "prior.scales: 5 scales need latents of a size divisible by 16, not 8x8",
+        "train.batch: expected a multiple of 3, which is processes (nodes x GPUs of resources.train: 1) x accumulate "
+        "(3), found 32",
+        "prior.scales: 5 scales need a latent size divisible by 16, not 8x8",
         f"{cells[2].invalid} and {cells[1].invalid}",
     ]
 

@@ -359,7 +359,7 @@ def test_weights_that_do_not_fit_are_named(folder, change, message):
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(LSGMError, match="prior.scales: 5 scales need latents of a size divisible by 16, not 8x8"):
+    with pytest.raises(LSGMError, match="prior.scales: 5 scales need a latent size divisible by 16, not 8x8"):
         LSGM(IMAGE, VAE, PRIOR.model_copy(update={"scales": 5}), SDEConfig())
     with pytest.raises(
         LSGMError, match="vae.preprocess.blocks, .*: 2 halvings need an image size divisible by 4, not 30"

@@ -34,13 +34,13 @@ def changed(path, value):
         ("models.mnist_demo.train.ema", 1.5, "models.mnist_demo.train.ema: expected .*less than 1.* found 1.5"),
         ("models.mnist_demo.train.kl_anneal.strt", 1, "kl_anneal.strt: unknown key .* 'start'"),
         ("models.mnist_demo.vae.arch", "resnet", "vae.arch: expected .*'res_bnswish'.* found 'resnet'"),
-        ("models.mnist_demo.vae.channel_mult", [1], "models.mnist_demo.vae: channel_mult needs one entry"),
+        ("models.mnist_demo.vae.channel_mult", [1], "models.mnist_demo.vae: channel_mult: expected 4 entries"),
         ("models.mnist_demo.sde.time_eps", 0, "models.mnist_demo.sde: the weights diverge at t = 0"),
         ("models.mnist_demo.evaluate.images", 0, "evaluate.images: expected .*greater than or equal to 1, found 0"),
         (
             "models.mnist_demo.resources.sample.gpus",
             2,
-            "mnist_demo.resources: sample: is one process, which uses one node",
+            "mnist_demo.resources: sample: runs as one process, which uses one node",
         ),
         ("run", ["mnist_demoo"], "run: there is no model 'mnist_demoo'; the models are mnist_demo"),
         (
@@ -161,7 +161,7 @@ def test_discretized_diffusions_must_preserve_variance(key, value):
         (
             "cross_check",
             True,
-            "evaluate: cross_check: compares two FIDs, which need extractor: inception, not mnist_cl",
+            "evaluate: cross_check: compares two FIDs, which needs extractor: inception, not mnist_cl",
         ),
         ("images", 10001, "models.mnist_demo.evaluate.images: mnist has 10000 test images, not 10001; null stands for"),
     ],
@@ -174,7 +174,7 @@ def test_what_an_evaluation_cannot_do(key, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vae": None}, "models.celebahq256_qualitative_joint: a model has either .* this one has pretrain"),
+        ({"vae": None}, "models.celebahq256_qualitative_joint: a model needs either .* this one has pretrain"),
         ({"vae_of": "mnist_demo"}, "either vae and pretrain, or vae_of .* this one has vae and pretrain and vae_of"),
         ({"vae": None, "pretrain": None}, "this one has none of them"),
         (

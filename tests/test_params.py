@@ -109,13 +109,13 @@ def test_numbers_that_yaml_reads_as_text(value, read):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({f"{DEMO}.prior.scales": 4}, "prior.scales: 4 scales need latents of a size divisible by 8, not 4x4"),
+        ({f"{DEMO}.prior.scales": 4}, "prior.scales: 4 scales need a latent size divisible by 8, not 4x4"),
         ({f"{DEMO}.prior.channels": 7}, "mnist_demo.prior.channels: expected 6 or 8 or another"),
-        ({f"{DEMO}.vae.likelihood": "dml"}, "vae.likelihood: 'dml' does not fit, the images are binary: use bernoulli"),
-        ({f"{OWN}.vae.likelihood": "bernoulli"}, "own.vae.likelihood: 'bernoulli' does not fit, the images are not"),
+        ({f"{DEMO}.vae.likelihood": "dml"}, "vae.likelihood: 'dml' does not fit: the images are binary; use bernoulli"),
+        ({f"{OWN}.vae.likelihood": "bernoulli"}, "own.vae.likelihood: 'bernoulli' does not fit: the images are not"),
         ({f"{DEMO}.vae.x_bits": 5}, "mnist_demo.vae.x_bits: 5 has no meaning for binary images"),
         ({"datasets.mine.images.size": 30}, "own.vae.preprocess.blocks.*: 2 halvings need an image size divisible"),
-        ({"datasets.mine.images.binary": True}, "datasets.mine.images: binary: true is for gray images, channels: 1"),
+        ({"datasets.mine.images.binary": True}, "datasets.mine.images: binary: true needs grayscale images"),
         ({f"{DEMO}.train.accumulate": 3}, r"train.batch: expected a multiple of 3, .*accumulate .3., found 64"),
         ({f"{DEMO}.resources.train": {"nodes": 3, "gpus": 2}, f"{DEMO}.train.accumulate": 2},
          r"train.batch: expected a multiple of 12, which is processes .*: 6. x accumulate .2., found 64"),
@@ -187,7 +187,7 @@ def test_the_shapes_of_extractors_are_known():
     [
         ("", "is empty; expected a folder or file, or null to download"),
         (" ", "is empty"),
-        ("~nobody_of_this_name/x", "~nobody_of_this_name: there is no such user; write the whole path"),
+        ("~nobody_of_this_name/x", "~nobody_of_this_name: there is no such user; write the full path"),
         ("a\0b", r"holds a NUL character: 'a\\x00b'"),
         ("x" * 256, "is longer than a path may be"),
         ("a/" * 3000, "is longer than a path may be"),
@@ -211,7 +211,7 @@ def test_several_mistakes_have_a_line_each_and_not_without_end():
                                                                                f"{OWN}.vae.likelihood"]  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         parse(Params, changed({f"{DEMO}.train.key{i}": 1 for i in range(50)}), "params.yaml")
-    assert str(caught.value).splitlines()[20:] == ["params.yaml: and more mistakes; correct these first"]
+    assert str(caught.value).splitlines()[20:] == ["params.yaml: there are more mistakes; fix these first"]
 
 
 def test_long_values_and_keys_are_cut():

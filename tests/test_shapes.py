@@ -104,11 +104,11 @@ def test_the_group_norms_of_the_score_network(size, scales):
 @pytest.mark.parametrize(
     ("image", "vae", "prior", "message"),
     [
-        ({}, {}, {"channels": 7}, "prior.channels: expected 6 or 8 or another number .* found 7 .14 feature maps"),
-        ({}, {}, {"scales": 4}, "prior.scales: 4 scales need latents of a size divisible by 8, not 4x4"),
+        ({}, {}, {"channels": 7}, "prior.channels: expected 6 or 8 or another number .* found 7 .14 channels"),
+        ({}, {}, {"scales": 4}, "prior.scales: 4 scales need a latent size divisible by 8, not 4x4"),
         ({"size": 36, "padded_size": 36}, {}, {}, "channel_mult: 3 halvings need an image size divisible by 8, not 36"),
-        ({}, {"likelihood": "dl"}, {}, "vae.likelihood: 'dl' does not fit, the images are binary: use bernoulli"),
-        ({"binary": False}, {}, {}, "vae.likelihood: 'bernoulli' does not fit, the images are not binary: use dml, dl"),
+        ({}, {"likelihood": "dl"}, {}, "vae.likelihood: 'dl' does not fit: the images are binary; use bernoulli"),
+        ({"binary": False}, {}, {}, "vae.likelihood: 'bernoulli' does not fit: the images are not binary; use dml, dl"),
         ({"channels": 3}, {}, {}, "vae.likelihood: 'bernoulli' is for images of 1 channels, not 3"),
         ({"binary": False, "channels": 2}, {"likelihood": "dml"}, {}, "'dml' is for images of 1 or 3 channels, not 2"),
         ({}, {}, {"cells_per_scale": 501}, "prior.cells_per_scale: 501 residual blocks .* expected at most 500"),

@@ -1,8 +1,8 @@
-"""The configuration, section by section: every parameter, typed, with its check and its description.
+"""The configuration, section by section: every parameter with its type, checks and description.
 
-``params.yaml`` as a whole is :class:`lsgm.params.Params`, and the job of a stage reads a frozen part of it
-(:mod:`lsgm.config.stages`). Here are the sections, and the base classes of what an installed package adds. Nothing in
-this package imports torch: the workflow reads it when it is parsed.
+:class:`lsgm.params.Params` is ``params.yaml`` as a whole; each job reads a frozen part of it
+(:mod:`lsgm.config.stages`). This package holds the sections and the base classes that plugins extend. Nothing in it
+imports torch, because Snakemake imports it every time it parses the workflow.
 """
 
 from lsgm.config.backbones import BackboneConfig, BlocksConfig, ConvVAEConfig, VAEConfig

@@ -1,4 +1,4 @@
-"""The VAEs: what all have, and the settings of ours."""
+"""VAE backbones: the settings that all of them share, and those of the built-in ones."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from lsgm.registry import LIKELIHOODS
 
 Shape = tuple[int, int, int]  # channels, height, width
 
-MAX_CELLS = 500  # of a network, to one of its ends; the largest of the paper has 160
+MAX_CELLS = 500  # residual cells in one half of a network; the paper's largest network has 160
 
 
 class BlocksConfig(Section):
-    """A chain of down- or up-sampling blocks."""
+    """A chain of downsampling or upsampling blocks."""
 
-    blocks: Layers = Field(description="number of blocks, each halves (doubles) the resolution")
-    cells: Layers = Field(description="residual cells in a block")
+    blocks: Layers = Field(
+        description="number of blocks; each halves (preprocess) or doubles (postprocess) the resolution"
+    )
+    cells: Layers = Field(description="number of residual cells per block")
 
 
 class BackboneConfig(Part):
-    """What all VAEs have. For a backbone of your own, subclass it and give it a `backbone` of its own.
+    """Settings that all VAEs share. To add a backbone, subclass this and give `backbone` a new value.
 
-    The implementation is a :class:`lsgm.networks.posterior.Backbone`; it is called with the keys below, but for
+    The implementation is a :class:`lsgm.networks.posterior.Backbone`. It is called with the keys below, except
     `backbone`, `likelihood` and `x_bits`, and with `image_channels`, `image_size` and `output_channels`.
     """
 
@@ -36,22 +38,22 @@ class BackboneConfig(Part):
     backbone: str
     likelihood: Annotated[str, one_of(LIKELIHOODS)] = Field(
         "bernoulli",
-        description="p(x | z). bernoulli; dml: mixture of ten discretized logistics; dl: one such logistic; normal",
+        description="likelihood p(x | z). dml: mixture of ten discretized logistics; dl: a single discretized logistic",
         json_schema_extra={"enum": [*LIKELIHOODS.names()]},
     )
     x_bits: Annotated[int, Number, Field(ge=1, le=8)] = Field(
-        8, description="bits per pixel value; the lower bits are dropped"
+        8, description="bits per pixel value (1 to 8); the lower bits are dropped"
     )
     log_sigma_clamp: Annotated[Positive, Field(le=80)] = Field(
-        5.0, description="soft clamp of the posterior's log sigma"
+        5.0, description="soft bound on the absolute value of the posterior's log sigma"
     )
 
     def latent_shapes(self, image: ImageConfig) -> list[Shape]:
-        """The shapes (C, H, W) of the latents: those that the score prior covers, then the groups of lower scales."""
+        """The latent shapes (C, H, W): first that of the score prior's latents, then each group of lower scales."""
         raise NotImplementedError(f"{type(self).__name__} must define latent_shapes(image)")
 
     def misfits(self, image: ImageConfig) -> Iterator[str]:
-        """Why the backbone cannot be built for these images: a line for each reason that begins with its key."""
+        """The reasons why the backbone cannot be built for these images; each is one line and begins with its key."""
         yield from ()
 
 
@@ -61,39 +63,45 @@ class VAEConfig(BackboneConfig):
     implementation = "lsgm.networks.nvae:NVAE"
 
     backbone: Literal["nvae"] = "nvae"
-    arch: Literal["res_bnswish", "res_mbconv"] = Field(description="cells of the decoder")
-    channels: Channels = Field(description="channels after the stem, times channel_mult[0]")
+    arch: Literal["res_bnswish", "res_mbconv"] = Field(description="type of the decoder's residual cells")
+    channels: Channels = Field(description="base number of channels; the stem has channel_mult[0] times as many")
     channel_mult: list[Multiple] = Field(
-        description="channels of the stem, after each pre-process block and of each smaller scale of latents, in "
-        "multiples of `channels`"
+        description="channels as multiples of `channels`: one entry for the stem, one for each preprocess block and "
+        "one for each smaller latent scale"
     )
-    latent_scales: Layers = Field(1, description="resolutions with latents; the prior covers the smallest")
-    groups_per_scale: Layers = Field(description="latent groups of each scale")
-    latents_per_group: Channels = Field(description="latent channels of a group")
-    cells_per_cond: Layers = Field(description="cells of a group, in the encoder and in the decoder")
-    preprocess: BlocksConfig
-    postprocess: BlocksConfig
-    use_se: bool = Field(True, description="squeeze-and-excitation at the end of every cell")
+    latent_scales: Layers = Field(
+        1, description="number of resolutions that have latents; the score prior covers the smallest"
+    )
+    groups_per_scale: Layers = Field(description="number of latent groups per scale")
+    latents_per_group: Channels = Field(description="number of latent channels per group")
+    cells_per_cond: Layers = Field(description="number of residual cells per group, in the encoder and in the decoder")
+    preprocess: BlocksConfig = Field(description="downsampling blocks between the stem and the latents")
+    postprocess: BlocksConfig = Field(description="upsampling blocks between the latents and the image")
+    use_se: bool = Field(True, description="end every cell with squeeze-and-excitation")
     num_nf: Annotated[int, Number, Field(ge=0, le=100)] = Field(
-        0, description="pairs of normalizing flow steps per group"
+        0, description="number of pairs of normalizing-flow steps per group; 0: no flows"
     )
-    progressive_input: Literal["none", "input_skip"] = Field("none", description="image pyramid into the encoder")
+    progressive_input: Literal["none", "input_skip"] = Field(
+        "none", description="input_skip: the encoder also sees the image at every lower resolution"
+    )
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> VAEConfig:
         wanted = self.preprocess.blocks + self.latent_scales
         if len(self.channel_mult) != wanted:
             raise ValueError(
-                f"channel_mult needs one entry for the stem, one per pre-process block and one per scale but the "
-                f"first: {wanted}, not {len(self.channel_mult)}"
+                f"channel_mult: expected {wanted} entries (one for the stem, one per preprocess block, one per latent "
+                f"scale after the first), found {len(self.channel_mult)}"
             )
         if self.preprocess.blocks != self.postprocess.blocks:
-            raise ValueError("preprocess.blocks and postprocess.blocks must be equal: the output has the input's size")
+            raise ValueError(
+                "preprocess.blocks and postprocess.blocks must be equal, so that the output has the input's size"
+            )
         return self
 
     @property
     def halvings(self) -> int:
-        """How often the images are halved on the way to the smallest latents."""
+        """How many times the resolution is halved between the image and the smallest latents."""
         return self.preprocess.blocks + self.latent_scales - 1
 
     def latent_shapes(self, image: ImageConfig) -> list[Shape]:
@@ -116,15 +124,17 @@ class ConvVAEConfig(BackboneConfig):
     implementation = "lsgm.networks.convvae:ConvVAE"
 
     backbone: Literal["conv"] = "conv"
-    channels: Channels = Field(description="channels at full resolution, times channel_mult[0]")
-    channel_mult: Annotated[list[Multiple], Field(min_length=2)] = Field(
-        description="channels at each resolution, in multiples of `channels`"
+    channels: Channels = Field(
+        description="base number of channels; at full resolution there are channel_mult[0] times as many"
     )
-    latents: Channels = Field(description="latent channels")
+    channel_mult: Annotated[list[Multiple], Field(min_length=2)] = Field(
+        description="channels at each resolution, as multiples of `channels`"
+    )
+    latents: Channels = Field(description="number of latent channels")
 
     @property
     def halvings(self) -> int:
-        """How often the images are halved on the way to the latents."""
+        """How many times the resolution is halved between the image and the latents."""
         return len(self.channel_mult) - 1
 
     def latent_shapes(self, image: ImageConfig) -> list[Shape]:

@@ -1,4 +1,4 @@
-"""The numbers that a configuration may hold. All are finite, and bounded by what a machine could ever do."""
+"""Types for the numbers in a configuration. All are finite, with bounds that no real machine exceeds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")
-SMALLEST = 1e-12  # time or variance; below, float32 has none left
+SMALLEST = 1e-12  # time or variance; anything smaller is lost in float32
 MAX_SEED = 2**63 - 1
-NAME_MAX = 200  # characters; file names of up to 255 bytes are made of a name and a suffix
+NAME_MAX = 200  # characters; file names, at most 255 bytes long, consist of a name and a suffix
 
 
 def _number(value: Any) -> Any:
-    """No boolean is a number (YAML reads `yes`, `no`, `on` and `off` as such); `1e5`, which YAML reads as text, is."""
+    """Reject booleans (YAML reads `yes`, `no`, `on` and `off` as such) and accept `1e5`, which YAML reads as text."""
     if isinstance(value, bool):
         raise PydanticCustomError("no_number", "Input should be a number")
     if isinstance(value, float) and not math.isfinite(value):
@@ -36,13 +36,13 @@ Number = BeforeValidator(_number)
 _finite: Any = Field(allow_inf_nan=False)
 
 Seed = Annotated[int, Number, AfterValidator(_seed), Field(json_schema_extra={"minimum": 0, "maximum": MAX_SEED})]
-Count = Annotated[int, Number, Field(ge=1, le=10**9)]  # of images, steps, batches
-Few = Annotated[int, Number, Field(ge=1, le=10**4)]  # of what costs a pass, a process or a file each
+Count = Annotated[int, Number, Field(ge=1, le=10**9)]  # images, steps, batches
+Few = Annotated[int, Number, Field(ge=1, le=10**4)]  # things that each cost a forward pass, a process or a file
 Batch = Annotated[int, Number, Field(ge=1, le=10**6)]  # images
 Pixels = Annotated[int, Number, Field(ge=1, le=2**14)]  # height and width
 Channels = Annotated[int, Number, Field(ge=1, le=2**16)]
-Multiple = Annotated[int, Number, Field(ge=1, le=2**10)]  # of channels
-Layers = Annotated[int, Number, Field(ge=1, le=1000)]  # of cells, blocks and groups in a part of a network
+Multiple = Annotated[int, Number, Field(ge=1, le=2**10)]  # multiples of the base number of channels
+Layers = Annotated[int, Number, Field(ge=1, le=1000)]  # cells, blocks or groups in one part of a network
 
 Finite = Annotated[float, Number, Field(ge=-1e9, le=1e9), _finite]
 Positive = Annotated[float, Number, Field(gt=0, le=1e9), _finite]

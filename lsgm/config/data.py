@@ -1,4 +1,4 @@
-"""The images: how a dataset's originals are read, and what a model sees of them."""
+"""Images: how a dataset's original files are read, and in which form a model sees them."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ from lsgm.config.section import Part, Section
 
 
 class ImagesConfig(Section):
-    """How the images of a dataset of your own are read."""
+    """How the images of a custom dataset are read."""
 
-    size: Pixels = Field(description="height and width of the stored images")
-    channels: Annotated[Literal[1, 3], Number] = Field(3, description="3: RGB; 1: gray")
+    size: Pixels = Field(description="height and width of the stored images in pixels")
+    channels: Annotated[Literal[1, 3], Number] = Field(3, description="number of channels; 3: RGB, 1: grayscale")
     crop: Pixels | None = Field(
-        None, description="side of the centered square that is cut out and resized to `size`; null: the largest square"
+        None, description="side of the center crop in pixels, which is resized to `size`; null: the largest square"
     )
     split: Annotated[BelowOne, Field(gt=0)] | None = Field(
         0.1,
-        description="fraction of the images in the random test set; null: there are folders train and test",
+        description="fraction of the images drawn at random as the test set; null: use the folders train and test",
     )
     seed: Seed = Field(0, description="seed of the random train/test split")
     binary: bool = Field(
-        False, description="each time an image is seen, its pixels are drawn from Bernoulli(intensity)"
+        False, description="binarize pixels at random, x ~ Bernoulli(intensity), each time an image is used"
     )
 
     @model_validator(mode="after")
     def _binary_images_are_gray(self) -> ImagesConfig:
         if self.binary and self.channels != 1:
-            raise ValueError(f"binary: true is for gray images, channels: 1, not {self.channels}")
+            raise ValueError(f"binary: true needs grayscale images (channels: 1), found channels: {self.channels}")
         return self
 
 
 class DatasetConfig(Part):
-    """Where a dataset comes from. A dataset of your own also has `images`, which say what it is."""
+    """Where a dataset comes from. A custom dataset also has `images`, which describes its contents."""
 
     implementation = "lsgm.data.images:Images"
 
-    format: Literal["images"] = Field("images", description="how the originals are read")
+    format: Literal["images"] = Field("images", description="format of the original files")
     path: str | None = Field(
         None,
-        description="folder or file with the original files (the README says which), or with {split}_images.npy; null: "
-        "download them, where that is possible",
+        description="folder or file with the original files (the README lists them), or a folder with "
+        "{split}_images.npy; null: download them if possible",
     )
-    images: ImagesConfig | None = Field(None, description="for a dataset of your own: images in a folder, zip or LMDB")
+    images: ImagesConfig | None = Field(
+        None, description="for a custom dataset: how to read images in a folder, zip archive, LMDB or TFRecord files"
+    )
 
     @field_validator("path")
     @classmethod
@@ -65,22 +67,22 @@ class DatasetConfig(Part):
         except RuntimeError:
             user = path.partition("/")[0]
             raise ValueError(
-                f"{user}: there is no such user; write the whole path, or ./{user} for a folder of this name"
+                f"{user}: there is no such user; write the full path, or ./{user} for a folder of this name"
             ) from None
         return path
 
 
 class ImageConfig(Section):
-    """The images that a model works on; follows from the dataset."""
+    """The images that a model works on; determined by the dataset."""
 
     channels: Channels
-    size: Pixels = Field(description="height and width of an image, as it is generated and evaluated")
-    padded_size: Pixels = Field(description="height and width as the network sees it, the border filled with zeros")
-    binary: bool = Field(description="each time an image is seen, its pixels are drawn from Bernoulli(intensity)")
+    size: Pixels = Field(description="height and width of the images that are generated and evaluated, in pixels")
+    padded_size: Pixels = Field(description="height and width of the network's input in pixels; the border is zero")
+    binary: bool = Field(description="binarize pixels at random, x ~ Bernoulli(intensity), each time an image is used")
 
 
 class DatasetFormatConfig(Part):
-    """A dataset in a format that an installed package reads; subclass it, and give it a `format` of its own.
+    """A dataset in a format that a plugin reads. To add a format, subclass this and give `format` a new value.
 
     The implementation is a :class:`lsgm.data.formats.Format`.
     """
@@ -91,5 +93,5 @@ class DatasetFormatConfig(Part):
     path: str = Field(description="folder or file with the original files")
 
     def image(self) -> ImageConfig:
-        """The images that a model sees."""
+        """The images in the form in which a model sees them."""
         raise NotImplementedError(f"{type(self).__name__} must define image()")

@@ -99,23 +99,23 @@ class EvaluateConfig(NELBOConfig):
     """NELBO on test images; FID (or the Fréchet distance of other features), KID, precision and recall of samples."""
 
     extractor: Annotated[str, one_of(EXTRACTORS)] | None = Field(
-        description="network whose features compare samples with training images: inception (FID, as published; its "
-        "weights are downloaded), efficientnet_lite0 (trained on ImageNet, weights from a package), "
-        "mnist_classifier (weights in this repository); null: they are not compared",
+        description="network whose features are compared between samples and training images. inception: FID, as "
+        "published (weights are downloaded); efficientnet_lite0: trained on ImageNet (weights come with a package); "
+        "mnist_classifier: weights are in this repository; null: no comparison",
         json_schema_extra={"anyOf": [{"enum": [*EXTRACTORS.names()]}, {"type": "null"}]},
     )
     cross_check: bool = Field(
-        False, description="also compute the FID with clean-fid, from its own weights and resizing"
+        False, description="also compute the FID with clean-fid, which has its own weights and resizing"
     )
 
     @model_validator(mode="after")
     def _the_cross_check_has_something_to_check(self) -> EvaluateConfig:
         if self.cross_check and self.extractor != "inception":
-            raise ValueError(f"cross_check: compares two FIDs, which need extractor: inception, not {self.extractor}")
+            raise ValueError(f"cross_check: compares two FIDs, which needs extractor: inception, not {self.extractor}")
         return self
 
     @property
     def extractors(self) -> list[str]:
-        """The extractors whose statistics of the training images the evaluation needs."""
+        """The extractors for which the evaluation needs statistics of the training images."""
         found: list[str] = [self.extractor] if self.extractor is not None else []
         return found + ["clean_fid"] * self.cross_check

@@ -1,4 +1,4 @@
-"""What is known of an extractor of features without torch: which images it is for, and where it is implemented."""
+"""Registry entries of feature extractors: the images they accept and where they are implemented. No torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class ExtractorEntry:
 
     Attributes:
         implementation: "module:name" of a :class:`lsgm.evaluation.extractors.Extractor`.
-        image_shape: the only (channels, height, width) that it takes; None: any.
-        min_samples: how many samples its metrics need at least; a covariance needs two.
+        image_shape: the only (channels, height, width) that it accepts; None: any.
+        min_samples: the smallest number of samples that its metrics need; a covariance needs two.
     """
 
     implementation: Any
@@ -21,7 +21,7 @@ class ExtractorEntry:
     min_samples: int = 2
 
 
-# The Inception score is the mean over ten parts.
+# The Inception score is a mean over ten subsets.
 INCEPTION = ExtractorEntry("lsgm.evaluation.extractors:INCEPTION", min_samples=10)
 EFFICIENTNET_LITE0 = ExtractorEntry("lsgm.evaluation.extractors:EFFICIENTNET_LITE0")
 MNIST_CLASSIFIER = ExtractorEntry("lsgm.evaluation.extractors:MNIST_CLASSIFIER", image_shape=(1, 28, 28))

@@ -1,4 +1,4 @@
-"""What is known of a likelihood without torch: which images it is for, and where it is implemented."""
+"""Registry entries of likelihoods: the images they are for and where they are implemented. No torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class LikelihoodEntry:
     Attributes:
         implementation: "module:name" of a :class:`lsgm.likelihoods.Likelihood`, called with ``image`` (the ImageConfig)
             and ``x_bits``.
-        binary: whether it is for binary images, or for images of 2^x_bits values.
-        channels: the numbers of channels that it takes; empty: any.
+        binary: True for binary images, False for images with 2^x_bits values per pixel.
+        channels: the numbers of channels that it accepts; empty: any.
     """
 
     implementation: Any
@@ -24,10 +24,10 @@ class LikelihoodEntry:
     channels: tuple[int, ...] = ()
 
     def misfit(self, name: str, image: ImageConfig) -> str | None:
-        """Why the likelihood ``name`` does not fit these images, None if it does."""
+        """Why the likelihood ``name`` does not fit these images; None if it does."""
         if self.binary != image.binary:
             kind, others = ("binary", "bernoulli") if image.binary else ("not binary", "dml, dl or normal")
-            return f"vae.likelihood: {name!r} does not fit, the images are {kind}: use {others}"
+            return f"vae.likelihood: {name!r} does not fit: the images are {kind}; use {others}"
         if self.channels and image.channels not in self.channels:
             channels = " or ".join(map(str, self.channels))
             return f"vae.likelihood: {name!r} is for images of {channels} channels, not {image.channels}"

@@ -1,4 +1,4 @@
-"""Check a configuration, and explain each mistake in one line: file, key, what was expected and found, way out."""
+"""Check a configuration and explain each mistake in one line: file, key, what was expected and found, how to fix it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pydantic import BaseModel, Tag, ValidationError
 
 from lsgm.config.section import ConfigError, Section
 
-MISTAKES = 20  # explained at once
-SHOWN = 100  # characters of a wrong value or key that a message repeats
+MISTAKES = 20  # at most this many are explained at once
+SHOWN = 100  # a message quotes at most this many characters of a wrong value or key
 
 
 S = TypeVar("S", bound=Section)
 
 
 def parse(kind: type[S], raw: Any, where: str | Path, lines: Mapping[str, int] | None = None) -> S:
-    """Check ``raw`` (as read from the file ``where``) against ``kind``; raises :class:`ConfigError`.
+    """Check ``raw``, read from the file ``where``, against the section ``kind``; raises :class:`ConfigError`.
 
-    The message has a line for each mistake; it ends with the line of the key in the file where ``lines`` has it.
+    The message has one line per mistake, which ends with the key's line number in the file if ``lines`` has it.
     """
     try:
         return kind.model_validate(raw)
@@ -30,14 +30,14 @@ def parse(kind: type[S], raw: Any, where: str | Path, lines: Mapping[str, int] |
         errors = kind.distinct(raw, error.errors(include_url=False))[: MISTAKES + 1]
         found = [line for item in errors for line in explain(kind, item, where, lines).splitlines()]
         if len(found) > MISTAKES:
-            found[MISTAKES:] = [f"{where}: and more mistakes; correct these first"]
+            found[MISTAKES:] = [f"{where}: there are more mistakes; fix these first"]
         raise ConfigError("\n".join(found)) from None
 
 
 def explain(kind: type[BaseModel], error: Any, where: str | Path, lines: Mapping[str, int] | None = None) -> str:
-    """The line for a mistake that pydantic found in a ``kind``; at its end the line in the file, as ``lines`` has it.
+    """Describe a mistake that pydantic found in a ``kind`` in one line, with its line number if ``lines`` has it.
 
-    A check of the whole file names the keys itself, and may have found several mistakes: a line for each.
+    A check of the whole file names the keys itself and may report several mistakes, one line each.
     """
     parts, section = walk(kind, error["loc"])
     path = ".".join(part[:SHOWN] for part in parts)
@@ -58,26 +58,26 @@ def explain(kind: type[BaseModel], error: Any, where: str | Path, lines: Mapping
         said = [f"{key}.{context['discriminator'].removesuffix('()')}: expected {' or '.join(map(repr, names))}, found "
                 f"{shown(context['tag'])}{hint}"]  # fmt: skip
     elif error["type"] == "missing":
-        said = [f"{key}: missing, a value is required here"]
+        said = [f"{key}: missing; a value is required here"]
     elif error["type"] == "value_error":
-        place = f"{path}." if path == "models" else f"{path}: "  # models: what a model extends
+        place = f"{path}." if path == "models" else f"{path}: "  # models: the message names the model
         said = [f"{place}{message}"] if path else message.splitlines()
     else:
         said = [f"{key}: expected {message}, found {value}{error.get('ctx', {}).get('hint', '')}"]
         if isinstance(error["input"], bool):
-            said[0] += "; YAML reads yes, no, on and off as true and false: put them in quotes where text is meant"
+            said[0] += "; YAML reads yes, no, on and off as true and false; quote them if you mean text"
     return "\n".join(f"{where}: {one_line(line)}{_place(line, lines or {})}" for line in said)
 
 
 def walk(kind: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel]]:
-    """From pydantic's location of a mistake the parts of its key, as one writes it, and the section it is in."""
+    """Turn pydantic's location of a mistake into the parts of its key as users write it, and the section it is in."""
     parts: list[str] = []
     section, here = kind, sections(kind)
-    inside: Any = kind  # the type of what the parts so far lead to
+    inside: Any = kind  # the type of the value that the parts so far lead to
     for part in loc:
         if part == "[key]":
             continue
-        if part in here and part != "":  # which of several sections
+        if part in here and part != "":  # a tag that selects one of several sections
             inside, here = here[str(part)], {"": here[str(part)]}
             continue
         parts.append(str(part))
@@ -85,14 +85,14 @@ def walk(kind: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], ty
             section = here[""]
             field = section.model_fields.get(str(part))
             inside = field.annotation if field is not None else None
-        else:  # dictionaries and lists: every key leads to the same
+        else:  # dictionaries and lists: all values have one type
             inside = get_args(_plain(inside))[-1] if get_args(_plain(inside)) else None
         here = sections(inside)
     return parts, section
 
 
 def sections(kind: Any) -> dict[str, type[BaseModel]]:
-    """The sections that a value of the type ``kind`` may be: by their tags, a single one by ""."""
+    """The sections that a value of type ``kind`` may be, keyed by their tags; a single one has the key ""."""
     found: dict[str, type[BaseModel]] = {}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {"": kind}
@@ -112,7 +112,7 @@ def _plain(kind: Any) -> Any:
 
 
 def _place(message: str, lines: Mapping[str, int]) -> str:
-    """The line of the key that a message begins with, or of the nearest section around it."""
+    """The line number of the key that a message begins with, or of the nearest enclosing section."""
     key = message.partition(": ")[0]
     while key and key not in lines:
         key = key.rpartition(".")[0]
@@ -120,7 +120,7 @@ def _place(message: str, lines: Mapping[str, int]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A wrong value as a message repeats it: on one line, and not all of a long one."""
+    """A wrong value as quoted in a message: on one line, and truncated if it is long."""
     if isinstance(value, int) and abs(value) >= 10**SHOWN:
         return f"a number of more than {SHOWN} digits"
     if isinstance(value, str):
@@ -134,5 +134,5 @@ _shortened.maxstring = _shortened.maxother = SHOWN
 
 
 def one_line(text: str) -> str:
-    """``text`` with its line breaks and whatever else cannot be printed escaped."""
+    """``text`` with line breaks and other unprintable characters escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

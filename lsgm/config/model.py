@@ -1,4 +1,4 @@
-"""One model, from its dataset to its evaluation."""
+"""The configuration of one model, from its dataset to its evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     AnySDE = DiffusionConfig
     AnySampling = SampleConfig
     AnyDataset = DatasetConfig
-else:  # what is installed beside us adds entries
+else:  # plugins add entries
     AnyBackbone = any_of(BACKBONES, "backbone", "nvae")
     AnyPrior = any_of(SCORE_NETWORKS, "network", "ncsnpp")
     AnySDE = any_of(SDES, "name", "vpsde")
@@ -33,18 +33,20 @@ else:  # what is installed beside us adds entries
 
 
 class ModelConfig(Section):
-    """One model: everything from the dataset's name to the evaluation.
+    """One model: everything from the name of its dataset to its evaluation.
 
-    Its VAE is pretrained (``vae`` and ``pretrain``), or that of another model after its end-to-end training
-    (``vae_of``).
+    Its VAE is either pretrained (``vae`` and ``pretrain``) or taken from another model after that model's end-to-end
+    training (``vae_of``).
     """
 
-    extends: Name | None = Field(None, description="name of the model whose settings hold where this one sets none")
-    dataset: Name
+    extends: Name | None = Field(
+        None, description="name of the model from which this one inherits every setting that it does not set"
+    )
+    dataset: Name = Field(description="name of the dataset, a key of `datasets`")
     vae: AnyBackbone | None = None
     pretrain: PretrainConfig | None = None
     vae_of: Name | None = Field(
-        None, description="name of the model whose trained VAE this one starts from, in place of vae and pretrain"
+        None, description="name of the model whose trained VAE this one starts from, instead of `vae` and `pretrain`"
     )
     prior: AnyPrior
     sde: AnySDE
@@ -58,7 +60,7 @@ class ModelConfig(Section):
         given = [key for key in ("vae", "pretrain", "vae_of") if getattr(self, key) is not None]
         if given not in (["vae", "pretrain"], ["vae_of"]):
             raise ValueError(
-                "a model has either vae and pretrain, or vae_of (the name of another model); this one has "
+                "a model needs either vae and pretrain, or vae_of (the name of another model); this one has "
                 f"{' and '.join(given) or 'none of them'}"
             )
         return self

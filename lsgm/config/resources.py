@@ -1,4 +1,4 @@
-"""What jobs ask a cluster for."""
+"""The resources that jobs request from a cluster."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from lsgm.config.section import Section
 
 
 class JobConfig(Section):
-    """What a job asks the cluster for. It changes where and how fast the job runs, never its result."""
+    """The resources that a job requests. They change where and how fast it runs, never its result."""
 
-    nodes: Few = 1
+    nodes: Few = Field(1, description="number of nodes")
     gpus: Annotated[int, Number, Field(ge=0, le=1024)] = Field(
-        0, description="GPUs on each node; a training runs one process per GPU"
+        0, description="number of GPUs per node; training runs one process per GPU"
     )
-    cpus: Few = Field(2, description="CPUs of each process; there is one process per GPU, or one per node without GPUs")
-    mem_gb: Annotated[Positive, Field(le=1e6)] = Field(8, description="main memory on each node, in GB")
+    cpus: Few = Field(
+        2, description="number of CPUs per process; there is one process per GPU, or one per node without GPUs"
+    )
+    mem_gb: Annotated[Positive, Field(le=1e6)] = Field(8, description="main memory per node in GB")
     hours: Annotated[Positive, Field(le=1e5)] = Field(
-        24, description="time limit in hours; a training that needs longer resumes in another job"
+        24, description="time limit in hours; training that needs longer resumes in another job"
     )
 
 
@@ -35,7 +37,7 @@ class SharedJobConfig(JobConfig):
 
 
 class ResourcesConfig(Section):
-    """The jobs of a model."""
+    """The resources of a model's jobs, by stage."""
 
     pretrain: JobConfig = JobConfig()
     train: JobConfig = JobConfig()
@@ -46,5 +48,5 @@ class ResourcesConfig(Section):
     def _one_process_uses_one_gpu(self) -> ResourcesConfig:
         for stage, job in (("sample", self.sample), ("evaluate", self.evaluate)):
             if job.nodes > 1 or job.gpus > 1:
-                raise ValueError(f"{stage}: is one process, which uses one node and at most one GPU")
+                raise ValueError(f"{stage}: runs as one process, which uses one node and at most one GPU")
         return self

@@ -14,19 +14,19 @@ GEOMETRIC_SIGMA2_MAX = 0.999  # sigma^2 at t = 1 of the geometric VPSDE
 
 
 class DiffusionConfig(Part):
-    """What all forward diffusions have. For an SDE of your own, subclass it and give it a `name` of its own.
+    """Settings that all forward diffusions share. To add an SDE, subclass this and give `name` a new value.
 
-    The implementation is a :class:`lsgm.sde.SDE`; it is called with the keys of the subclass.
+    The implementation is a :class:`lsgm.sde.SDE`, constructed with the keys of the subclass.
     """
 
     not_passed = frozenset({"name", "time_eps"})
-    variance_preserving: ClassVar[bool] = False  # m_t^2 + sigma_t^2 = 1: what the discretized diffusion needs
+    variance_preserving: ClassVar[bool] = False  # m_t^2 + sigma_t^2 = 1, which the discretized diffusion needs
 
     name: str
-    time_eps: BelowOne = Field(0.01, description="t is drawn from [time_eps, 1] during training")
+    time_eps: BelowOne = Field(0.01, description="smallest training time: t is drawn from [time_eps, 1]")
 
     def resolved(self) -> Self:
-        """With the values that null stands for."""
+        """A copy in which every null is replaced by the value it stands for."""
         return self
 
 
@@ -34,18 +34,20 @@ class SDEConfig(DiffusionConfig):
     """The SDEs of the paper. Each ignores the keys that it does not use, so that `name` alone switches between them."""
 
     name: Literal["vpsde", "geometric_vpsde", "sub_vpsde", "vesde"] = "vpsde"
-    beta_start: NonNegative = Field(0.1, description="vpsde, sub_vpsde: beta at t = 0")
-    beta_end: Annotated[Positive, Field(ge=1e-6)] = Field(20.0, description="vpsde, sub_vpsde: beta at t = 1")
+    beta_start: NonNegative = Field(0.1, description="vpsde and sub_vpsde: beta at t = 0")
+    beta_end: Annotated[Positive, Field(ge=1e-6)] = Field(20.0, description="vpsde and sub_vpsde: beta at t = 1")
     sigma2_min: Annotated[Positive, Field(ge=SMALLEST)] = Field(
-        3e-5, description="geometric_vpsde, vesde: first value of the geometric progression"
+        3e-5, description="geometric_vpsde and vesde: first value of the geometric progression of variances"
     )
     sigma2_max: Positive | None = Field(
         None,
-        description="geometric_vpsde: variance at t = 1 (null: 0.999); vesde: variance at t = 1 (null: the largest "
-        "squared distance of two encodings, which is measured when training starts)",
+        description="variance at t = 1. geometric_vpsde: null means 0.999; vesde: null means the largest squared "
+        "distance between two encodings, measured when training starts",
     )
     sigma2_0: BelowOne | None = Field(
-        None, description="variance at t = 0; null: 0, or sigma2_min for geometric_vpsde; vesde: always sigma2_min"
+        None,
+        description="variance at t = 0; null: 0, or sigma2_min for geometric_vpsde. vesde ignores it and uses "
+        "sigma2_min",
     )
 
     @model_validator(mode="after")
@@ -74,7 +76,7 @@ class SDEConfig(DiffusionConfig):
         return f"lsgm.sde:{classes[self.name]}"
 
     def resolved(self) -> Self:
-        """With the values that null stands for; a VESDE's sigma2_max is measured when training starts."""
+        """A copy with every null replaced, except a VESDE's sigma2_max, which is measured when training starts."""
         update = {}
         if self.name == "geometric_vpsde":
             update = {"sigma2_max": self.sigma2_max or GEOMETRIC_SIGMA2_MAX}

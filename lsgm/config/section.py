@@ -1,7 +1,7 @@
-"""What all sections of the configuration have in common.
+"""The base classes of all sections of the configuration.
 
-A section is a pydantic model that refuses unknown keys. A *part* is a section that stands for something that can be
-swapped: it names its implementation, which is imported when the part is built, so that reading params.yaml imports no
+A section is a pydantic model that rejects unknown keys. A *part* is a section that describes a swappable component: it
+names its implementation, which is imported only when the part is built, so that reading params.yaml does not import
 torch.
 """
 
@@ -26,40 +26,40 @@ ON_FAILURE = "record: its numbers become NaN, the tables say why, and the other 
 
 
 class ConfigError(LSGMError):
-    """A configuration that cannot be used; the message names the key, the value and what was expected."""
+    """An invalid configuration. The message names the key, its value and what was expected."""
 
 
 class Renamed:
-    """An old key that is still read: what it is called now, and what its values are called now.
+    """The new name of an old key that is still read, and the new names of its values.
 
-    ``key`` may be the same as before, where only values were renamed.
+    ``key`` equals the old key if only values were renamed.
     """
 
     def __init__(self, key: str, values: Mapping[Any, Any] | None = None) -> None:
         self.key, self.values = key, values or {}
 
     def value(self, old: Any) -> Any:
-        """What stands for the value ``old`` now."""
+        """The new name of the value ``old``."""
         if isinstance(old, list):
             return [self.value(item) for item in old]
         return self.values.get(old, old) if isinstance(old, (str, bool)) else old
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values cannot be changed after reading."""
+    """A section of the configuration. Unknown keys are rejected, and values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     renamed: ClassVar[Mapping[str, Renamed]] = {}
 
     @classmethod
     def distinct(cls, raw: Any, errors: list[Any]) -> list[Any]:
-        """The mistakes that pydantic found in ``raw``, each once where it is found in several places."""
+        """The mistakes that pydantic found in ``raw``, without repetitions of the same mistake."""
         return errors
 
     @model_validator(mode="before")
     @classmethod
     def _read_old_names(cls, raw: Any) -> Any:
-        """Translate old keys and values; one line for each says what it is called now."""
+        """Translate old keys and values, and log the new name of each."""
         if not isinstance(raw, dict):
             return raw
         found = dict(raw)
@@ -80,29 +80,29 @@ def _announce(section: str, old: str, new: str) -> None:
 
 
 class Part(Section):
-    """A section that stands for a part which can be swapped."""
+    """A section that describes a swappable component."""
 
-    implementation: ClassVar[Any]  # "module:name" of what is built from it, or that itself
+    implementation: ClassVar[Any]  # "module:name" of the class or function to build, or the object itself
     not_passed: ClassVar[frozenset[str]] = frozenset()  # keys that are not arguments of the implementation
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of the implementation that follow from the configuration."""
+        """The keyword arguments that the configuration passes to the implementation."""
         return self.model_dump(exclude=set(self.not_passed))
 
     def build(self, **context: Any) -> Any:
-        """The implementation, called with :meth:`arguments` and the keyword arguments of the ``context``."""
+        """Call the implementation with :meth:`arguments` and the keyword arguments in ``context``."""
         return load(self.implementation)(**self.arguments(), **context)
 
 
 def any_of(registry: Registry, key: str, default: str) -> Any:
-    """The type of a section that any entry of ``registry`` may describe; ``key`` says which (``default``)."""
+    """The union of the configuration classes in ``registry``; ``key`` selects one, by default ``default``."""
     entries = registry.entries()
 
     def which(value: Any) -> str:
         found = value.get(key, default) if isinstance(value, dict) else getattr(value, key, default)
         return found if isinstance(found, str) else repr(found)
 
-    which.__name__ = key  # how pydantic's errors call it
+    which.__name__ = key  # the name that pydantic's errors use
     if len(entries) == 1:
         return next(iter(entries.values()))
     members = tuple(Annotated[entry, Tag(name)] for name, entry in entries.items())

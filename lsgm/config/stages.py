@@ -1,4 +1,4 @@
-"""The frozen configurations of the jobs: what each of them reads, and no more."""
+"""The frozen configuration of each job: exactly the settings that it depends on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ S = TypeVar("S", bound="Section")
 
 
 class StageConfig(Section):
-    """What one job reads. ``code`` is the fingerprint of the code that the workflow ran it with."""
+    """The configuration of one job. ``code`` is the fingerprint of the code that the workflow ran it with."""
 
     stage: Stage
     code: str | None = None
@@ -33,7 +33,7 @@ class PrepareStage(StageConfig):
     stage: Literal["prepare"] = "prepare"
     dataset: Name
     source: AnyDataset
-    originals: str | None = Field(None, description="names, sizes and times of the files at source.path, as one hash")
+    originals: str | None = Field(None, description="hash of the names, sizes and times of the files at source.path")
 
 
 class StatisticsStage(StageConfig):
@@ -89,7 +89,7 @@ class EvaluateStage(StageConfig):
 
 
 class GridCell(Section):
-    """A cell as the tables know it; the rest is in its metrics.json."""
+    """The facts about a cell that the tables need; everything else is in its metrics.json."""
 
     name: Name
     labels: dict[str, str]
@@ -98,7 +98,7 @@ class GridCell(Section):
 
 
 class TabulateStage(StageConfig):
-    """A table and a figure: of the models of `run`, or of an ablation."""
+    """A table and a figure of the models in `run`, or of one ablation."""
 
     stage: Literal["tabulate"] = "tabulate"
     name: Name
@@ -114,7 +114,7 @@ class TabulateStage(StageConfig):
 def load_stage(kind: type[S], path: str | Path) -> S:
     """Read a frozen configuration; raises :class:`ConfigError`."""
     try:
-        raw = read_json(path, "delete it, the workflow writes it again" if issubclass(kind, StageConfig) else "")
+        raw = read_json(path, "delete it; the workflow writes it again" if issubclass(kind, StageConfig) else "")
     except LSGMError as error:
         raise ConfigError(str(error)) from None
     return parse(kind, raw, path)

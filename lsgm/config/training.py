@@ -1,4 +1,4 @@
-"""Training: schedules, divergence, the two stages (LSGM, appendix G)."""
+"""Training: schedules, handling of divergence, and the two stages (LSGM, appendix G)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lsgm.config.section import Renamed, Section
 
 
 class DivergenceConfig(Section):
-    """What happens to steps whose loss or gradient is not finite, or whose gradient explodes: they are skipped."""
+    """Handling of divergence. Steps with a non-finite loss or gradient, or an exploding gradient, are skipped."""
 
     renamed: ClassVar[Mapping[str, Renamed]] = {
         "bad_steps": Renamed("skip_limit"),
@@ -34,17 +34,19 @@ class DivergenceConfig(Section):
     }
 
     skip_limit: Few = Field(
-        10, description="after this many skipped steps in a row training restarts from its last state"
+        10, description="number of consecutive skipped steps after which training restarts from its last saved state"
     )
     max_restarts: Annotated[int, Number, Field(ge=0, le=100)] = Field(
-        3, description="number of restarts after which training fails"
+        3, description="number of restarts allowed; training fails when it would need another"
     )
-    lr_factor: Share = Field(0.5, description="factor of the learning rates at each restart")
+    lr_factor: Share = Field(0.5, description="factor applied to the learning rates at each restart")
     spectral_factor: Annotated[Positive, Field(ge=1, le=1000)] = Field(
-        2.0, description="factor of the spectral regularization at each restart"
+        2.0, description="factor applied to the weight of the spectral regularization at each restart"
     )
     explosion_factor: Annotated[Positive, Field(gt=1)] = Field(
-        1e4, description="a gradient norm this many times the median of the last hundred counts as exploded"
+        1e4,
+        description="a gradient counts as exploding if its norm exceeds this many times the median of the last 100 "
+        "norms",
     )
     on_failure: Literal["error", "keep_last"] = Field(
         "error",
@@ -54,7 +56,7 @@ class DivergenceConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Length of a training stage, its learning-rate schedule, and how it is run."""
+    """The length of a training stage, its learning-rate schedule, and how it is executed."""
 
     renamed: ClassVar[Mapping[str, Renamed]] = {
         "recompute": Renamed("activation_checkpointing"),
@@ -64,61 +66,69 @@ class ScheduleConfig(Section):
         "rescue": Renamed("divergence"),
     }
 
-    epochs: Epochs = Field(description="passes over the training set; fractions are allowed")
-    batch: Batch = Field(description="images per step")
+    epochs: Epochs = Field(description="number of passes over the training set; fractions are allowed")
+    batch: Batch = Field(description="number of images per training step, over all processes")
     warmup_epochs: Annotated[NonNegative, Field(le=1e6)] = Field(
-        5.0, description="linear warm-up of the learning rates"
+        5.0, description="number of epochs of linear learning-rate warm-up"
     )
     lr_schedule: Literal["epoch", "iteration"] = Field(
-        "epoch", description="when the cosine schedule advances: once per epoch, as published, or at every step"
+        "epoch",
+        description="when the cosine learning-rate schedule advances: once per epoch, as published, or at every step",
     )
     activation_checkpointing: bool = Field(
         False,
-        description="keep only the inputs of the blocks of NVAE and score network, and compute the rest again in the "
-        "backward pass: less memory, more time",
+        description="keep only the inputs of the blocks of VAE and score network, and recompute the activations "
+        "inside them in the backward pass: less memory, more time",
     )
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
-        "fp32", description="precision of matrix products and convolutions; fp16 scales the loss"
+        "fp32", description="precision of matrix products and convolutions; fp16 uses loss scaling"
     )
     compile: bool = Field(
-        False, description="compile the networks: takes minutes at first, worth it for long trainings"
+        False, description="compile the networks: takes minutes at the start, pays off in long training runs"
     )
     accumulate: Few = Field(
         1,
-        description="parts that a process splits its share of a batch into; batch norm and KL balancing see one",
+        description="number of parts into which a process splits its share of a batch (gradient accumulation); batch "
+        "norm and KL balancing use the statistics of one part",
     )
-    grad_clip: NonNegative = Field(0.0, description="largest norm of the gradient; 0: no clipping")
-    checkpoint_minutes: Positive = Field(10.0, description="minutes between two saved states of the training")
+    grad_clip: NonNegative = Field(0.0, description="maximum norm of the gradient; 0: no clipping")
+    checkpoint_minutes: Positive = Field(10.0, description="minutes between saved training states")
     eval_every_epochs: NonNegative = Field(
         0.0,
-        description="epochs between two evaluations during training, for history and TensorBoard: NELBO of test "
-        "images, NFE, samples; 0: none",
+        description="epochs between validations during training, whose NELBO of test images, NFE and samples appear "
+        "in the history and in TensorBoard; 0: no validation",
     )
-    eval_images: Count = Field(36, description="number of test images, and of samples, of such an evaluation")
+    eval_images: Count = Field(
+        36, description="number of test images, and of samples, in each validation during training"
+    )
     divergence: DivergenceConfig = DivergenceConfig()
-    seed: Seed = 1
+    seed: Seed = Field(1, description="seed of all random numbers of this training stage")
 
 
 class PretrainConfig(ScheduleConfig):
     """First stage: the VAE with the prior N(0, I)."""
 
-    lr: Positive = 1e-2
-    lr_min: NonNegative = 1e-4
-    adam_eps: Positive = 1e-3
-    weight_decay: NonNegative = 3e-4
-    kl_const_portion: Fraction = Field(1e-4, description="fraction of the iterations at kl_const_coeff")
-    kl_const_coeff: Fraction = 1e-4
-    kl_anneal_portion: Fraction = Field(description="fraction of the iterations over which beta rises")
-    kl_max_coeff: Positive = Field(description="final value of beta, the KL coefficient")
+    lr: Positive = Field(1e-2, description="learning rate after the warm-up")
+    lr_min: NonNegative = Field(1e-4, description="learning rate at the end of the cosine schedule")
+    adam_eps: Positive = Field(1e-3, description="epsilon of the Adamax optimizer")
+    weight_decay: NonNegative = Field(3e-4, description="weight decay")
+    kl_const_portion: Fraction = Field(
+        1e-4, description="fraction of the training steps for which the KL coefficient stays at kl_const_coeff"
+    )
+    kl_const_coeff: Fraction = Field(1e-4, description="initial value of the KL coefficient beta")
+    kl_anneal_portion: Fraction = Field(
+        description="fraction of the training steps over which the KL coefficient rises"
+    )
+    kl_max_coeff: Positive = Field(description="final value of the KL coefficient beta")
     spectral_reg: NonNegative = Field(description="weight of the spectral regularization")
 
 
 class KLAnnealConfig(Section):
     """Linear annealing of the KL coefficient over the beginning of the second stage."""
 
-    start: Fraction = 0.7
-    end: Positive = 1.0
-    portion: Share = Field(0.1, description="fraction of the iterations that the annealing takes")
+    start: Fraction = Field(0.7, description="initial value of the KL coefficient")
+    end: Positive = Field(1.0, description="final value of the KL coefficient")
+    portion: Share = Field(0.1, description="fraction of the training steps over which the KL coefficient is annealed")
 
 
 class TrainConfig(ScheduleConfig):
@@ -131,44 +141,56 @@ class TrainConfig(ScheduleConfig):
     }
 
     p_weighting: Literal["ll", "un", "re", "rescale"] = Field(
-        "ll", description="weighting of the prior's loss over t; the VAE's is always ll, that of the likelihood"
+        "ll",
+        description="weighting over t in the prior's loss (section 3.4); the VAE's loss always uses the likelihood "
+        "weighting ll",
     )
     p_sampling: Literal["importance", "uniform"] = Field(
         "importance", description="how t is drawn for the prior's loss"
     )
     algorithm: Annotated[Literal[1, 2, 3], Number] = Field(
         1,
-        description="algorithm of appendix G.6. 1: one loss trains VAE and prior (p_weighting ll only); 2: the VAE's "
-        "loss draws its own t, for w_ll; 3: the VAE's loss takes the prior's t, reweighted to w_ll",
+        description="training algorithm of appendix G.6. 1: one loss trains VAE and prior (only with p_weighting: "
+        "ll); 2: the VAE's loss uses its own samples of t; 3: the VAE's loss reuses the prior's samples of t, "
+        "reweighted to ll",
     )
     q_sampling: Literal["importance", "uniform"] = Field(
         "importance", description="algorithm 2: how t is drawn for the VAE's loss"
     )
     q_pass: Literal["in_turn", "joint"] = Field(
         "in_turn",
-        description="algorithm 2: the VAE's and the prior's samples pass the score network in turn (least memory and "
-        "work) or in one pass of twice the batch (fewer kernels)",
+        description="algorithm 2: whether the samples of the VAE's and the prior's loss go through the score network "
+        "one after the other (less memory and work) or jointly in one batch of twice the size (fewer kernel launches)",
     )
     q_uses_ema: bool = Field(
-        False, description="algorithm 2, in_turn: the VAE's pass uses the averaged weights of the prior"
+        False, description="algorithm 2 with q_pass: in_turn: the VAE's loss uses the averaged weights of the prior"
     )
-    train_vae: bool = Field(True, description="false: the VAE is frozen (two-stage ablation)")
-    time_samples: Few = Field(1, description="samples of (t, noise) per image and step, for the cross entropy")
-    lr_vae: Positive = 1e-4
-    lr_min_vae: NonNegative = 1e-5
-    lr_prior: Positive = 1e-4
-    lr_min_prior: NonNegative = 1e-4
-    adam_eps_vae: Positive = 1e-3
-    adam_eps_prior: Positive = 1e-4
-    weight_decay: NonNegative = 3e-4
+    train_vae: bool = Field(
+        True, description="train VAE and prior together; false: the VAE is frozen (two-stage ablation)"
+    )
+    time_samples: Few = Field(
+        1, description="number of samples of (t, noise) per image and step, which estimate the cross entropy"
+    )
+    lr_vae: Positive = Field(1e-4, description="learning rate of the VAE after the warm-up")
+    lr_min_vae: NonNegative = Field(1e-5, description="learning rate of the VAE at the end of the cosine schedule")
+    lr_prior: Positive = Field(1e-4, description="learning rate of the prior after the warm-up")
+    lr_min_prior: NonNegative = Field(1e-4, description="learning rate of the prior at the end of the cosine schedule")
+    adam_eps_vae: Positive = Field(1e-3, description="epsilon of the VAE's AdamW optimizer")
+    adam_eps_prior: Positive = Field(1e-4, description="epsilon of the prior's AdamW optimizer")
+    weight_decay: NonNegative = Field(3e-4, description="weight decay of VAE and prior")
     ema: BelowOne = Field(0.9999, description="decay of the exponential moving average of the prior's weights")
-    kl_anneal: KLAnnealConfig | None = None
-    kl_balance: bool = Field(
-        False, description="balance the KLs of the groups while they are annealed, as in the first stage"
+    kl_anneal: KLAnnealConfig | None = Field(
+        None, description="annealing of the KL coefficient; null: the coefficient is 1 throughout"
     )
-    spectral_reg_vae: NonNegative = 1e-2
-    spectral_reg_prior: NonNegative = 0.0
-    spectral_reg_prior_convs: bool = Field(True, description="false: spectral_reg_prior acts on the norm layers only")
+    kl_balance: bool = Field(
+        False,
+        description="algorithm 1: balance the KLs of the latent groups while they are annealed, as in the first stage",
+    )
+    spectral_reg_vae: NonNegative = Field(1e-2, description="weight of the VAE's spectral regularization")
+    spectral_reg_prior: NonNegative = Field(0.0, description="weight of the prior's spectral regularization")
+    spectral_reg_prior_convs: bool = Field(
+        True, description="apply spectral_reg_prior to convolutions and norm layers; false: to norm layers only"
+    )
 
     @model_validator(mode="after")
     def _an_algorithm_fits(self) -> TrainConfig:
@@ -180,13 +202,13 @@ class TrainConfig(ScheduleConfig):
             )
         if self.q_uses_ema and (self.algorithm, self.q_pass) != (2, "in_turn"):
             raise ValueError(
-                "q_uses_ema: the VAE can see other weights than the prior's only in a pass of its own: use algorithm: "
-                "2 with q_pass: in_turn"
+                "q_uses_ema: needs a separate pass of the VAE's samples through the score network: use algorithm: 2 "
+                "with q_pass: in_turn"
             )
         if self.kl_balance and (self.algorithm != 1 or not self.train_vae):
             raise ValueError("kl_balance: implemented for algorithm: 1 only")
         if self.precision == "fp16" and self.algorithm == 2:
-            raise ValueError("precision: fp16 scales one loss; algorithm: 2 has two: use bf16")
+            raise ValueError("precision: fp16 scales a single loss, but algorithm: 2 has two; use bf16")
         if self.kl_balance and self.kl_anneal is None:
-            raise ValueError("kl_balance: acts while the KL coefficient is below 1: set kl_anneal too")
+            raise ValueError("kl_balance: has an effect only while the KL coefficient is below 1; set kl_anneal too")
         return self

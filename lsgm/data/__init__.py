@@ -1,1 +1,1 @@
-"""Datasets: where they come from (registry, sources), how they are kept (store) and fed to a model (batches)."""
+"""Datasets: where they come from (registry, sources), how they are stored (store) and fed to a model (batches)."""

@@ -1,4 +1,4 @@
-"""Files in folders, zip and tar archives, read into memory within a limit; nothing is extracted to the disk."""
+"""Read files in folders, zip and tar archives into memory, up to a size limit. Nothing is extracted to disk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lsgm.errors import LSGMError
 Reader = Callable[[], bytes]
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-STEP = 4096  # bytes read at a time: bzip2 and lzma unpack all that they are given, up to a hundred megabytes of these
-TAR_HEADERS = (b"L", b"K", b"x", b"g", b"X")  # long names and other notes about members
+STEP = 4096  # bytes read at a time; bzip2 and lzma may unpack even this little to a hundred megabytes
+TAR_HEADERS = (b"L", b"K", b"x", b"g", b"X")  # long names and other metadata of members
 MAX_TAR_HEADER = 1 << 20  # bytes
 
 
 def open_members(path: Path, stack: ExitStack, limit: int) -> dict[str, Reader]:
-    """The regular files of a folder or archive: their names inside it, and how to read each, up to ``limit`` bytes.
+    """Map the names of the regular files in a folder or archive to functions that read up to ``limit`` bytes of each.
 
-    Hidden ones are left out. Of a name that a tar archive holds twice the last counts, as for tar itself.
+    Hidden files are skipped. If a tar archive holds a name twice, the last file counts, as in tar itself.
     Raises :class:`LSGMError`, as do the readers.
     """
     if path.is_dir():
@@ -38,16 +38,16 @@ def open_members(path: Path, stack: ExitStack, limit: int) -> dict[str, Reader]:
     tar = _open_tar(path, stack)
     try:
         members = [member for member in tar.getmembers() if member.isreg() and not hidden(member.name)]
-    except Exception as error:  # damaged archives end in all kinds of them
+    except Exception as error:  # damaged archives raise exceptions of all kinds
         raise _damaged(path, error) from None
     return {member.name: _tar_reader(tar, member, path, limit) for member in members}
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The bytes of a file; raises :class:`LSGMError` if it is no regular file of up to ``limit`` bytes."""
+    """The bytes of a file; raises :class:`LSGMError` if it is not a regular file or exceeds ``limit`` bytes."""
     try:
         if not path.is_file():
-            raise LSGMError(f"{printable(str(path))}: is no regular file")
+            raise LSGMError(f"{printable(str(path))}: is not a regular file")
         with path.open("rb") as file:
             content = file.read(min(path.stat().st_size, limit) + 1)
     except OSError as error:
@@ -68,14 +68,14 @@ def open_zip(path: Path, stack: ExitStack) -> zipfile.ZipFile:
     """The zip archive at ``path``; raises :class:`LSGMError` if it is damaged or incomplete."""
     try:
         return stack.enter_context(zipfile.ZipFile(path))
-    except Exception as error:  # damaged archives end in all kinds of them
+    except Exception as error:  # damaged archives raise exceptions of all kinds
         raise _damaged(path, error) from None
 
 
 def zip_members(archive: zipfile.ZipFile, path: Path, left_out: Counter[str] | None = None) -> list[zipfile.ZipInfo]:
-    """The regular files of a zip archive in its order, without hidden ones; links are counted in ``left_out``.
+    """The regular files of a zip archive in their order, except hidden ones; links are counted in ``left_out``.
 
-    Raises :class:`LSGMError` where a name stands for two files: which one is meant cannot be told.
+    Raises :class:`LSGMError` if two files have the same name, because it is unclear which one is meant.
     """
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
@@ -87,7 +87,9 @@ def zip_members(archive: zipfile.ZipFile, path: Path, left_out: Counter[str] | N
             continue
         if info.filename in members:
             name = printable(info.filename)
-            raise LSGMError(f"{path}: holds two files called {name}; pack it again with one of them, or with two names")
+            raise LSGMError(
+                f"{path}: holds two files called {name}; pack it again with only one of them, or under two names"
+            )
         members[info.filename] = info
     return list(members.values())
 
@@ -108,7 +110,9 @@ def _reader(open_member: Callable[[], IO[bytes] | None], size: int, where: str, 
     def read() -> bytes:
         try:
             file = open_member()
-            assert file is not None  # tarfile gives None for what is no regular file: those are left out
+            assert (
+                file is not None
+            )  # tarfile returns None only for members that are not regular files, which are skipped
             with file:
                 return _bounded(file, size, where, limit)
         except LSGMError:
@@ -120,7 +124,7 @@ def _reader(open_member: Callable[[], IO[bytes] | None], size: int, where: str, 
 
 
 def _bounded(file: IO[bytes], size: int, where: str, limit: int) -> bytes:
-    """The rest of ``file``, which says of itself that it has ``size`` bytes: no more than ``limit`` are unpacked."""
+    """The rest of ``file``, whose header declares ``size`` bytes; stops unpacking after ``limit`` bytes."""
     content = bytearray()
     while size <= limit and len(content) <= limit and (chunk := file.read(STEP)):
         content += chunk
@@ -130,11 +134,13 @@ def _bounded(file: IO[bytes], size: int, where: str, limit: int) -> bytes:
 
 
 def _too_long(where: str, limit: int) -> LSGMError:
-    return LSGMError(f"{printable(where)}: holds more than {limit} bytes, which no file of its kind does; get it again")
+    return LSGMError(
+        f"{printable(where)}: holds more than {limit} bytes, too many for a file of this kind; get it again"
+    )
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose name and notes, which tarfile reads into memory, are no longer than they may be."""
+    """A member whose name and metadata, which tarfile reads into memory, have a bounded length."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:

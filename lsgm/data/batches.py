@@ -1,4 +1,4 @@
-"""Training batches: gathered on the device or ahead of it, binarized and padded there."""
+"""Training batches: gathered on the device, or prefetched from disk, then binarized and padded on the device."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from lsgm.errors import LSGMError
 from lsgm.per_sample_noise import mix
 
-SHARE = 0.1  # of the memory of a GPU that a set may take to live there
-ON_HOST = 1 << 30  # bytes; what streams to the host is in the system's cache as far as there is memory
+SHARE = 0.1  # fraction of a GPU's memory that a resident dataset may take
+ON_HOST = 1 << 30  # bytes; larger datasets are streamed, and the page cache holds what fits into memory
 READERS = 2  # threads
-AHEAD = 4  # batches
+AHEAD = 4  # batches that are prefetched
 
 
 def preprocess(
     images: Tensor, generator: torch.Generator | None, pad_to: int = 32, binarize: bool = True, bits: int = 8
 ) -> Tensor:
-    """What a model sees of stored images: uint8 [B, C, h, w] in 0..255 -> float32 [B, C, pad_to, pad_to] in [0, 1].
+    """Turn stored images into model inputs: uint8 [B, C, h, w] in 0..255 -> float32 [B, C, pad_to, pad_to] in [0, 1].
 
-    With ``binarize`` each pixel is one Bernoulli draw with probability pixel / 255, from ``generator`` (on the
-    images' device); without it, the upper ``bits`` bits of the pixel, from 0 to 1. The border is zero.
+    With ``binarize`` each pixel is drawn from Bernoulli(pixel / 255), with ``generator`` (on the images' device);
+    otherwise only the upper ``bits`` bits of each pixel are kept and scaled to [0, 1]. The border is zero.
     """
     batch, channels, height, width = images.shape
     if binarize:
-        # r uniform in 0..254: P(r < pixel) is pixel / 255 exactly, and no float image is made on the way.
+        # With r uniform in 0..254, P(r < pixel) is exactly pixel / 255, without an intermediate float image.
         noise = torch.empty_like(images).random_(0, 255, generator=generator)
         images = noise < images
     elif bits < 8:
@@ -43,16 +43,15 @@ def preprocess(
 
 
 class Batches:
-    """Random batches of a training set, which lives on the device as bytes or, a large one, streams from the disk.
+    """Random batches of a training set, which is kept on the device as bytes or, if it is large, streamed from disk.
 
-    Batch ``step`` of epoch ``epoch`` depends on (seed, epoch, step) alone, so a run that is resumed sees what an
-    uninterrupted one sees. The order of the images is the same on every kind of device, and the same for a set that
-    streams; the Bernoulli draws differ between kinds of device. An epoch is one permutation of the set without its
-    last, incomplete batch.
+    Batch ``step`` of epoch ``epoch`` depends only on (seed, epoch, step), so a resumed run sees the same batches as an
+    uninterrupted one. The order of the images is the same on every type of device, streamed or not; the Bernoulli
+    samples differ between types of devices. An epoch is one permutation of the set without its last, incomplete batch.
 
     Args:
-        stream: gather each batch from ``images`` (which may be mapped from the disk) in the background, ahead of its
-            use. None: if the set would take more than a tenth of the GPU's memory, or a gigabyte of the host's.
+        stream: prefetch batches from ``images`` (which may be memory-mapped) in the background. None: only if the set
+            takes more than a tenth of the GPU's memory, or on a CPU more than a gigabyte.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Batches:
         stream: bool | None = None,
     ) -> None:
         if not 1 <= batch <= len(images):
-            raise LSGMError(f"batch: expected a number from 1 to the {len(images)} images of the set, found {batch}")
+            raise LSGMError(f"batch: expected 1 to {len(images)}, the number of images in the set, found {batch}")
         if max(images.shape[-2:]) > pad_to:
             raise LSGMError(f"images of {images.shape[-2]}x{images.shape[-1]} cannot be padded to {pad_to}x{pad_to}")
         if stream is None:
@@ -83,10 +82,10 @@ class Batches:
         self.bits = bits
         self._stream = Stream(images, self._index, device) if stream else None
         self._generator = torch.Generator(device)
-        self._order: tuple[int, Tensor] | None = None  # the epoch it belongs to, [N]
+        self._order: tuple[int, Tensor] | None = None  # epoch, permutation [N]
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """The number of steps per epoch."""
         return len(self.images) // self.batch
 
     def epoch(self, epoch: int) -> Iterator[Tensor]:
@@ -98,7 +97,9 @@ class Batches:
         """Batch ``step`` (0 .. len - 1) of epoch ``epoch``, or some of its ``rows``: float32 [B, C, pad_to, pad_to]."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)}")
-        drawn = slice(None) if self.binarize else rows  # draws are for the whole batch, whoever shares it
+        drawn = (
+            slice(None) if self.binarize else rows
+        )  # random numbers are drawn for the whole batch, however it is shared
         first, last, _ = drawn.indices(self.batch)
         number = epoch * len(self) + step
         if self._stream is not None:
@@ -120,7 +121,7 @@ class Batches:
             yield preprocess(images, generator, self.pad_to, self.binarize, self.bits)
 
     def order(self, epoch: int) -> Tensor:
-        """The permutation of the set that ``epoch`` goes through: int64 [N], where the images are."""
+        """The permutation of the set in epoch ``epoch``: int64 [N], on the device of the images."""
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
             order = torch.randperm(len(self.images), generator=generator)
@@ -128,15 +129,15 @@ class Batches:
         return self._order[1]
 
     def _index(self, number: int, first: int, last: int) -> Tensor:
-        """Rows ``first`` .. ``last`` - 1 of the batch ``number``, counted over all epochs, as rows of the set."""
+        """The indices in the set of rows ``first`` .. ``last`` - 1 of batch ``number``, counted over all epochs."""
         epoch, step = divmod(number, len(self))
         return self.order(epoch)[step * self.batch + first : step * self.batch + last]
 
 
 class Stream:
-    """Gathers batches from an array on the disk in threads, ahead of being asked.
+    """Gathers batches from an array on disk in background threads.
 
-    Whoever asks for some rows of a batch will ask for the same rows of the next: those are gathered meanwhile.
+    Prefetches the same rows of the next batches.
     """
 
     def __init__(
@@ -148,7 +149,9 @@ class Stream:
 
     def get(self, number: int, first: int, last: int) -> Tensor:
         """The rows of batch ``number``, on the device: uint8 [last - first, C, h, w]."""
-        for key in [key for key in self._coming if not number <= key[0] <= number + AHEAD]:  # it went on elsewhere
+        for key in [
+            key for key in self._coming if not number <= key[0] <= number + AHEAD
+        ]:  # left over from another position
             self._coming.pop(key).cancel()
         for ahead in range(number, number + AHEAD + 1):
             key = ahead, first, last
@@ -158,15 +161,15 @@ class Stream:
 
     def _gather(self, index: NDArray[np.int64]) -> Tensor:
         shape = (len(index), *self._images.shape[1:])
-        # Pinned memory lets the copy to a GPU run beside its computations.
+        # Pinned memory lets the copy to a GPU overlap with its computations.
         rows = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        # mode: the default checks the indices and goes through a buffer of its own
+        # mode: the default checks the indices and makes an extra copy
         np.take(self._images, index, axis=0, out=rows.numpy(), mode="clip")
         return rows
 
 
 def room(device: torch.device) -> float:
-    """Bytes that a set may take to live on the device."""
+    """The number of bytes that a dataset kept on the device may take."""
     if device.type == "cuda":
         return SHARE * torch.cuda.get_device_properties(device).total_memory
     return ON_HOST

@@ -1,4 +1,4 @@
-"""Collections of images where they lie: in folders, zip archives, LMDB databases and TFRecord files, of any size."""
+"""Collections of images of any size in folders, zip archives, LMDB databases and TFRecord files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lsgm.errors import LSGMError
 
 logger = logging.getLogger("lsgm")
 
-THREADS = 4  # that decode; the rule that prepares a dataset asks for as many
+THREADS = 4  # decoding threads; the rule that prepares a dataset requests as many
 
 
 def open_collection(path: Path, size: int, channels: int, stack: ExitStack, beside: str | None = None) -> Collection:
-    """The images at ``path``; where there are several resolutions, those of ``size`` or of the next larger one.
+    """The images at ``path``. If there are several resolutions: those of ``size``, or of the next larger one.
 
-    One line of the log says what else is there and left out, but for hidden files and the file called ``beside``.
+    One log line counts the other files that are skipped, except hidden files and the file called ``beside``.
     Raises :class:`LSGMError`.
     """
     left_out: Counter[str] = Counter()
@@ -96,14 +96,14 @@ def _in_zip(path: Path, stack: ExitStack, left_out: Counter[str]) -> Collection:
 
 
 def _tfrecords(path: Path, files: list[Path], size: int, left_out: Counter[str]) -> Collection:
-    """Records in their order; of files for several resolutions those of ``size``, or of the next larger one."""
+    """Records in their order. If there are files for several resolutions: ``size``, or the next larger one."""
     sizes: dict[int, list[tuple[Path, int, int]]] = defaultdict(list)
     for file in files:
         if records := tfrecord.offsets(file, MAX_BYTES):
             side = tfrecord.read_image(file, *records[0]).shape[0]
             sizes[side] += [(file, *place) for place in records]
         else:
-            left_out["empty files of records"] += 1
+            left_out["empty TFRecord files"] += 1
     if not sizes:
         raise LSGMError(f"{path}: holds no records; get the file again")
     chosen = next_larger(sizes, size, str(path))

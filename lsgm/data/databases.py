@@ -1,4 +1,4 @@
-"""Images in LMDB databases: which of the entries are images, and of which resolution."""
+"""Images in LMDB databases: which entries are images, and which resolution they have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lsgm.data import decode
 from lsgm.data.formats import Collection, next_larger
 from lsgm.errors import LSGMError
 
-# LMDB maps its file into memory and trusts it: one that is cut or damaged kills the process that reads it.
+# LMDB maps its file into memory and trusts it: a truncated or damaged file kills the process that reads it.
 READ_ALL = """
 import sys
 sys.path[:] = filter(None, sys.path)  # not from the working directory
@@ -29,17 +29,17 @@ with lmdb.open(sys.argv[1], subdir=False, readonly=True, lock=False, readahead=F
             found = transaction.get(key) or b""
             bytes(value[:1]), bytes(value[-1:]), bytes(found[-1:])
 """
-ENCODED, RAW = 1, 2  # flags of an entry: begins as an image file does; has the length of an image's pixels
+ENCODED, RAW = 1, 2  # flags of an entry: starts like an image file; is as long as an image's pixels
 
 
 def open_lmdb(
     path: Path, size: int, channels: int, threads: int, stack: ExitStack, left_out: Counter[str]
 ) -> Collection:
-    """The images in the database ``path``, encoded or bytes [size, size, channels], to be read from ``threads``.
+    """The images in the database ``path``, encoded or bytes [size, size, channels], for reading from ``threads``.
 
-    Of several resolutions (keys `128-00000` and `256-00000`) those of ``size``, or of the next larger one.
-    Labels, lengths and the like are counted in ``left_out``: entries that do not begin as an image does, under keys
-    unlike those of the images. Raises :class:`LSGMError`.
+    If there are several resolutions (keys `128-00000` and `256-00000`): those of ``size``, or of the next larger one.
+    Other entries, such as labels and lengths, are counted in ``left_out``: those that neither start like an image nor
+    have a key like those of the images. Raises :class:`LSGMError`.
     """
     database = _open(path, threads, stack)
     import lmdb
@@ -49,7 +49,7 @@ def open_lmdb(
             with database.begin(buffers=True) as transaction:
                 value = transaction.get(name.encode("latin-1"), b"")
                 if len(value) > decode.MAX_BYTES:
-                    raise LSGMError(f"{path}: an entry of {len(value)} bytes is no image that can be read")
+                    raise LSGMError(f"{path}: an entry of {len(value)} bytes is too large for an image")
                 return bytes(value)
         except lmdb.Error as error:
             raise _damaged(path, error) from None
@@ -67,19 +67,19 @@ def open_lmdb(
                 flags.append(ENCODED * is_encoded | RAW * (len(value) == size * size * channels))
     except lmdb.Error as error:
         raise _damaged(path, error) from None
-    # Some of many raw images begin as a file does, by chance.
+    # By chance, some of many raw images start like an encoded file.
     kind = RAW if flags.count(RAW) > flags.count(ENCODED) + flags.count(ENCODED | RAW) else ENCODED
     patterns = {_pattern(key) for key, flag in zip(keys, flags, strict=True) if flag & kind}
     names = []
     for key, flag in zip(keys, flags, strict=True):
-        if flag & kind or decode.is_image(key) or _pattern(key) in patterns:  # a damaged image is to be noticed
+        if flag & kind or decode.is_image(key) or _pattern(key) in patterns:  # a damaged image must not go unnoticed
             names.append(key)
         else:
             left_out[_pattern(key)] += 1
     if not names:
         raise LSGMError(
-            f"{path}: has no images among its {len(keys)} entries; expected encoded ones, or bytes "
-            f"[{size}, {size}, {channels}]"
+            f"{path}: has no images among its {len(keys)} entries; expected encoded ones, or bytes [{size}, {size}, "
+            f"{channels}]"
         )
     if kind == RAW:
         return Collection(str(path), names, read_pixels)
@@ -91,7 +91,7 @@ def _open(path: Path, threads: int, stack: ExitStack) -> Any:
         import lmdb
     except ImportError:
         raise LSGMError(
-            f"{path}: is an LMDB database, and the package that reads those is not installed: pip install lmdb"
+            f"{path}: is an LMDB database, and the package that reads it is not installed: pip install lmdb"
         ) from None
     file = path / "data.mdb" if path.is_dir() else path
     try:
@@ -106,7 +106,7 @@ def _open(path: Path, threads: int, stack: ExitStack) -> Any:
     done = subprocess.run([sys.executable, "-c", READ_ALL, str(file)], stderr=subprocess.PIPE)
     found = file.stat().st_size
     if done.returncode or (found < end and found % page):
-        if found < end:  # no error by itself: a whole database may lack its last pages if they are unused
+        if found < end:  # not an error by itself: a complete database may lack its last pages if they are unused
             raise LSGMError(f"{path}: is cut short: {found} bytes, its last page ends at {end}; get it again")
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise _damaged(path, said[-1] if said else f"signal {-done.returncode}")
@@ -118,14 +118,14 @@ def _damaged(path: Path, error: object) -> LSGMError:
 
 
 def _pattern(key: str) -> str:
-    """What keys of a kind have in common: `image-#` of image-000000001; hashes count as numbers."""
+    """A key with its numbers and hashes replaced by #: `image-000000001` -> `image-#`."""
     return re.sub(r"[0-9a-f]{16,}|\d+", "#", key)
 
 
 def _of_resolution(
     path: Path, names: list[str], read: Callable[[str], bytes], size: int, left_out: Counter[str]
 ) -> list[str]:
-    """Those of ``size`` or the next larger one, where keys begin with the sizes of the images; else all."""
+    """The names for ``size`` or the next larger size, if keys begin with the image size; otherwise all names."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for name in names:
         if match := re.fullmatch(r"(\d{1,5})[-_/]\d+", name):

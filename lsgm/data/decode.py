@@ -1,4 +1,4 @@
-"""From an encoded image to its pixels: the formats that are read, and the way that a photo is held."""
+"""Decode images: supported file formats, EXIF orientation, conversion to 8-bit RGB or grayscale."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lsgm.errors import LSGMError
 
 
 class Encoding(NamedTuple):
-    """A file format: the suffixes of its files, and what they begin with (None: anything)."""
+    """A file format: its suffixes, and the pattern with which its files start (None: no signature)."""
 
     suffixes: tuple[str, ...]
     start: bytes | None  # a regular expression
 
 
-# By Pillow's names. Pillow has further formats: some start another program (EPS and WMF), others hold no photographs.
+# Keyed by Pillow's names. Pillow's other formats start external programs (EPS, WMF) or do not hold photographs.
 FORMATS = {
     "JPEG": Encoding((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff"),
     "PNG": Encoding((".png", ".apng"), rb"\x89PNG\r\n\x1a\n"),
@@ -42,11 +42,11 @@ FORMATS = {
     "TGA": Encoding((".tga", ".icb", ".vda", ".vst"), None),
 }
 SUFFIXES = tuple(suffix for encoding in FORMATS.values() for suffix in encoding.suffixes)
-START = 32  # bytes that tell a format
-# Pillow reads no image of more pixels than these bytes hold at three a pixel.
+START = 32  # bytes that identify a format
+# Pillow refuses images with more pixels than fit into this many bytes at three bytes per pixel.
 MAX_BYTES = 1 << 29
 
-ORIENTATION = 0x0112  # tag of EXIF
+ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,14 +59,14 @@ UPRIGHT = {
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its name."""
+    """Whether a file name has the suffix of an image."""
     return name.lower().endswith(SUFFIXES)
 
 
 def format_of(start: bytes, name: str = "") -> str | None:
-    """The format of a file that begins with the bytes ``start``; None: none of :data:`FORMATS`.
+    """The format of a file that starts with the bytes ``start``; None if it is not one of :data:`FORMATS`.
 
-    Formats without a signature are told by the suffix of ``name``.
+    Formats without a signature are identified by the suffix of ``name``.
     """
     for kind, encoding in FORMATS.items():
         if encoding.start is not None and re.match(encoding.start, start, re.DOTALL):
@@ -75,19 +75,19 @@ def format_of(start: bytes, name: str = "") -> str | None:
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """The first picture of an encoded image, upright; its pixels may still be in any of Pillow's modes.
+    """The first frame of an encoded image, turned upright, in any of Pillow's modes.
 
     Raises :class:`LSGMError` with ``name``.
     """
     kind = format_of(data[:START], name)
     if data.startswith(b"version https://git-lfs"):
-        raise LSGMError(f"{name}: is a pointer of Git LFS, not the image itself; get it with `git lfs pull`")
+        raise LSGMError(f"{name}: is a Git LFS pointer, not the image itself; get it with `git lfs pull`")
     if kind is None:
-        raise LSGMError(f"{name}: is no image that can be read (it begins with {data[:8]!r}); get it again")
+        raise LSGMError(f"{name}: is not a readable image (it starts with {data[:8]!r}); get it again")
     Image.init()
     if kind not in Image.OPEN:
         raise LSGMError(
-            f"{name}: is of the format {kind}, which this Pillow does not read: pip install --upgrade pillow"
+            f"{name}: has the format {kind}, which this version of Pillow cannot read: pip install --upgrade pillow"
         )
     try:
         image = Image.open(io.BytesIO(data), formats=[kind])
@@ -96,35 +96,35 @@ def decode(data: bytes, name: str) -> Image.Image:
         raise LSGMError(f"{name}: is a damaged image ({kind}); get it again") from None
     except Image.DecompressionBombError:
         raise LSGMError(f"{name}: has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels; make it smaller") from None
-    except Exception as error:  # damaged images end in all kinds of them
+    except Exception as error:  # damaged images raise exceptions of all kinds
         raise LSGMError(f"{name}: is a damaged image ({error}); get it again") from None
     turn = UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded image by its header; 0 and 0 if it is damaged."""
+    """The width and height in the header of an encoded image; (0, 0) if it is damaged."""
     kind = format_of(data[:START])
     try:
         return Image.open(io.BytesIO(data), formats=[kind]).size if kind else (0, 0)
-    except Exception:  # damaged images end in all kinds of them
+    except Exception:  # damaged images raise exceptions of all kinds
         return 0, 0
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the photo was held, by its EXIF (or XMP) alone; 1 where that does not say. The rest may be damaged."""
+    """The orientation from EXIF (or XMP) metadata, 1 if there is none. Other metadata may be damaged."""
     exif = image.info.get("exif")
     found = _exif_orientation(exif) if isinstance(exif, bytes) else None
     if found is None:
         try:
             found = image.getexif().get(ORIENTATION)
-        except Exception:  # damaged EXIF ends in all kinds of them
+        except Exception:  # damaged EXIF raises exceptions of all kinds
             return 1
     return found if isinstance(found, int) else 1
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """The orientation in a block of EXIF, whose first directory has entries `tag, type, count, value or offset`."""
+    """The orientation in an EXIF block, whose first directory has entries `tag, type, count, value or offset`."""
     tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     try:
@@ -142,19 +142,19 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 
 def eight_bits(image: Image.Image, channels: int, name: str) -> Image.Image:
-    """``image`` as RGB or (one channel) gray; what is transparent lies on white. Raises :class:`LSGMError`."""
+    """``image`` as RGB or (one channel) grayscale, composited onto white. Raises :class:`LSGMError`."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise LSGMError(f"{name}: has {image.mode} pixels of 32 bits; expected 8 or 16 bits, convert it")
+        raise LSGMError(f"{name}: has {image.mode} pixels of 32 bits; expected 8 or 16 bits; convert it")
     try:
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB" if channels == 3 else "L")
     except ValueError as error:
-        raise LSGMError(f"{name}: has {image.mode} pixels ({error}); expected colors or gray, convert it") from None
+        raise LSGMError(f"{name}: has {image.mode} pixels ({error}); expected color or grayscale; convert it") from None
 
 
 def from_pixels(pixels: NDArray[Any]) -> Image.Image:
-    """An image of the bytes [H, W, C]."""
+    """An image from bytes [H, W, C]."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -1,6 +1,6 @@
-"""Files from the network: over HTTP with the standard library, and packages with the npm client.
+"""Download files over HTTP with the standard library, and packages with the npm client.
 
-A source that cannot be reached is given up quickly: the caller has others.
+An unreachable source is abandoned quickly, because the caller has others.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from lsgm.files import atomic
 
 logger = logging.getLogger("lsgm")
 
-MIN_BYTES_PER_SECOND = 5_000  # a server below this, after `timeout` seconds, is given up
+MIN_BYTES_PER_SECOND = 5_000  # a server that is slower than this after `timeout` seconds is abandoned
 PROGRESS_SECONDS = 20.0
-PROGRESS_BYTES = 1 << 20  # a connection that brings so many is no failed attempt, even if it breaks off
+PROGRESS_BYTES = 1 << 20  # an attempt that transfers this much does not count as failed, even if it breaks off
 
 
 class _Fault(Exception):
-    """Why one attempt failed; ``again`` says whether another one at the same address may succeed."""
+    """Why an attempt failed; ``again`` says whether another attempt at the same address may succeed."""
 
     def __init__(self, reason: str, again: bool) -> None:
         super().__init__(reason)
@@ -49,7 +49,7 @@ def fetch(
     retries: int = 2,
     backoff: float = 0.5,
 ) -> str:
-    """Download the file that each of ``urls`` holds to ``dest`` and return the address that worked.
+    """Download a file to ``dest`` from the first of ``urls`` that works, and return that address.
 
     ``sha256`` and ``size`` in bytes (None: not known) are those of ``dest``, which is the unpacked content with
     ``gunzip``. ``timeout`` (seconds) is for the answer to begin, name look-up and proxies included, and for every
@@ -72,15 +72,15 @@ def fetch(
 
 
 class _Transfer:
-    """What has come of a file, over all the connections that it took."""
+    """The part of a file received so far, over one or several connections."""
 
     def __init__(self, file: IO[bytes], sha256: str | None, gunzip: bool, size: int | None) -> None:
         self.file, self.sha256, self.gunzip, self.size = file, sha256, gunzip, size
-        self.version = ""  # what the server calls the content that has come so far
+        self.version = ""  # the server's identifier (ETag or date) of the content received so far
         self.restart()
 
     def restart(self) -> None:
-        """Forget what has come."""
+        """Discard what was received."""
         self.file.seek(0)
         self.file.truncate()
         self.digest = hashlib.sha256()
@@ -97,7 +97,7 @@ class _Transfer:
         self.file.write(content)
 
     def finish(self) -> None:
-        """Raise :class:`_Fault` if what has come is not what was expected."""
+        """Raise :class:`_Fault` if the received content is not the expected one."""
         if self.unzip and not self.unzip.eof:
             raise _Fault(f"is cut short ({self.received} bytes, the gzip stream has no end)", again=False)
         if self.size is not None and self.written < self.size:
@@ -114,7 +114,7 @@ def _attempts(url: str, transfer: _Transfer, timeout: float, retries: int, backo
             return
         except _Fault as fault:
             failed = 1 if transfer.received - most >= PROGRESS_BYTES else failed + 1
-            most = max(most, transfer.received)  # of a server that begins anew each time, too
+            most = max(most, transfer.received)  # also for a server that starts over each time
             if not fault.again or failed > retries:
                 raise
             time.sleep(backoff * 2 ** (failed - 1))
@@ -137,8 +137,8 @@ def _receive(url: str, transfer: _Transfer, timeout: float) -> None:
         size = f" ({total / 1e6:.1f} MB)" if total is not None else ""
         logger.info("fetching %s%s%s", url, size, f" from byte {before}" if before else "")
         try:
-            # read1 returns what has come: read() would wait for a full buffer from a server that trickles.
-            # Nor is the end of the connection waited for once the announced length is there.
+            # read1 returns what is available; read() would wait for a full buffer from a slow server. Once the whole
+            # length is received, there is no need to wait for the end of the connection.
             while (total is None or transfer.received < total) and (chunk := response.read1(1 << 16)):
                 transfer.add(chunk)
                 now = time.monotonic()
@@ -149,7 +149,7 @@ def _receive(url: str, transfer: _Transfer, timeout: float) -> None:
                     shown = now
                     logger.info("  %.1f MB after %.0f s", transfer.received / 1e6, now - start)
         except zlib.error:
-            raise _Fault("is no gzip file", again=False) from None
+            raise _Fault("is not a gzip file", again=False) from None
         except TimeoutError:
             raise _Fault(f"fell silent for {timeout:g} s after {transfer.received} bytes", again=True) from None
         except (OSError, http.client.HTTPException) as error:
@@ -162,8 +162,8 @@ def _receive(url: str, transfer: _Transfer, timeout: float) -> None:
 def _open(url: str, headers: dict[str, str], timeout: float) -> Any:
     """The response to a GET, or :class:`_Fault` within ``timeout`` seconds.
 
-    urlopen runs in a thread because its own timeout covers neither the name look-up nor the sum over the
-    addresses of a host: where packets are dropped it may take minutes.
+    urlopen runs in a thread because its own timeout covers neither the name lookup nor the sum over a host's
+    addresses: where packets are dropped it may take minutes.
     """
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -183,7 +183,7 @@ def _open(url: str, headers: dict[str, str], timeout: float) -> Any:
         result.close()
         raise _Fault(f"HTTP status {result.code} ({result.reason})", again=result.code >= 500 or result.code == 429)
     if isinstance(result, Exception):
-        cause = getattr(result, "reason", result)  # URLError wraps what went wrong below
+        cause = getattr(result, "reason", result)  # URLError wraps the underlying error
         if isinstance(cause, TimeoutError):
             raise _Fault(f"no answer within {timeout:g} s", again=False)
         raise _Fault(_short(cause), again=isinstance(cause, ConnectionResetError))
@@ -229,7 +229,7 @@ def npm_pack(package: str, version: str, dest: str | Path, *, timeout: float = 3
 
 
 def _npm_reason(stderr: str) -> str:
-    """The telling lines of npm's report (`npm error ...`, before npm 10 `npm ERR! ...`), as one."""
+    """The informative lines of npm's report (`npm error ...`, before npm 10 `npm ERR! ...`), joined."""
     lines: list[str] = []
     for line in stderr.splitlines():
         text = line.removeprefix("npm").strip().removeprefix("error").removeprefix("ERR!").strip()

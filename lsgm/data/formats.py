@@ -1,4 +1,4 @@
-"""What the readers of original files have in common: what they give, how they find files in folders and archives."""
+"""The interface of dataset formats, and how they find files in folders and archives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lsgm.errors import LSGMError
 
 
 class Rows(Protocol):
-    """Images or labels of a split, read when they are asked for: bytes, [N, C, H, W] or [N]."""
+    """Images or labels of a split, read on access: bytes, [N, C, H, W] or [N]."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -27,17 +27,17 @@ class Rows(Protocol):
 
 @dataclass
 class Contents:
-    """What was found in a dataset's original files."""
+    """The contents of a dataset's original files."""
 
-    arrays: dict[str, Rows]  # by `{split}_{kind}`, the kind images or labels
+    arrays: dict[str, Rows]  # keyed by `{split}_{kind}`, where kind is images or labels
     facts: dict[str, Any] = field(default_factory=dict)  # for the manifest: hashes of the files, preprocessing
 
 
 @dataclass
 class Collection:
-    """Images where they lie: their names, in the order that they are stored in, and how to get one.
+    """Images at their original place: their names, in the order in which they are stored, and how to read one.
 
-    ``read`` gives an encoded image, or bytes [H, W, C].
+    ``read`` returns an encoded image, or bytes [H, W, C].
     """
 
     where: str
@@ -46,10 +46,10 @@ class Collection:
 
 
 class Format(Protocol):
-    """How the originals of a dataset are read."""
+    """A reader of a dataset's original files."""
 
     def open(self, path: Path, stack: ExitStack) -> Contents:
-        """What is in the folder or file ``path``; what must stay open is left to ``stack``.
+        """Open the folder or file ``path``; ``stack`` closes whatever must stay open.
 
         Raises :class:`LSGMError`, as does reading the rows.
         """
@@ -57,11 +57,12 @@ class Format(Protocol):
 
 
 def find(path: Path, names: Iterable[str], stack: ExitStack, limit: int) -> dict[str, tuple[str, Reader]]:
-    """The files ``names`` in the folder or archive (zip, tar, tar.gz) ``path``: where each is, and how to read it.
+    """Find the files ``names`` in the folder or archive (zip, tar, tar.gz) ``path``: where each is, and how to read it.
 
-    The files may lie at any depth, raw or gzipped, with '-' or '.' before "idx"; where a folder lacks them, in an
-    archive in it. Of several copies the least deep is taken, and a raw one before a gzipped one. Nothing is extracted
-    to the disk, and no file of more than ``limit`` bytes is read. Raises :class:`LSGMError`, as do the readers.
+    The files may be at any depth, raw or gzipped, with '-' or '.' before "idx"; if a folder lacks them, they may be in
+    an archive inside it. Among several copies, the one at the smallest depth is taken, and a raw one before a gzipped
+    one. Nothing is extracted to disk, and files above ``limit`` bytes are not read. Raises :class:`LSGMError`, as do
+    the readers.
     """
     names = list(names)
     if names == [path.name] and path.is_file():
@@ -85,11 +86,11 @@ def find(path: Path, names: Iterable[str], stack: ExitStack, limit: int) -> dict
 
 
 def next_larger(sizes: Iterable[int], size: int, where: str) -> int:
-    """``size`` or the next larger one of the ``sizes`` that images are there in; raises :class:`LSGMError`."""
+    """``size`` if it is among the available ``sizes``, otherwise the next larger one; raises :class:`LSGMError`."""
     sizes = sorted(sizes)
     chosen = next((of for of in sizes if of >= size), None)
     if chosen is None:
-        raise LSGMError(f"{where}: expected images of {size} pixels, found those of {', '.join(map(str, sizes))}")
+        raise LSGMError(f"{where}: expected images of at least {size} pixels, found sizes {', '.join(map(str, sizes))}")
     return chosen
 
 

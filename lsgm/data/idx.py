@@ -21,7 +21,7 @@ from lsgm.errors import LSGMError
 
 UINT8 = 0x08
 MAX_RANK = 4
-GZIP_BYTES = 1 << 16  # by which a packed file may be longer than what is in it
+GZIP_BYTES = 1 << 16  # a gzip file may exceed its content's size by this much
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class IDXFile:
     split: str
     kind: Literal["images", "labels"]
     shape: tuple[int, ...]
-    sha256: str  # of the unpacked file: raw, gzipped and npm copies are all held against it
+    sha256: str  # of the unpacked file; raw, gzipped and npm copies are all checked against it
 
     @property
     def size(self) -> int:
-        """Bytes of the unpacked file."""
+        """The size of the unpacked file in bytes."""
         return 4 + 4 * len(self.shape) + math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class IDXFiles:
-    """The format of MNIST: gray images and labels, a file for each of either split."""
+    """The format of MNIST: for each split, one file of grayscale images and one of labels."""
 
     files: tuple[IDXFile, ...]
 
     def open(self, path: Path, stack: ExitStack) -> Contents:
-        """The arrays of all files; raises :class:`LSGMError` where one is not the published one."""
+        """The arrays of all files; raises :class:`LSGMError` if one differs from the published file."""
         limit = max(file.size for file in self.files) + GZIP_BYTES
         found = find(path, [file.name for file in self.files], stack, limit)
         arrays: dict[str, Rows] = {}
@@ -90,11 +90,13 @@ def unpack(data: bytes, name: str, limit: int | None = None) -> bytes:
 def parse(content: bytes, name: str) -> NDArray[np.uint8]:
     """Array of the unpacked IDX bytes ``content``, read-only, in the shape that its header gives.
 
-    Raises :class:`LSGMError` with ``name`` if ``content`` is no IDX file of bytes, or not exactly as long as its
+    Raises :class:`LSGMError` with ``name`` if ``content`` is not an IDX file of bytes, or not exactly as long as its
     header says.
     """
     if len(content) < 4 or content[:2] != b"\0\0" or not 1 <= content[3] <= MAX_RANK:
-        raise LSGMError(f"{name}: is no IDX file (it starts with {content[:8]!r}); expected the original MNIST format")
+        raise LSGMError(
+            f"{name}: is not an IDX file (it starts with {content[:8]!r}); expected the original MNIST format"
+        )
     if content[2] != UINT8:
         raise LSGMError(f"{name}: holds IDX type 0x{content[2]:02x}, expected 0x{UINT8:02x} (unsigned bytes)")
     rank = content[3]
@@ -107,7 +109,7 @@ def parse(content: bytes, name: str) -> NDArray[np.uint8]:
     expected = start + math.prod(shape)
     if len(content) < expected:
         raise LSGMError(
-            f"{name}: is cut short: {len(content)} bytes where its header {shape} needs {expected}; get the file again"
+            f"{name}: is cut short: {len(content)} bytes, but its header {shape} needs {expected}; get the file again"
         )
     if len(content) > expected:
         raise LSGMError(f"{name}: holds more than the {expected} bytes that its header {shape} needs; get it again")

@@ -1,4 +1,4 @@
-"""Sets of images of any size: what their splits are, and how each image is cut and resized."""
+"""Datasets of images of any size: how they are split, and how each image is cropped and resized."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ PARTS = {"train": "train", "training": "train", "valid": "valid", "val": "valid"
 
 @dataclass(frozen=True)
 class Images:
-    """How the images of a set are found, cut and divided.
+    """How the images of a dataset are found, cropped and split.
 
-    Stored is the centered square of side ``crop`` (None: the largest), resized to ``size`` if it has another one:
-    bilinear, over all pixels that a new one covers, as torchvision resizes.
+    The center crop of side ``crop`` (None: the largest square) is resized to ``size`` and stored. Resizing is bilinear
+    with antialiasing, as in torchvision.
 
-    The splits are what a ``partition`` file says; or with a ``seed`` the share ``test`` is drawn at random; else they
-    are the folders (zips, LMDBs) called train, valid(ation) and test, or where there are none the last ``test`` images
-    in the order of names and numbers are the test set.
+    The splits are those of the ``partition`` file, if there is one. With a ``seed``, the fraction ``test`` is drawn at
+    random. Otherwise the splits are the folders (zips, LMDBs) called train, valid(ation) and test; without such folders
+    the last ``test`` images, in natural order of their names, are the test set.
     """
 
     size: int
     channels: int = 3
     crop: int | None = None
-    test: int | float | None = None  # images, or a share; None: the set must have parts
+    test: int | float | None = None  # number or fraction of images; None: there must be folders for the splits
     seed: int | None = None
-    partition: str | None = None  # a file beside the images, with lines `name split`; 0 train, 1 valid, 2 test
-    within: str = ""  # of several sets in a folder the one with this in its name
+    partition: str | None = None  # file next to the images with lines `name split`; 0 train, 1 valid, 2 test
+    within: str = ""  # if a folder holds several datasets: the one with this in its name
 
     def open(self, path: Path, stack: ExitStack) -> Contents:
         parts = self._parts(path, stack)
@@ -71,23 +71,23 @@ class Images:
         return Contents(arrays, facts)
 
     def fit(self, image: Image.Image, name: str) -> NDArray[np.uint8]:
-        """The image as it is stored, [C, size, size]; what is transparent lies on white."""
+        """The image as it is stored, [C, size, size]; transparency is composited onto white."""
         image = eight_bits(image, self.channels, name)
         width, height = image.size
         if not width or not height:
-            raise LSGMError(f"{name}: has {width} x {height} pixels: is empty")
+            raise LSGMError(f"{name}: is empty: {width} x {height} pixels")
         side = self.crop or min(width, height)
         if side > min(width, height):
-            raise LSGMError(f"{name}: has {width} x {height} pixels, fewer than the square of {side} to be cut out")
+            raise LSGMError(f"{name}: has {width} x {height} pixels, too few for a crop of side {side}")
         left, top = (width - side) // 2, (height - side) // 2
-        # Not resize(box=...), which also looks at what is around the square.
+        # Not resize(box=...), which also uses pixels outside of the square.
         image = image.crop((left, top, left + side, top + side))
         if side != self.size:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
 
     def _parts(self, path: Path, stack: ExitStack) -> dict[str, Collection]:
-        """The collections at ``path`` by their splits; one that is not divided has the name ""."""
+        """The collections at ``path``, keyed by split; the key is "" if there is only one collection."""
         divided = self.seed is None and self.partition is None
         entries = children(path) if self.partition is None and path.is_dir() else []
         found: dict[str, list[Path]] = defaultdict(list)
@@ -98,16 +98,20 @@ class Images:
         whole = "train" in found and bool(found.keys() & {"valid", "test"})
         if whole and not divided:
             names = ", ".join(printable(place.name) for places in found.values() for place in places)
-            logger.info("%s: the parts %s are mixed, and a test set is drawn; `split: null` keeps them", path, names)
+            logger.info(
+                "%s: %s are merged and a test set is drawn at random; `split: null` keeps them as they are", path, names
+            )
         elif whole:
             for split, places in found.items():
                 if len(places) > 1:
                     names = " and ".join(place.name for place in places)
-                    raise LSGMError(f"{path}: {names} could both be the {split} images; name a folder with one of them")
+                    raise LSGMError(
+                        f"{path}: {names} could both be the {split} images; keep only one of them in the folder"
+                    )
             return {split: self._collection(places[0], stack) for split, places in found.items()}
         if self.test is None and self.partition is None:
             what = f"{self.within}_train_lmdb and {self.within}_val_lmdb" if self.within else "train and test"
-            raise LSGMError(f"{path}: expected a folder with the parts {what} in it")
+            raise LSGMError(f"{path}: expected a folder that contains {what}")
         return {"": self._collection(path, stack)}
 
     def _collection(self, path: Path, stack: ExitStack) -> Collection:
@@ -118,7 +122,7 @@ class Images:
         folder = path if path.is_dir() else path.parent
         files = [file for file in walk(folder) if file.name == self.partition]
         if not files:
-            raise LSGMError(f"{folder}: has no {self.partition}, which says what is training, validation and test set")
+            raise LSGMError(f"{folder}: has no {self.partition}, the file that assigns images to the splits")
         lines = [line.split() for line in read_text(files[0]).removeprefix("\ufeff").splitlines() if line.strip()]
         wrong = [line for line in lines if len(line) != 2 or line[1] not in ("0", "1", "2")]
         if wrong or not lines:
@@ -132,7 +136,7 @@ class Images:
         for name in part.names:
             if (other := known.setdefault(PurePosixPath(name).name, name)) != name:
                 both = f"{printable(other)} and {printable(name)}"
-                raise LSGMError(f"{part.where}: has both {both}; keep the aligned images alone there")
+                raise LSGMError(f"{part.where}: has both {both}; keep only the aligned images there")
         missing = [name for name, _ in lines if name not in known]
         if missing:
             first = f"{printable(missing[0])} ({len(missing)} of {len(lines)} images are missing)"
@@ -150,7 +154,7 @@ class Images:
         names = sorted(part.names, key=_natural)
         count = self.test if isinstance(self.test, int) else max(1, round(self.test * len(names)))
         if count >= len(names):
-            raise LSGMError(f"{part.where}: has {len(names)} images, too few to take {count} for the test set")
+            raise LSGMError(f"{part.where}: has {len(names)} images, too few for a test set of {count}")
         order = np.arange(len(names))
         if self.seed is not None:
             order = np.random.default_rng(self.seed).permutation(len(names))
@@ -159,7 +163,7 @@ class Images:
 
 
 class Decoded:
-    """Images of a split, [N, C, size, size], decoded when they are asked for."""
+    """Images of a split, [N, C, size, size], decoded on access."""
 
     def __init__(self, images: Images, part: Collection, names: Sequence[str]) -> None:
         self._images, self._part, self._names = images, part, names

@@ -24,8 +24,8 @@ from lsgm.data.formats import Contents, Rows, find
 from lsgm.data.walk import printable
 from lsgm.errors import LSGMError
 
-MAX_BYTES = 1 << 30  # of the file and of each matrix in it: the authors' have 200 MB
-COMPRESSED = 15  # type of an element in a MATLAB file
+MAX_BYTES = 1 << 30  # limit for the file and for each matrix in it; the authors' file has 200 MB
+COMPRESSED = 15  # element type in a MATLAB file
 # SciPy runs in a process of its own: a damaged file may kill it.
 READER = """
 import sys
@@ -49,26 +49,26 @@ output = io.BytesIO()
 np.savez(output, **matrices)
 sys.stdout.buffer.write(json.dumps(kinds).encode() + b"\\n" + output.getbuffer())
 """
-EXPECTED = "expected a matrix [pixels of a square, images] of real numbers from 0 to 1"
+EXPECTED = "expected a matrix [pixels of a square image, images] of real numbers from 0 to 1"
 
 
 @dataclass(frozen=True)
 class MatFile:
-    """One .mat file with a matrix [pixels, N] for each split: square gray images, intensities from 0 to 1."""
+    """One .mat file with a matrix [pixels, N] per split: square grayscale images, intensities from 0 to 1."""
 
     name: str
-    variables: Mapping[str, str]  # the matrix of each split
+    variables: Mapping[str, str]  # split -> name of its matrix
 
     def open(self, path: Path, stack: ExitStack) -> Contents:
         if importlib.util.find_spec("scipy") is None:
-            raise LSGMError(f"{self.name}: reading it needs scipy: pip install scipy")
+            raise LSGMError(f"{self.name}: reading it needs SciPy: pip install scipy")
         where, read = find(path, [self.name], stack, MAX_BYTES)[self.name]
         content = read()
         kinds, matrices = _read(content, list(self.variables.values()), where)
         arrays: dict[str, Rows] = {}
         for split, variable in self.variables.items():
             if variable not in kinds:
-                raise LSGMError(f"{where}: has no matrix {variable!r}; expected the file of the IWAE's authors")
+                raise LSGMError(f"{where}: has no matrix {variable!r}; expected the file by the authors of the IWAE")
             if variable not in matrices:
                 raise LSGMError(f"{where}: {variable}: {EXPECTED}, found a {kinds[variable]}")
             arrays[f"{split}_images"] = _images(matrices[variable], f"{where}: {variable}")
@@ -76,9 +76,9 @@ class MatFile:
 
 
 def _read(content: bytes, variables: list[str], where: str) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """What kind of value each variable of the file is, and those of ``variables`` that are matrices of numbers."""
+    """The kind of each variable in the file, and those of ``variables`` that are matrices of numbers."""
     if content[512:520] == b"\x89HDF\r\n\x1a\n":
-        raise LSGMError(f"{where}: is a file of MATLAB 7.3 (HDF5); in MATLAB, save it with the option -v7")
+        raise LSGMError(f"{where}: is a MATLAB 7.3 file (HDF5); in MATLAB, save it with the option -v7")
     try:
         _check_unpacked(content)
         command = [sys.executable, "-c", READER, str(MAX_BYTES // 8), *variables]
@@ -96,8 +96,8 @@ def _read(content: bytes, variables: list[str], where: str) -> tuple[dict[str, s
 
 
 def _check_unpacked(content: bytes) -> None:
-    """Raise ValueError if compressed matrices would fill the memory: they may unpack to far more than they say."""
-    if content[126:128] not in (b"IM", b"MI"):  # version 4, which is not compressed
+    """Raise ValueError if compressed matrices would fill the memory: they may unpack to more than they declare."""
+    if content[126:128] not in (b"IM", b"MI"):  # version 4 has no compression
         return
     order = "<" if content[126:128] == b"IM" else ">"
     at = 128
@@ -126,6 +126,6 @@ def _images(matrix: NDArray[Any], what: str) -> NDArray[np.uint8]:
         )
     if matrix.dtype.kind != "f":
         matrix = matrix.astype(np.float64)
-    # MATLAB counts down the columns first: without the last transposition the letters lie on their side.
+    # MATLAB stores columns first: without the swap of the axes the letters would be transposed.
     images = matrix.T.reshape(-1, 1, side, side).swapaxes(2, 3)
     return np.ascontiguousarray(np.rint(255 * images).astype(np.uint8))

@@ -21,16 +21,16 @@ from lsgm.data.formats import Contents, Rows, find
 from lsgm.data.walk import printable
 from lsgm.errors import LSGMError
 
-MAX_BYTES = 1 << 30  # of a file: those of ImageNet have 400 MB
+MAX_BYTES = 1 << 30  # limit per file; those of ImageNet have 400 MB
 
 
 class _Dtype:
-    """What NumPy pickles of the type of an array: that of numbers, and the order of their bytes."""
+    """NumPy's pickled dtype, restricted to numbers of either byte order."""
 
     def __init__(self, kind: str | bytes, *_: object) -> None:
         kind = kind.decode() if isinstance(kind, bytes) else kind
         if re.fullmatch(r"[<>=|]?[uif][1248]", kind) is None:
-            raise pickle.UnpicklingError(f"it holds an array of {kind!r}; those of a batch of images hold numbers")
+            raise pickle.UnpicklingError(f"it holds an array of {kind!r}; a batch of images holds only numbers")
         self.dtype = np.dtype(kind)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -39,7 +39,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array that is made from its bytes alone."""
+    """An array that is built from its bytes alone."""
 
     array = np.empty(0, np.uint8)
 
@@ -71,8 +71,8 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# All that the pickle of a batch may ask for, and what it is given. NumPy's own functions also take objects, and with
-# them pointers.
+# The names that the pickle of a batch may use, with safe replacements. NumPy's own functions also accept objects, and
+# with them pointers.
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
@@ -90,35 +90,35 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Arrays, strings, numbers and containers of these; any other name in a pickle could run code."""
+    """Loads only arrays, strings, numbers and containers of these; any other name in a pickle could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
         function = ALLOWED[module, name]
-        return lambda *args: function(*args)  # a new one: a pickle can set attributes of what it is given
+        return lambda *args: function(*args)  # a new function: a pickle can set attributes of the objects it gets
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Raise UnpicklingError for a pickle that would bring down the interpreter, which does not check these itself."""
+    """Raise UnpicklingError for a pickle that would crash the interpreter, which does not check for this itself."""
     tuples = calls = 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        # Hashing tuples in tuples overflows the stack; those of a batch are arguments of calls.
+        # Hashing nested tuples overflows the stack; a batch has tuples only as arguments of calls.
         tuples += opcode.name.startswith("TUPLE")
         calls += opcode.name in ("REDUCE", "BUILD")
         if tuples > 4 * calls + 1000:
             raise pickle.UnpicklingError("it holds more tuples than a batch of images needs")
         # The memo is an array as long as its highest index.
         if opcode.name.endswith("PUT") and int(argument or 0) > count + 1000:
-            raise pickle.UnpicklingError(f"it has an object of the number {argument}, and not as many objects")
+            raise pickle.UnpicklingError(f"it refers to object {argument}, which does not exist")
 
 
 def load_batch(data: bytes, name: str, size: int) -> tuple[NDArray[np.uint8], list[Any]]:
     """Images [N, 3, size, size] and labels of one batch; raises :class:`LSGMError` with ``name``."""
     try:
         _check_opcodes(data)
-        batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()  # those of Python 2 have their keys in bytes
-    except Exception as error:  # damaged pickles end in all kinds of them
+        batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()  # pickles of Python 2 have bytes as keys
+    except Exception as error:  # damaged pickles raise exceptions of all kinds
         raise LSGMError(
             f"{name}: cannot be read as a batch of images ({printable(str(error))}); get the file again"
         ) from None
@@ -143,7 +143,7 @@ def load_batch(data: bytes, name: str, size: int) -> tuple[NDArray[np.uint8], li
 
 
 def label_bytes(labels: list[Any], name: str) -> NDArray[np.uint8]:
-    """Labels of a batch as bytes [N]; raises :class:`LSGMError` with ``name`` if one is no integer from 0 to 255."""
+    """Labels of a batch as bytes [N]; raises :class:`LSGMError` with ``name`` unless all are integers from 0 to 255."""
     for label in labels:
         if type(label) is not int or not 0 <= label <= 255:
             shown = isinstance(label, (int, float, str, bytes)) and not (type(label) is int and label.bit_length() > 64)
@@ -158,7 +158,7 @@ class PickledBatches:
 
     files: Mapping[str, tuple[str, ...]]  # of each split
     size: int
-    labels: bool = False  # keep them: bytes, so not those of a thousand classes
+    labels: bool = False  # whether to keep the labels, which must fit into bytes
 
     def open(self, path: Path, stack: ExitStack) -> Contents:
         found = find(path, [name for names in self.files.values() for name in names], stack, MAX_BYTES)
@@ -185,7 +185,7 @@ def _loader(read: Reader, where: str, size: int) -> Callable[[], NDArray[np.uint
 
 
 class Joined:
-    """The images of several files, one of which is in memory at a time."""
+    """The images of several files, of which one at a time is in memory."""
 
     def __init__(self, parts: list[tuple[int, Callable[[], NDArray[np.uint8]]]], image_shape: tuple[int, ...]) -> None:
         self._parts = parts
@@ -199,7 +199,7 @@ class Joined:
             a, b = max(first - start, 0), min(last - start, count)
             if a < b:
                 if self._held is None or self._held[0] != number:
-                    self._held = None  # the one before is let go first
+                    self._held = None  # release the previous file first
                     self._held = number, load()
                 pieces.append(self._held[1][a:b])
             start += count

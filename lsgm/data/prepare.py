@@ -1,10 +1,10 @@
 """Writing a dataset's store: shard by shard into one file for each array, resumable after an interruption.
 
-A shard is a range of a .npy file, a few hundred images: what is in memory at a time, what is written and hashed as one,
-and what an interruption costs. One file for each array, not one for each shard, so that a store is an array that NumPy
-maps into memory as it is. Until it is whole, it lies beside its place:
+A shard is a range of a .npy file, a few hundred images. It is the unit that is in memory at a time, that is written and
+hashed, and that an interruption loses. Each array is one file, not one file per shard, so that NumPy can map it into
+memory. Until a store is complete, it is kept in a hidden folder next to its final place:
 
-.{name}.part/journal.jsonl   what is being made of which originals, then one line for each shard that is on the disk
+.{name}.part/journal.jsonl   the settings and originals, then one line for each shard that is on disk
 .{name}.part/*.npy
 """
 
@@ -40,12 +40,12 @@ SHARD_BYTES = 1 << 26
 
 
 def prepare(stage: PrepareStage, out: str | Path) -> dict[str, Any]:
-    """Get the dataset that ``stage`` names and write its store to the folder ``out``; returns the manifest."""
+    """Get the dataset named by ``stage`` and write its store to the folder ``out``; returns the manifest."""
     if stage.originals is not None and read_source(Path(out)).get("stage") == stage.model_dump(mode="json"):
         store = ImageStore(out)
         store.verify()
         os.utime(store.path / MANIFEST)
-        logger.info("%s: is made of these originals already", out)
+        logger.info("%s: is already made of these originals", out)
         return store.manifest
     dataset = registry.dataset(stage.dataset, stage.source)
     return build(dataset, out, path=stage.source.path, stage=stage)
@@ -60,14 +60,14 @@ def build(
 ) -> dict[str, Any]:
     """Get ``dataset`` (from ``path`` only, if given) and write its store to the folder ``out``.
 
-    A store that is already in ``out`` stays as it is until the new one is complete beside it, and is then replaced
-    file by file, with the manifest gone in between. Where an earlier call was interrupted, the shards that it wrote of
-    the same originals are verified and kept. The same content gives the same arrays and manifest, byte by byte; where
-    it came from stands in another file. Returns the manifest; raises :class:`LSGMError`.
+    An existing store in ``out`` stays unchanged until the new one is complete. It is then replaced file by file, with
+    no manifest in the meantime. If an earlier call was interrupted, the shards that it wrote from the same originals are
+    verified and kept. The same content gives byte-identical arrays and manifests; its origin is recorded in a separate
+    file. Returns the manifest; raises :class:`LSGMError`.
     """
     out = Path(out)
     part = out.with_name(f".{out.name}.part")
-    # Before anything is read: where a file changes meanwhile, the next plan finds it changed.
+    # Before anything is read: if a file changes in the meantime, the next plan notices.
     originals = Originals.at(path, out) if path is not None else None
     described = originals.describe() if originals is not None else None
     try:
@@ -137,7 +137,7 @@ def _write(
 
 
 class Journal:
-    """The shards that are on the disk, with their hashes; those of other originals or settings are forgotten."""
+    """The shards on disk with their hashes; shards of other originals or settings are discarded."""
 
     def __init__(self, part: Path, what: dict[str, Any], stack: ExitStack) -> None:
         part.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ class Journal:
             for line in lines[1:]:
                 try:
                     file, first, sha256 = json.loads(line)
-                except ValueError:  # the last line, of a machine that went down
+                except ValueError:  # the last line is incomplete after a crash
                     break
                 self.shards[file, first] = sha256
             logger.info("%s: resuming, %d shards are done", part, len(self.shards))
@@ -161,7 +161,7 @@ class Journal:
             self._append([file, first, sha256])
 
     def add(self, file: str, first: int, sha256: str) -> None:
-        """The shard of ``file`` that begins with row ``first`` is on the disk."""
+        """Record that the shard of ``file`` that begins with row ``first`` is on disk."""
         self.shards[file, first] = sha256
         self._append([file, first, sha256])
 
@@ -170,7 +170,7 @@ class Journal:
 
 
 def write_array(path: Path, rows: Rows, journal: Journal, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write ``rows`` as a .npy file, without the shards that ``journal`` has and whose bytes are as they were."""
+    """Write ``rows`` as a .npy file, skipping shards that ``journal`` lists and whose bytes are unchanged."""
     with named(path), path.open("r+b" if path.exists() else "w+b") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": tuple(rows.shape)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -182,7 +182,7 @@ def write_array(path: Path, rows: Rows, journal: Journal, shard_bytes: int = SHA
                 known = journal.shards.get((path.name, first))
                 file.seek(start + first * row_bytes)
                 if known is None or hashlib.sha256(file.read((last - first) * row_bytes)).hexdigest() != known:
-                    # Not through a memory map: a disk that is full would kill the process in place of raising.
+                    # Not through a memory map: a full disk would kill the process instead of raising an error.
                     data = np.ascontiguousarray(rows[first:last])
                     assert data.dtype == np.uint8 and data.shape == (last - first, *rows.shape[1:])
                     file.seek(start + first * row_bytes)
@@ -194,7 +194,7 @@ def write_array(path: Path, rows: Rows, journal: Journal, shard_bytes: int = SHA
 
 
 def verify_array(path: Path, shape: tuple[int, ...], journal: Journal, shard_bytes: int = SHARD_BYTES) -> str:
-    """The sha256 of the file, whose shards are read again and held against what was to be written."""
+    """Read the file back, compare its shards with what was written, and return its sha256."""
     step, row_bytes = _rows_per_shard(shape, shard_bytes), math.prod(shape[1:])
     whole = hashlib.sha256()
     with path.open("rb") as file:
@@ -206,7 +206,7 @@ def verify_array(path: Path, shape: tuple[int, ...], journal: Journal, shard_byt
         for first in range(0, shape[0], step):
             data = file.read(min(step, shape[0] - first) * row_bytes)
             if hashlib.sha256(data).hexdigest() != journal.shards[path.name, first]:
-                raise LSGMError(f"{path}: rows from {first} on are not what was written: is the disk in order?")
+                raise LSGMError(f"{path}: rows from {first} on differ from what was written; check the disk")
             whole.update(data)
     return whole.hexdigest()
 

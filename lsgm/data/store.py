@@ -1,8 +1,8 @@
-"""The array store: a dataset as plain .npy files of bytes beside a manifest.
+"""The array store: a dataset as plain .npy files of bytes with a manifest.
 
 {split}_images.npy   uint8 [N, C, H, W]
-{split}_labels.npy   uint8 [N], where the dataset has them
-manifest.json        written last: a folder with a manifest is whole
+{split}_labels.npy   uint8 [N], if the dataset has labels
+manifest.json        written last: a folder with a manifest is complete
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from lsgm.progress import Progress
 
 MANIFEST = "manifest.json"
 VERSION = 2
-WAY_OUT = "delete the folder, then restore it (`dvc checkout`) or make it again (`lsgm prepare`)"
+WAY_OUT = "delete the folder, then restore it (`dvc checkout`) or prepare it again (`lsgm prepare`)"
 BUFFER = 1 << 22  # bytes
-SILENT = 1 << 30  # bytes that are hashed in about a second
+SILENT = 1 << 30  # bytes; hashing this much takes about a second and shows no progress bar
 
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1)]
@@ -39,7 +39,7 @@ class _FileFacts(Section):
 
 
 class _Manifest(Section):
-    """manifest.json, as far as stores are opened by it. Older ones have no hash of their own."""
+    """The keys of manifest.json that opening a store needs. Older manifests have no hash of their own."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -61,7 +61,7 @@ class _Manifest(Section):
         for name, facts in self.files.items():
             split, _, kind = name.rpartition("_")
             if split not in self.splits or kind not in ("images.npy", "labels.npy"):
-                raise ValueError(f"files: {name!r} is no file of the splits {', '.join(self.splits)}")
+                raise ValueError(f"files: {name!r} is not a file of the splits {', '.join(self.splits)}")
             shape = [image.channels, image.size, image.size] if kind == "images.npy" else []
             if facts.shape != [self.splits[split], *shape]:
                 raise ValueError(f"files.{name}.shape: {facts.shape} is not {[self.splits[split], *shape]}")
@@ -71,14 +71,14 @@ class _Manifest(Section):
 class ImageStore:
     """A dataset on disk, opened for reading; nothing is loaded until it is used.
 
-    Opening checks the manifest, and that every file has the size and shape in it; :meth:`verify` also reads and hashes
-    the files. Both raise :class:`LSGMError` that names the file, opening also where the store does not hold the dataset
+    Opening checks the manifest and the size and shape of every file; :meth:`verify` also reads and hashes the files.
+    Both raise :class:`LSGMError` that names the file; opening also raises it if the store does not hold the dataset
     ``expected``.
 
     Attributes:
-        name: of the dataset.
-        image: how a model sees its images: size, padding, binarization.
-        splits: the number of images in each: train, test, for some datasets also valid.
+        name: name of the dataset.
+        image: how a model sees the images: size, padding, binarization.
+        splits: number of images per split: train, test, for some datasets also valid.
     """
 
     def __init__(self, path: str | Path, expected: str | None = None) -> None:
@@ -100,7 +100,7 @@ class ImageStore:
         return self._array(split, "labels")
 
     def hashes(self, split: str) -> dict[str, str]:
-        """What the images of ``split`` are, by content: sha256 of each of their files, by its name."""
+        """The sha256 of each file with images of ``split``, keyed by file name."""
         return {
             name: facts["sha256"]
             for name, facts in self.manifest["files"].items()
@@ -108,13 +108,12 @@ class ImageStore:
         }
 
     def verify(self, *splits: str) -> None:
-        """Hash the files of ``splits`` (all files, if none is named) against the manifest.
+        """Check the hashes of the files of ``splits`` (default: all files) against the manifest.
 
         Every job does this once for the splits that it uses, before it computes a number. It takes as long as reading
-        the files from the first byte to the last: 0.1 s for MNIST, for a set of 100 GB some minutes, before trainings
-        that take days. Remembering times and sizes would save them, and miss the damage that leaves both as they are:
-        that of disks, of copies, of a single flipped bit. Files are read one after the other, as the images' files
-        hold nearly all of the bytes and disks are fastest that way.
+        the files once: 0.1 s for MNIST, a few minutes for 100 GB, before training runs that take days. Comparing times
+        and sizes would be faster, but would miss damage that changes neither, such as a flipped bit. Files are read one
+        after the other, because the image files hold nearly all of the bytes and disks are fastest that way.
 
         Raises:
             LSGMError: for the first file that differs or cannot be read.
@@ -145,7 +144,7 @@ class ImageStore:
         if isinstance(version, int) and version != VERSION:
             raise self._fault(MANIFEST, f"has version {version}, this program reads version {VERSION}")
         if isinstance(manifest, dict) and "sha256" in manifest and not is_sealed(manifest):
-            raise self._fault(MANIFEST, "has changed, its sha256 is not that of its content")
+            raise self._fault(MANIFEST, "has changed: its sha256 does not match its content")
         try:
             _Manifest.model_validate(manifest)
         except ValidationError as error:
@@ -169,10 +168,10 @@ class ImageStore:
             array: NDArray[np.uint8] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
         except OSError as error:
             raise self._fault(name, f"cannot be read ({error.strerror})") from None
-        except Exception as error:  # NumPy's reader fails in many ways on a header that is not its own
+        except Exception as error:  # NumPy's reader raises exceptions of many kinds on a damaged header
             if isinstance(error, LSGMError):
                 raise
-            raise self._fault(name, f"is no .npy file ({error})") from None
+            raise self._fault(name, f"is not a .npy file ({error})") from None
         if list(array.shape) != facts["shape"] or str(array.dtype) != facts["dtype"]:
             raise self._fault(
                 name, f"holds {array.dtype} {list(array.shape)}, expected {facts['dtype']} {facts['shape']}"

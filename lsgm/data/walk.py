@@ -1,4 +1,4 @@
-"""The files of a set that lies in a folder: what is hidden, or what other programs leave there, is no data.
+"""List the files of a dataset in a folder, without hidden files and files that other programs leave there.
 
 Names that are not UTF-8 are kept as Python reads them, with surrogates.
 """
@@ -10,13 +10,13 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-# What file managers, network drives, file systems and LMDB leave in folders, in lower case.
+# Files and folders that file managers, network drives, file systems and LMDB leave behind, in lower case.
 LEFTOVERS = {
     "__macosx", "icon\r", "network trash folder", "temporary items",
     "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler",
     "system volume information", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "lock.mdb",
 }  # fmt: skip
-KINDS = 6  # that a line names
+KINDS = 6  # number of kinds that a log line names
 
 
 def hidden(name: str) -> bool:
@@ -26,11 +26,11 @@ def hidden(name: str) -> bool:
 
 
 def walk(path: Path, left_out: Counter[str] | None = None) -> list[Path]:
-    """The files in the folder ``path`` at any depth, sorted, without hidden ones; a file is a set of one.
+    """The files in the folder ``path`` at any depth, sorted, without hidden ones; for a file, the file itself.
 
-    Links are followed. A folder is read once, under its own name where it lies in the set, so that loops end and no
-    image is taken twice; nor does a link lead to a folder that holds the set. What cannot be read is counted in
-    ``left_out`` by its kind. Raises OSError if ``path`` itself cannot be read.
+    Links are followed. Each folder is read once, preferably under its own name rather than through a link, so that
+    loops end and no image is taken twice; links to folders that contain ``path`` are not followed. Entries that cannot
+    be read are counted in ``left_out`` by kind. Raises OSError if ``path`` itself cannot be read.
     """
     if not path.is_dir():
         return [path]
@@ -45,7 +45,7 @@ def walk(path: Path, left_out: Counter[str] | None = None) -> list[Path]:
         try:
             identity = _identity(folder)
             if identity in seen:
-                left_out["links to folders that are read already"] += 1
+                left_out["links to folders that were already read"] += 1
                 continue
             seen.add(identity)
             entries = list(os.scandir(folder))
@@ -69,17 +69,17 @@ def walk(path: Path, left_out: Counter[str] | None = None) -> list[Path]:
 
 
 def children(path: Path) -> list[Path]:
-    """What lies directly in the folder ``path``, sorted, without what is hidden."""
+    """The entries directly in the folder ``path``, sorted, without hidden ones."""
     return sorted(child for child in path.iterdir() if not hidden(child.name))
 
 
 def kind_of(name: str) -> str:
-    """What a file is called that is left out: by its suffix."""
+    """The kind under which a skipped file is counted: its suffix."""
     return PurePosixPath(name).suffix.lower() or "without suffix"
 
 
 def told(left_out: Counter[str]) -> str:
-    """The kinds and their numbers, most frequent first: `12 .txt, 3 dangling links`."""
+    """The kinds with their counts, most frequent first: `12 .txt, 3 dangling links`."""
     kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     listed = [f"{count} {printable(kind)}" for kind, count in kinds[:KINDS]]
     if rest := sum(count for _, count in kinds[KINDS:]):
@@ -109,5 +109,5 @@ def _kind(entry: os.DirEntry[str]) -> str:
         if entry.is_file():
             return "file"
         return "special files" if os.path.exists(entry.path) else "dangling links"
-    except OSError:  # a link to itself, a folder that may be listed and not entered
+    except OSError:  # a link to itself, or a folder that may be listed but not entered
         return "dangling links" if entry.is_symlink() else "unreadable files"

@@ -187,7 +187,7 @@ def test_what_goes_wrong_in_the_background_is_raised(mapped: np.ndarray, monkeyp
 
 
 def test_faults() -> None:
-    with pytest.raises(LSGMError, match="batch: expected a number from 1 to the 10 images of the set, found 11"):
+    with pytest.raises(LSGMError, match="batch: expected 1 to 10, the number of images in the set, found 11"):
         Batches(numbered(10), 11, CPU, seed=1)
     with pytest.raises(LSGMError, match="cannot be padded to 16x16"):
         Batches(numbered(10), 5, CPU, seed=1, pad_to=16)

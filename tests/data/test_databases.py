@@ -115,7 +115,7 @@ def test_of_several_resolutions_the_wanted_or_the_next_larger_one(
 
 def test_resolutions_that_are_too_small(tmp_path: Path) -> None:
     path = write(tmp_path / "in", RESOLUTIONS)
-    with pytest.raises(LSGMError, match=f"^{path}: expected images of 512 pixels, found those of 16, 128, 256$"):
+    with pytest.raises(LSGMError, match=f"^{path}: expected images of at least 512 pixels, found sizes 16, 128, 256$"):
         read(path, 512)
     numbers = {f"{person}-{i:05d}": png(16, level=person) for person in (3, 4) for i in range(2)}
     assert levels(write(tmp_path / "persons", numbers), 8) == [3, 3, 4, 4]  # numbers that are no resolutions

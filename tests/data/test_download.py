@@ -52,7 +52,7 @@ def test_a_good_server(server: Any, originals: dict[str, bytes], tmp_path: Path)
     [
         ("wrong", "wrong content \\(sha256", 1),
         ("long", "more than the expected 15696 bytes", 1),
-        ("html", "no gzip file", 1),
+        ("html", "not a gzip file", 1),
         ("short", "cut short", 1),
         ("cut", "broke off after .* of .* bytes", 3),
         ("missing", "HTTP status 404", 1),

@@ -33,15 +33,15 @@ def test_unpacking_stops_above_the_limit() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no IDX file"),
-        (b"<html>", "no IDX file"),
-        (bytes([0, 0, 8, 0]), "no IDX file"),
-        (bytes([0, 0, 8, 200]), "no IDX file"),
+        (b"", "not an IDX file"),
+        (b"<html>", "not an IDX file"),
+        (bytes([0, 0, 8, 0]), "not an IDX file"),
+        (bytes([0, 0, 8, 200]), "not an IDX file"),
         (bytes([0, 0, 13]) + GOOD[3:], "IDX type 0x0d"),
         (GOOD[:7], "inside its header"),
         (GOOD[:-1], "cut short"),
         (GOOD + b"x", "more than the 18 bytes"),
-        (bytes([0, 0, 8, 4]) + b"\xff" * 16, "cut short: 20 bytes where its header .4294967295, 4294967295"),
+        (bytes([0, 0, 8, 4]) + b"\xff" * 16, "cut short: 20 bytes, but its header .4294967295, 4294967295"),
         (bytes([0, 0, 8, 3]) + bytes(4) + b"\xff" * 8, "is empty: its header gives the dimensions .0, 4294967295"),
         (bytes([0, 0, 8, 1]) + bytes(4), "is empty"),
     ],
@@ -66,5 +66,5 @@ def test_a_member_that_would_fill_the_memory_is_not_read_to_its_end(tmp_path: Pa
     with ExitStack() as stack, pytest.raises(LSGMError, match="a-idx2-ubyte: holds more than 65554 bytes"):
         idx.IDXFiles((file,)).open(tmp_path, stack)
     (tmp_path / file.name).write_bytes(gzip.compress(bytes(10 << 20)))
-    with ExitStack() as stack, pytest.raises(LSGMError, match="a-idx2-ubyte: is no IDX file"):
+    with ExitStack() as stack, pytest.raises(LSGMError, match="a-idx2-ubyte: is not an IDX file"):
         idx.IDXFiles((file,)).open(tmp_path, stack)

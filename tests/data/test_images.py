@@ -93,7 +93,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert [round(i.mean()) for i in store.images("train")] == [5, 6] and store.images("test").mean() == 7
     (tmp_path / "out" / "manifest.json").read_text(encoding="ascii")
     (path / name).write_bytes(b"<html>")
-    with pytest.raises(LSGMError, match=r"caf\\xe9 1.png: is no image") as caught:
+    with pytest.raises(LSGMError, match=r"caf\\xe9 1.png: is not a readable image") as caught:
         read(path)
     str(caught.value).encode("utf-8")
 
@@ -109,7 +109,7 @@ def test_postscript_is_opened_nowhere(tmp_path: Path, monkeypatch: pytest.Monkey
         for name, content in entries.items():
             transaction.put(name.encode(), content)
     for path in (write(tmp_path / "folder", entries), tmp_path / "a.zip", tmp_path / "lmdb"):
-        with pytest.raises(LSGMError, match=f"^{path}/3.png: is no image that can be read") as caught:
+        with pytest.raises(LSGMError, match=f"^{path}/3.png: is not a readable image") as caught:
             read(path)
         assert "\n" not in str(caught.value)
 

@@ -92,7 +92,7 @@ def test_other_kinds_of_variables(tmp_path: Path) -> None:
 def test_other_files(tmp_path: Path) -> None:
     file = tmp_path / "chardata.mat"
     file.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(384) + b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(LSGMError, match="chardata.mat: is a file of MATLAB 7.3"):
+    with pytest.raises(LSGMError, match="chardata.mat: is a MATLAB 7.3 file"):
         read(tmp_path)
     content = (write(tmp_path, BINARY) / "chardata.mat").read_bytes()
     killing = content[:136] + b"\0" * 32 + content[168:]  # SciPy ends in a segmentation fault, or in an error

@@ -159,7 +159,7 @@ def test_what_the_disk_gives_back_is_held_against_what_was_written(
         flip(path.parent)
 
     monkeypatch.setattr(module, "write_array", written_and_changed)
-    with pytest.raises(LSGMError, match=r"train_images.npy: rows from 4 on are not what was written"):
+    with pytest.raises(LSGMError, match=r"train_images.npy: rows from 4 on differ from what was written"):
         made(Source(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

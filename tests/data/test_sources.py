@@ -116,8 +116,8 @@ NAME = "t10k-images-idx3-ubyte"
     [
         (lambda content: content[:-1], "is cut short"),
         (lambda content: content + b"x", "holds more than"),
-        (lambda content: b"<html>", "is no IDX file"),
-        (lambda content: b"", "is no IDX file"),
+        (lambda content: b"<html>", "is not an IDX file"),
+        (lambda content: b"", "is not an IDX file"),
         (lambda content: gzip.compress(content)[:-9], "is cut short"),
         (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is not the published file: sha256"),
         (lambda content: content[:7] + b"\1" + content[8 : 16 + 28 * 28], "has the shape \\(1, 28, 28\\)"),
@@ -210,8 +210,8 @@ GOOD = np.zeros((3, 1, 28, 28), np.uint8)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is missing or no file; expected train_images.npy and test_images.npy in the folder"),
-        ("folder", "is missing or no file"),
+        (None, "is missing or not a file; expected train_images.npy and test_images.npy in the folder"),
+        ("folder", "is missing or not a file"),
         (b"", "cannot be read as a .npy file"),
         (b"<html>", "cannot be read as a .npy file"),
         (b"\x93NUMPY\1\0\x10\0" + b"[" * 16, "cannot be read as a .npy file"),
@@ -299,7 +299,7 @@ def test_when_nothing_works_every_source_and_the_way_out_are_named(
     assert "/missing/" in missing
     assert "404" in missing
     assert "/html/" in html
-    assert "no gzip file" in html
+    assert "not a gzip file" in html
     assert "small@1.0.0" in npm
     assert "not installed" in npm
     assert all(file.name in way_out for file in small.downloads)

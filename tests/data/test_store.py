@@ -89,7 +89,7 @@ def test_a_second_run_gives_the_same_bytes(small: Dataset, source: Path, out: Pa
 def test_a_failed_run_leaves_the_store_of_before(small: Dataset, source: Path, out: Path) -> None:
     before = contents(out)
     (source / "t10k-labels-idx1-ubyte").write_bytes(b"no IDX")
-    with pytest.raises(LSGMError, match="t10k-labels-idx1-ubyte: is no IDX file"):
+    with pytest.raises(LSGMError, match="t10k-labels-idx1-ubyte: is not an IDX file"):
         build(small, out, path=source)
     assert contents(out) == before
     assert os.listdir(out.parent) == ["small"]
@@ -118,7 +118,7 @@ def swap_shape(path: Path) -> None:
     [
         ("train_images.npy", Path.unlink, "cannot be read"),
         ("train_images.npy", lambda p: p.write_bytes(p.read_bytes()[:-1]), "has 15807 bytes, expected 15808"),
-        ("train_images.npy", lambda p: p.write_bytes(bytes(p.stat().st_size)), "is no .npy file"),
+        ("train_images.npy", lambda p: p.write_bytes(bytes(p.stat().st_size)), "is not a .npy file"),
         ("train_images.npy", swap_shape, r"holds uint8 \[20, 28, 1, 28\], expected uint8 \[20, 1, 28, 28\]"),
         ("manifest.json", Path.unlink, "cannot be read"),
         ("manifest.json", lambda p: p.write_text("{"), "is not valid JSON"),
@@ -151,7 +151,7 @@ def test_a_flipped_bit_is_noticed_by_verify(out: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m["image"].update(binary=False), "has changed, its sha256 is not that of its content"),
+        (lambda m: m["image"].update(binary=False), "has changed: its sha256 does not match its content"),
         (lambda m: m["image"].update(padded_size=30), "has changed"),
         (lambda m: m.update(licence="mine"), "has changed"),
     ],
@@ -172,7 +172,7 @@ def test_a_sealed_manifest_cannot_be_changed(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m["files"].update({"../train_images.npy": m["files"]["train_images.npy"]}), "is no file of the spl"),
+        (lambda m: m["files"].update({"../train_images.npy": m["files"]["train_images.npy"]}), "is not a file of the"),
         (lambda m: m["splits"].update(train=-20), "splits.train"),
         (
             lambda m: m["splits"].update(train=21),

@@ -66,8 +66,8 @@ ENDLESS = b"\x80" * 40
 @pytest.mark.parametrize(
     ("payload", "text"),
     [
-        (example(data=data(encoded("PNG")), shape=shape(3, 8, 8)), "a file of the format PNG"),
-        (example(data=data(encoded("JPEG")), shape=shape(8, 8, 3)), "a file of the format JPEG"),
+        (example(data=data(encoded("PNG")), shape=shape(3, 8, 8)), "an encoded PNG file"),
+        (example(data=data(encoded("JPEG")), shape=shape(8, 8, 3)), "an encoded JPEG file"),
         (example(data=data(bytes(192))), "KeyError..shape"),
         (example(shape=shape(3, 8, 8)), "KeyError..data"),
         (example(data=data(b""), shape=shape(3, 0, 8)), "shape .3, 0, 8. of 0 bytes"),
@@ -110,7 +110,7 @@ def test_hidden_and_empty_files_beside_the_records(tmp_path: Path, caplog: pytes
     (tmp_path / "b.tfrecords").write_bytes(b"")
     (tmp_path / "readme.md").write_bytes(b"")
     assert levels(tmp_path) == [0, 10, 20, 30]
-    assert caplog.messages == [f"{tmp_path}: 4 images; left out: 1 .md, 1 empty files of records"]
+    assert caplog.messages == [f"{tmp_path}: 4 images; left out: 1 .md, 1 empty TFRecord files"]
     (tmp_path / "a.tfrecords").write_bytes(b"")
     with pytest.raises(LSGMError, match="holds no records"):
         levels(tmp_path)

@@ -71,7 +71,7 @@ def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None
     (root / "d.png").symlink_to(root / "z" / "0.png")
     left_out: Counter[str] = Counter()
     assert found(root, left_out) == ["b/1.png", "b/deep/2.png", "d.png", "z/0.png"]
-    assert left_out == {"links to folders that are read already": 2}
+    assert left_out == {"links to folders that were already read": 2}
     (tmp_path / "link").symlink_to(root)
     assert found(tmp_path / "link") == found(root)
 
