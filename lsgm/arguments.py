@@ -1,7 +1,7 @@
-"""The checks of what a caller hands to the library: numbers, names, images and latents.
+"""Checks of the arguments that callers pass to the library: numbers, names, images and latents.
 
-Each returns what it was given as the library computes with it, or raises :class:`LSGMError` in one line that names the
-argument, what was expected and what was found.
+Each check returns its argument in the form that the library computes with, or raises :class:`LSGMError` with one line
+that names the argument, what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lsgm.errors import LSGMError
 
-LARGEST = 2**63 - 1  # of a seed, and of what Python's own ranges take
-ROUNDING = 1e-3  # how far a value may be out of its range: a quarter of the step between two of 256 values
+LARGEST = 2**63 - 1  # largest seed, and largest length of a Python range
+ROUNDING = 1e-3  # tolerance for values outside of their range: a quarter of the step between 256 levels
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """``value`` is one of ``allowed``."""
+    """Check that ``value`` is one of ``allowed``."""
     if not isinstance(value, str) or value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -28,7 +28,7 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def check_device(name: object) -> torch.device:
-    """A device that is there: cpu, cuda, cuda:1, mps ..."""
+    """An available device: cpu, cuda, cuda:1, mps ..."""
     try:
         device = torch.device(name)  # type: ignore[call-overload]
         torch.empty(1, device=device)
@@ -37,17 +37,17 @@ def check_device(name: object) -> torch.device:
         usable = False
     if not usable:
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise LSGMError(f"device: expected cpu{', or cuda' if gpus else ', as PyTorch finds no GPU here'}, found "
+        raise LSGMError(f"device: expected cpu{', or cuda' if gpus else ' (PyTorch finds no GPU)'}, found "
                         f"{_shown(name) if not isinstance(name, torch.device) else name}")  # fmt: skip
     return device
 
 
 def check_known(names: Iterable[str], allowed: Sequence[str]) -> None:
-    """The ``names`` of keyword arguments are all among ``allowed``."""
+    """Check that the ``names`` of keyword arguments are all among ``allowed``."""
     for name in names:
         if name not in allowed:
             close = difflib.get_close_matches(name, allowed, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(allowed)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"the arguments are {', '.join(allowed)}"
             raise LSGMError(f"{name}: unknown argument; {hint}")
 
 
@@ -62,22 +62,22 @@ def check_seed(value: object, name: str = "seed") -> int:
 
 
 def check_tol(value: object) -> float:
-    """The tolerance of an adaptive solver: above 1 its error control says nothing."""
+    """The tolerance of an adaptive solver; its error control is meaningless above 1."""
     return _real("tol", value, "above 0 and at most 1", lambda tol: 0 < tol <= 1)
 
 
 def check_time_eps(value: object) -> float:
-    """The end of the ODE near the data, where sigma_t must not vanish."""
+    """The end time of the ODE near the data, where sigma_t must not vanish."""
     return _real("time_eps", value, "above 0 and below 1", lambda time_eps: 0 < time_eps < 1)
 
 
 def check_temperature(value: object) -> float:
-    """The factor of normal draws; 0 gives the image at the mode of each draw."""
+    """The factor of all normal noise; 0 gives the mode of each normal distribution."""
     return _real("temperature", value, "of at least 0", lambda factor: 0 <= factor <= sys.float_info.max)
 
 
 def check_times(t0: object, t1: object) -> tuple[float, float]:
-    """Where an integration begins and ends: two finite times that differ."""
+    """The start and end of an integration: two different finite times."""
     start, end = (_real(name, t, "that is finite", _is_finite) for name, t in (("t0", t0), ("t1", t1)))
     if start == end:
         raise LSGMError(f"t0, t1: expected two different times, found {start:g} twice")
@@ -87,16 +87,16 @@ def check_times(t0: object, t1: object) -> tuple[float, float]:
 def check_images(
     x: object, channels: int, sizes: Sequence[int], like: Tensor, *, binary: bool, gray: bool = True
 ) -> Tensor:
-    """Images [B, channels, size, size], with a value in [0, 1] for each pixel, in the dtype of ``like``.
+    """Images [B, channels, size, size] with values in [0, 1], in the dtype of ``like``.
 
-    Any floating-point dtype is taken; uint8 stands for 0..255, and bool for 0 and 1 where the images are ``binary``.
-    What rounding left out of the range is put back. One pass over the values, one transfer to the host.
+    Accepts any floating-point dtype, uint8 (0..255), and bool if the images are ``binary``. Values that rounding left
+    slightly outside of the range are clamped. Makes one pass over the values and one transfer to the host.
 
     Args:
-        sizes: the sizes that are allowed, the usual one first.
-        like: a weight of the model; the images are to be on its device.
-        binary: whether the model is one of binary images.
-        gray: whether the images of a binary model may have values between 0 and 1, such as the means of samples.
+        sizes: the allowed sizes, the usual one first.
+        like: a weight of the model; the images must be on its device.
+        binary: whether the model is for binary images.
+        gray: whether images for a binary model may have values between 0 and 1, such as the means of samples.
     """
     gray = gray or not binary
     size = f"{channels}, {sizes[0]}, {sizes[0]}"
@@ -108,22 +108,22 @@ def check_images(
         raise LSGMError(f"{expected}, found an empty batch")
     if not (x.is_floating_point() or x.dtype == torch.uint8 or (binary and x.dtype == torch.bool)):
         raise LSGMError(
-            f"{expected}, found the type {x.dtype}; give floating-point numbers, or torch.uint8 for values of 0 to 255"
+            f"{expected}, found the type {x.dtype}; use floating-point numbers, or torch.uint8 for values from 0 to 255"
         )
     taken = x.to(like.dtype) / 255 if x.dtype == torch.uint8 else x.to(like.dtype)
     values = taken.detach()
     facts = [*values.aminmax()]
     if not gray:
         facts.append((values - values.round()).abs().max())
-    low, high, *off = torch.stack(facts).tolist()  # NaN anywhere is NaN here
+    low, high, *off = torch.stack(facts).tolist()  # NaN if any value is NaN
     if binary and x.dtype == torch.uint8 and round(255 * high) == 1:
-        raise LSGMError(f"{expected}, found bytes of 0 and 1 where 255 stands for 1; give x.bool()")
+        raise LSGMError(f"{expected}, found bytes of 0 and 1, but in uint8 the value 255 stands for 1; use x.bool()")
     if not (_is_finite(low) and _is_finite(high)):
         raise LSGMError(f"{expected}, found values that are not finite")
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise LSGMError(f"{expected}, found values from {low:.4g} to {high:.4g}; {_range_hint(low, high)}")
     if off and off[0] > ROUNDING:
-        raise LSGMError(f"{expected}, found values in between; draw them with torch.bernoulli(x), or take x > 0.5")
+        raise LSGMError(f"{expected}, found values in between; binarize them with torch.bernoulli(x) or x > 0.5")
     if off and off[0] > 0:
         return taken.round()
     return taken.clamp(0, 1) if low < 0 or high > 1 else taken
@@ -132,11 +132,11 @@ def check_images(
 def check_latents(
     given: Mapping[str, object], shapes: Sequence[tuple[int, ...]], like: Tensor, batch: int | None = None
 ) -> list[Tensor]:
-    """Tensors [B, *shape], finite, in the dtype of ``like``: those ``given`` by name, one for each of ``shapes``.
+    """The tensors ``given`` by name, one for each of ``shapes``: [B, *shape], finite, in the dtype of ``like``.
 
     Args:
-        like: a weight of the model; the tensors are to be on its device.
-        batch: B; that of the first one if None.
+        like: a weight of the model; the tensors must be on its device.
+        batch: B; None: the batch size of the first tensor.
     """
     taken: list[Tensor] = []
     for (name, value), shape in zip(given.items(), shapes, strict=True):
@@ -159,7 +159,7 @@ def check_latents(
 
 
 def each(name: str, tensors: object, count: int) -> dict[str, object]:
-    """A sequence of ``count`` tensors with a name for each, for :func:`check_latents`."""
+    """Name each of a sequence of ``count`` tensors, for :func:`check_latents`."""
     if not isinstance(tensors, (list, tuple)) or len(tensors) != count:
         number = f" of {len(tensors)}" if isinstance(tensors, (list, tuple)) else ""
         raise LSGMError(f"{name}: expected a list of {count} tensors, found a {type(tensors).__name__}{number}")
@@ -185,23 +185,23 @@ def _is_finite(number: float) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Python's own number for one of NumPy, or for a tensor without dimensions."""
+    """Convert NumPy scalars and zero-dimensional tensors to Python numbers."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _shown(value: object) -> str:
-    """``value`` in a message of one line."""
+    """``value`` as quoted in a one-line message."""
     plain = value is None or isinstance(value, (bool, int, float, str))
     return repr(value) if plain else f"a value of type {type(value).__name__}"
 
 
 def _tensor(expected: str, value: object, like: Tensor) -> Tensor:
-    """``value``, which is a tensor on the device of ``like``."""
+    """Check that ``value`` is a tensor on the device of ``like``."""
     if not isinstance(value, Tensor):
         hint = "; torch.from_numpy makes one" if type(value).__name__ == "ndarray" else ""
         raise LSGMError(f"{expected}, found {_shown(value)}{hint}")
     if value.device != like.device:
-        raise LSGMError(f"{expected} on {like.device}, where the model is, found it on {value.device}; use .to(device)")
+        raise LSGMError(f"{expected} on {like.device}, the model's device, found it on {value.device}; use .to(device)")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The command line: one sub-command per stage of the pipeline."""
+"""The command line: one subcommand per stage of the pipeline."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lsgm.runtime import device, keep_freed_memory, usage
 SAMPLE_OPTIONS = ("count", "solver", "steps", "seed", "batch")
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc", re.IGNORECASE)
 
-# torch takes seconds to import: each command imports what it needs, and `lsgm --help` is there at once.
+# Importing torch takes seconds, so each command imports only what it needs and `lsgm --help` responds at once.
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     handler = signal.getsignal(signal.SIGTERM)
     on_main_thread = threading.current_thread() is threading.main_thread()
-    if on_main_thread:  # unwind, so that temporary files are removed; a training saves its state first
+    if on_main_thread:  # unwind to remove temporary files; training saves its state first
         signal.signal(signal.SIGTERM, _terminate)
     try:
         state = getattr(args, "resume", None)
@@ -267,12 +267,12 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         log.error(
-            f"lsgm {args.command}: error: out of memory ({' '.join(str(error).split())[:150]}); a smaller batch, or "
-            "accumulate and recompute of a training, need less"
+            f"lsgm {args.command}: error: out of memory ({' '.join(str(error).split())[:150]}); reduce the batch, or "
+            "in training set accumulate or activation_checkpointing"
         )
         return 1
-    except BrokenPipeError:  # nobody reads what is printed, as in `lsgm describe NAME | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+    except BrokenPipeError:  # the reader of stdout has exited, as in `lsgm describe NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports an error at exit
         return 141
     except OSError as error:
         place = error.filename or error.filename2
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived where nothing is saved on the way out."""
+    """Raised by SIGTERM in commands that have no state to save."""
 
 
 def _terminate(number: int, frame: object) -> None:

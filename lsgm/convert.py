@@ -1,4 +1,4 @@
-"""Convert between checkpoints of the authors' release and the folders of our models."""
+"""Convert between checkpoints of the authors' release and our model folders."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def import_published(file: Path, out: Path) -> None:
 
 
 def export_published(model: Path, out: Path, dataset: str | None) -> None:
-    """Write the model in the folder ``model`` to the file ``out`` as the authors' code reads it.
+    """Write the model in the folder ``model`` to the file ``out`` in the authors' format.
 
-    ``dataset`` is the authors' name of the dataset; None: the one that the model was trained on.
+    ``dataset`` is the authors' name of the dataset; None: the dataset on which the model was trained.
 
     Raises:
-        LSGMError: the folder holds no model, or one that does not say what it was trained on.
+        LSGMError: the folder holds no model, or a model without a record of its dataset.
     """
     if dataset is None:
         found = [stage["dataset"] for stage in checkpoint.stages(model)]
         if not found:
-            raise LSGMError(f"{model}: does not say what it was trained on; name it: --dataset cifar10")
+            raise LSGMError(f"{model}: has no record of its dataset; name it, for example: --dataset cifar10")
         dataset = found[-1]
     published.export(checkpoint.load(model), out, str(dataset))
     log.info(f"{out}: written")

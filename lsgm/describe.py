@@ -1,4 +1,4 @@
-"""What a model is made of and what it costs, without allocating it (PyTorch's meta device)."""
+"""Describe a model's parts and costs without allocating it, on PyTorch's meta device."""
 
 from __future__ import annotations
 
@@ -24,37 +24,39 @@ from lsgm.training.activation_checkpointing import checkpoint_activations
 
 @dataclass
 class NetworkCost:
-    """Of one network."""
+    """The size and cost of one network."""
 
     parameters: int
-    flops: int  # of a forward pass, per image; a multiplication and an addition are two
-    activations: int  # bytes that a training step keeps for the backward pass, per image, in float32
+    flops: int  # per image and forward pass; a multiply-add counts as two
+    activations: int  # bytes per image, in float32, that a training step keeps for the backward pass
     activations_checkpointed: int  # the same with `activation_checkpointing: true`
 
 
 @dataclass
 class Part:
-    """A child of a network."""
+    """A direct submodule of a network."""
 
     name: str
-    layers: int  # modules with weights of their own
+    layers: int  # number of modules with weights of their own
     parameters: int
 
 
 @dataclass
 class Description:
+    """The parts and costs of a model; printed as a table."""
+
     latent_shape: tuple[int, int, int]  # of the smallest scale
     lower_scale_shapes: tuple[tuple[int, int, int], ...]  # of each group of the larger scales
     parts: list[Part]
     vae: NetworkCost
     prior: NetworkCost | None
-    train_vae: bool  # False: the second stage leaves the VAE as it is
+    train_vae: bool  # False: the VAE is frozen in the second stage
 
     def memory(self, batch: int, activation_checkpointing: bool = False) -> int:
-        """Bytes that training in float32 takes: weights, gradients, two moments, the prior's average, activations.
+        """Bytes needed for training in float32: weights, gradients, two moments, the prior's average, activations.
 
-        For one draw of (t, noise) per image and one pass through the score network (`draws`, `q_pass`).
-        An estimate from below: what single operations need for themselves while they run is not in it.
+        Assumes one sample of (t, noise) per image and one pass through the score network (`time_samples`, `q_pass`).
+        This is a lower bound: temporary memory of single operations is not included.
         """
         trained = [(self.vae, 4)] if self.train_vae else []
         trained += [(self.prior, 5)] if self.prior is not None else []
@@ -88,31 +90,33 @@ class Description:
 
 
 def describe_model(name: str, params_file: str | Path = "params.yaml") -> Description:
-    """Describe the model of this ``name`` in ``params_file``, or the one saved in the folder ``name``.
+    """Describe the model called ``name`` in ``params_file``, or the one saved in the folder ``name``.
 
     Raises:
-        LSGMError: there is neither, or the folder's config.json is damaged.
+        LSGMError: neither exists, or the folder's config.json is damaged.
     """
     if Path(name).is_dir():
         config = checkpoint.read_config(name)
         return describe(config.image, config.vae, config.prior, config.sde)
     params = load_params(params_file)
     if name not in params.all_models:
-        raise LSGMError(f"{name}: neither a model's folder nor one of params.yaml: {', '.join(params.models)}")
+        raise LSGMError(
+            f"{name}: neither the folder of a model nor a model in params.yaml ({', '.join(params.models)})"
+        )
     model = params.all_models[name]
     image = dataset(model.dataset, params.datasets[model.dataset]).image
     return describe(image, params.vae(name), model.prior, model.sde, model.train.train_vae)
 
 
 def settings(name: str, params_file: str | Path = "params.yaml") -> str:
-    """The settings of the model ``name`` as YAML, as if it extended no other: every key, defaults too.
+    """All settings of the model ``name`` as YAML, including inherited ones and defaults.
 
     Raises:
         LSGMError: there is no such model.
     """
     params = load_params(params_file)
     if name not in params.all_models:
-        raise LSGMError(f"{name}: no model of {params_file}; its models are {', '.join(params.models)}")
+        raise LSGMError(f"{name}: not a model in {params_file}; its models are {', '.join(params.models)}")
     found = params.all_models[name].model_dump(mode="json", exclude={"extends"})
     return yaml.safe_dump(found, sort_keys=False, default_flow_style=None)
 
@@ -124,11 +128,11 @@ def describe(
     sde: DiffusionConfig | None = None,
     train_vae: bool = True,
 ) -> Description:
-    """Describe the model of these configurations. Raises :class:`LSGMError` where they fit no model."""
+    """Describe the model with these configurations. Raises :class:`LSGMError` if they do not fit together."""
     if reasons := misfits(image, vae, prior):
         raise LSGMError("\n".join(reasons))
     batch = 2
-    if isinstance(sde, SDEConfig) and sde.name == "vesde":  # found when training starts; costs do not depend on it
+    if isinstance(sde, SDEConfig) and sde.name == "vesde":  # measured when training starts; costs do not depend on it
         sde = sde.model_copy(update={"sigma2_max": sde.sigma2_max or 1000.0})
     with torch.device("meta"):
         model = LSGM(image, vae, prior, sde)
@@ -164,9 +168,9 @@ def _cost(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, 
 
 
 def _kept(module: nn.Module, forward: Callable[..., Any], inputs: tuple[Tensor, ...]) -> int:
-    """Bytes that autograd keeps of a forward pass, the module's own tensors apart."""
+    """Bytes that autograd keeps from a forward pass, without the module's own tensors."""
     own = {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
-    kept: dict[int, Tensor] = {}  # keeps them alive: no id is used twice
+    kept: dict[int, Tensor] = {}  # keeps the tensors alive, so that no id is reused
 
     def keep(tensor: Tensor) -> Tensor:
         if id(tensor) not in own:

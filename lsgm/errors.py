@@ -1,14 +1,14 @@
-"""The one exception that reaches a user: the command line prints its message and no traceback."""
+"""Exceptions. The command line prints the message of an :class:`LSGMError` without a traceback."""
 
 from __future__ import annotations
 
 
 class LSGMError(Exception):
-    """Something the user can mend. The message names the key or the file, what was expected and the way out."""
+    """An error that the user can fix. The message names the key or file, what was expected and what to do."""
 
 
 class SolverError(LSGMError):
-    """An ODE could not be solved, or what came of it is not finite: the model's fault, if it diverged."""
+    """The solver failed or produced non-finite values, usually because training diverged."""
 
 
 class Stopped(Exception):

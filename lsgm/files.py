@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and text files whose damage is told in one line."""
+"""Atomic writes, and reading of text and JSON files with one-line errors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lsgm.errors import LSGMError
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure.
 
-    The temporary file is locked while its process lives. Those that killed processes left in the folder are removed.
-    An OSError without a file name, such as that of a full disk, is given the name ``path``.
+    The temporary file is locked while its process is alive. Temporary files of killed processes in the same folder are
+    removed. An OSError without a file name, such as that of a full disk, gets the name ``path``.
     """
     path = Path(path)
     if path.is_dir():
@@ -42,7 +42,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """Give an OSError that has no file name, such as that of a write to a full disk, the name ``path``."""
+    """Add the file name ``path`` to any OSError without one, such as that of a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -52,9 +52,9 @@ def named(path: str | Path) -> Iterator[None]:
 
 
 def write_all(file: IO[bytes], content: bytes, path: str | Path) -> None:
-    """Write to an unbuffered file, which takes less than it is given where the disk is full, and put it on the disk.
+    """Write all of ``content`` to an unbuffered file, whose writes may be partial, and sync it to disk.
 
-    Raises OSError with the name ``path``.
+    Raises OSError with the file name ``path``.
     """
     with named(path):
         while content:
@@ -63,17 +63,17 @@ def write_all(file: IO[bytes], content: bytes, path: str | Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file, atomically: an error names the one that cannot be read or that cannot be written."""
+    """Copy a file atomically. An OSError names whichever file cannot be read or written."""
     content = source.read_bytes()
     with atomic(target) as part:
         part.write_bytes(content)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of :func:`atomic` in ``folder`` whose processes are gone."""
+    """Remove the temporary files of :func:`atomic` in ``folder`` whose processes have ended."""
     for part in folder.glob(".*.part"):
         if re.fullmatch(r"\..+\.\d+\.part", part.name) and part.is_file():
-            # A lock that cannot be had belongs to a living process, or the file system has no locks: leave the file.
+            # If the lock cannot be acquired, its process is alive or the file system has no locks: keep the file.
             with suppress(OSError), part.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 part.unlink()
@@ -86,13 +86,13 @@ def _create_locked(part: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             return handle
-        if os.fstat(handle).st_nlink:  # else another process took it for abandoned before it was locked
+        if os.fstat(handle).st_nlink:  # otherwise another process removed it as abandoned before it was locked
             return handle
         os.close(handle)
 
 
 def lock(file: IO[Any], busy: str) -> None:
-    """Lock an open file until it is closed; raises :class:`LSGMError` with ``busy`` if another process has it."""
+    """Lock an open file until it is closed; raises :class:`LSGMError` with ``busy`` if another process holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -102,23 +102,23 @@ def lock(file: IO[Any], busy: str) -> None:
 
 
 def read_text(path: str | Path, way_out: str = "") -> str:
-    """The text of a UTF-8 file; raises :class:`LSGMError` that names the file and ends with ``way_out``."""
+    """Read a UTF-8 text file; raises :class:`LSGMError` that names the file and ends with ``way_out``."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        reason = f"is not a text file in UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x})"
+        reason = f"is not a UTF-8 text file (byte {error.start} is 0x{error.object[error.start]:02x})"
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
     raise LSGMError(f"{path}: {reason}{f'; {way_out}' if way_out else ''}")
 
 
 def read_json(path: str | Path, way_out: str = "") -> Any:
-    """The value in a JSON file; raises :class:`LSGMError` that names the file and ends with ``way_out``."""
+    """Read a JSON file; raises :class:`LSGMError` that names the file and ends with ``way_out``."""
     return parse_json(read_text(path, way_out), path, way_out)
 
 
 def parse_json(text: str, where: str | Path, way_out: str = "") -> Any:
-    """The value of a JSON text; raises :class:`LSGMError` that begins with ``where`` and ends with ``way_out``."""
+    """Parse JSON text; raises :class:`LSGMError` that begins with ``where`` and ends with ``way_out``."""
     try:
         return json.loads(text, object_pairs_hook=_without_doubles)
     except RecursionError:
@@ -132,12 +132,12 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} appears twice")
     return found
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """``value`` as strict JSON, which has no NaN and no infinity: null stands for both."""
+    """``value`` as strict JSON, in which NaN and infinity become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -158,14 +158,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def seal(content: dict[str, Any], key: str = "sha256") -> dict[str, Any]:
-    """``content`` with its hash under ``key``: the sha256 of its JSON without that key, as strict JSON reads it."""
+    """Add a hash to ``content`` under ``key``: the sha256 of the canonical strict JSON of all other keys."""
     rest = {name: value for name, value in content.items() if name != key}
     canonical = json.dumps(json.loads(to_json(rest)), sort_keys=True)
     return {**rest, key: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def is_sealed(content: dict[str, Any], key: str = "sha256") -> bool:
-    """Whether ``content`` has a hash under ``key`` that is right."""
+    """Whether ``content`` has the correct hash under ``key``."""
     try:
         return key in content and seal(content, key)[key] == content[key]
     except RecursionError:

@@ -1,4 +1,4 @@
-"""What a long job says while it runs: a bar on a terminal, plain lines elsewhere, and always lines in the log file."""
+"""Logging and progress of long jobs: a bar on a terminal, plain lines elsewhere, and always lines in the log file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("lsgm")
 
 
 class _TerminalHandler(logging.Handler):
-    """Write lines to stderr without tearing a progress bar apart."""
+    """Write lines to stderr without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _to_stderr(self.format(record))
@@ -36,29 +36,29 @@ class _FileHandler(logging.FileHandler):
             _to_stderr(self.format(logging.makeLogRecord({"msg": text})))
 
     def close(self) -> None:
-        with suppress(OSError):  # of the lines that could not be written before
+        with suppress(OSError):  # from lines that could not be written
             super().close()
 
 
 def _to_stderr(text: str) -> None:
-    """Write a line beside the progress bars; without anyone to read it (stderr is closed, the pipe broken), nothing."""
+    """Write a line above the progress bars; do nothing if stderr is closed or its pipe is broken."""
     stream = sys.stderr
     if stream is not None:
-        encoding = getattr(stream, "encoding", None) or "utf-8"  # names of files need not be in it
+        encoding = getattr(stream, "encoding", None) or "utf-8"  # file names may not be encodable
         with suppress(OSError, ValueError):
             tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def _on_terminal() -> bool:
-    with suppress(AttributeError, ValueError):  # there is no stderr, or it is closed
+    with suppress(AttributeError, ValueError):  # stderr is missing or closed
         return sys.stderr.isatty()
     return False
 
 
 def set_up_logging(log_file: str | Path | None = None, quiet: bool = False, goes_on: bool = False) -> None:
-    """Send the `lsgm` logger to stderr and, if given, to a file as well; if ``quiet``, errors to stderr.
+    """Send the `lsgm` logger to stderr and, if given, to a file; if ``quiet``, send only errors to stderr.
 
-    The file is replaced, or added to by a job that ``goes_on`` where an earlier one was stopped.
+    The file is overwritten, unless ``goes_on``: a job that resumes appends to it.
     """
     for handler in [*log.handlers]:
         log.removeHandler(handler)
@@ -78,16 +78,16 @@ def set_up_logging(log_file: str | Path | None = None, quiet: bool = False, goes
 class Progress:
     """Progress of ``total`` steps, each of ``unit_size`` units.
 
-    On a terminal a bar with rate and time left; a plain line every ``every`` seconds in the log file, and on stderr
-    where that is no terminal. Where nobody called :func:`set_up_logging` (in a notebook, say), or it was told to be
-    quiet, it is silent.
+    Shows a bar with rate and remaining time on a terminal. Writes a plain line every ``every`` seconds to the log file,
+    and to stderr if that is not a terminal. It is silent if :func:`set_up_logging` was not called (such as in a
+    notebook) or was called with ``quiet``.
 
     Args:
-        what: what is being done; starts each line.
+        what: name of the task, at the beginning of each line.
         total: number of steps.
-        unit: what is counted, `img` or the like.
+        unit: name of the unit, such as `img`.
         unit_size: units per step.
-        done: steps that were done before.
+        done: number of steps that are already done.
     """
 
     def __init__(
@@ -96,7 +96,9 @@ class Progress:
         self.what, self.total, self.unit, self.unit_size, self.every = what, total, unit, unit_size, every
         self.done = self._before = done
         self.start = self._last = time.monotonic()
-        self.silent = not (log.handlers and log.isEnabledFor(logging.INFO))  # a notebook; one of several processes
+        self.silent = not (
+            log.handlers and log.isEnabledFor(logging.INFO)
+        )  # in a notebook, or not the first of several processes
         self.on_terminal = not self.silent and _on_terminal()
         self._bar = tqdm(
             total=total * unit_size, initial=done * unit_size, unit=unit, desc=what, disable=not self.on_terminal,
@@ -110,14 +112,14 @@ class Progress:
         self._bar.close()
 
     def step(self, note: Callable[[], str] | str = "") -> None:
-        """One more step is done; ``note`` (a text, or a function that is only called when it is shown) goes with it."""
+        """Advance by one step; ``note`` (text, or a function that is called only when needed) is shown with it."""
         self.to(self.done + 1, note)
 
     def to(self, done: int, note: Callable[[], str] | str = "") -> None:
-        """So many steps are done, which may be fewer than before; ``note`` as in :meth:`step`."""
+        """Set the number of steps done, which may be fewer than before; ``note`` as in :meth:`step`."""
         self._bar.update((done - self.done) * self.unit_size)
         now = time.monotonic()
-        if done <= self._before:  # back, and from there anew
+        if done <= self._before:  # back to an earlier step: restart the measurement of the rate
             self._before, self.start = done, now
         self.done = done
         if self.silent or (now - self._last < self.every and self.done < self.total):

@@ -1,4 +1,4 @@
-"""Checkpoints in the format of the authors' release: read and written."""
+"""Read and write checkpoints in the format of the authors' release."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from lsgm.networks.weight_norm import WNConv2d
 from lsgm.progress import log
 from lsgm.published_arguments import arguments, configs, image_of
 
-INACTIVE_BELOW = -12.0  # mixing logits of dropped channels stay near -15, trained ones end between -8 and 0
+INACTIVE_BELOW = -12.0  # mixing logits of dropped channels stay near -15; trained ones end between -8 and 0
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether ``path`` is, or by its name should be, a file (our models are folders)."""
+    """Whether ``path`` is a file, or has the name of one (our own models are folders)."""
     return Path(path).is_file() or (Path(path).suffix in (".pt", ".pth") and not Path(path).is_dir())
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The dict in a published file. Nothing in it is executed: tensors, plain values and a Namespace are let through.
+    """Read the dict in a published file. Nothing is executed: only tensors, plain values and a Namespace are allowed.
 
-    The checksums that a zip file has are checked, which PyTorch does not do. Files of PyTorch before 1.6 are no zip
-    files and have none: damage of their tensors cannot be noticed, unless it leaves values that are not finite.
+    Checks the checksums of the zip file, which PyTorch does not do. Files from before PyTorch 1.6 are not zip files and
+    have no checksums: damage to their tensors goes unnoticed unless it makes values non-finite.
 
     Raises:
-        LSGMError: the file is missing, damaged, holds another class, or is no checkpoint of an NVAE or LSGM.
+        LSGMError: the file is missing or damaged, holds another class, or is not a checkpoint of an NVAE or LSGM.
     """
     path = Path(path)
     try:
@@ -58,7 +58,7 @@ def read(path: str | Path) -> dict[str, Any]:
                 "values and argparse.Namespace are read"
             ) from None
         raise LSGMError(f"{path}: damaged, or not a torch file; download it again") from None
-    except Exception as error:  # zipfile and torch's reader fail in many ways on bytes that are not their own
+    except Exception as error:  # zipfile and torch's reader raise exceptions of many kinds on damaged files
         if isinstance(error, OSError) and error.strerror:
             raise LSGMError(f"{path}: cannot be read ({error.strerror})") from None
         reason = str(error).partition("\n")[0][:200] if isinstance(error, (RuntimeError, zipfile.BadZipFile)) else ""
@@ -66,30 +66,30 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path}: truncated, damaged, or not a torch file{f' ({reason})' if reason else ''}; download it again"
         ) from None
     if not isinstance(found, dict) or "vae_state_dict" not in found or "args" not in found:
-        raise LSGMError(f"{path}: no checkpoint of an NVAE or LSGM: the keys args and vae_state_dict are expected")
+        raise LSGMError(f"{path}: not a checkpoint of an NVAE or LSGM; expected the keys args and vae_state_dict")
     return found
 
 
 def _check_zip(path: Path) -> None:
-    """Read all that is in a torch file against its checksums, a little at a time."""
+    """Check all checksums in a torch file, reading a little at a time."""
     with path.open("rb") as file:
-        if file.read(4) != b"PK\3\4":  # of PyTorch before 1.6
+        if file.read(4) != b"PK\3\4":  # written before PyTorch 1.6
             return
         with zipfile.ZipFile(file) as archive:
             if packed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
-                raise zipfile.BadZipFile(f"{packed[0]} is compressed, torch files are not")
+                raise zipfile.BadZipFile(f"{packed[0]} is compressed, which torch files never are")
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> LSGM:
-    """A model from a published file, in evaluation mode, its parameters frozen.
+    """Load a model from a published file, in evaluation mode, with frozen parameters.
 
-    The prior's weights are the averaged ones (EMA) where the file holds them in the optimizer's state, the VAE's the
-    raw ones. Which latents were dropped is not stored there: channels with a mixing logit below -12 are taken for them.
+    The VAE gets its raw weights; the prior gets its averaged weights (EMA) if the file has them in the optimizer's
+    state. The file does not say which latent channels were dropped: those with a mixing logit below -12 are assumed.
 
     Raises:
-        LSGMError: see :func:`read`; or tensors are missing, left over or of other shapes than the arguments say.
+        LSGMError: see :func:`read`; or tensors are missing, left over or have other shapes than the arguments imply.
     """
     checkpoint = read(path)
     args, with_prior = checkpoint["args"], "dae_state_dict" in checkpoint
@@ -98,7 +98,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LSGM:
         parts = configs(known, with_prior)
         vae_state = _tensors(checkpoint["vae_state_dict"], "vae_state_dict")
         prior_state = _averaged(checkpoint) if with_prior else {}
-        # Held against a model without memory first: what the arguments ask for may be larger than the machine.
+        # First compare with a model without memory: the arguments may describe a model that does not fit into memory.
         plan = skeleton(*parts)
         logits = _mixing_logits(plan, prior_state)
         networks: list[tuple[nn.Module, dict[str, Tensor], str]] = [(plan.vae, vae_state, "vae_state_dict")]
@@ -128,23 +128,23 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LSGM:
 
 
 def _mixing_logits(plan: LSGM, state: dict[str, Tensor]) -> Tensor | None:
-    """Take the mixing logits out of the score network's state, where the model has some."""
+    """Remove the mixing logits from the score network's state and return them, if the model has any."""
     logits = state.pop("mixing_logit", None)
     if plan.prior is None or plan.prior.mixing_logit is None:
         return None
     if logits is None or logits.shape != plan.prior.mixing_logit.shape:
-        raise LSGMError("dae_state_dict: mixing_logit is missing or of another shape")
+        raise LSGMError("dae_state_dict: mixing_logit is missing or has another shape")
     check_weights({"mixing_logit": logits}, "dae_state_dict")
     return logits
 
 
 def _tensors(state: Any, where: str) -> dict[str, Tensor]:
-    """A state, each value of which is a dense tensor on the host; raises :class:`LSGMError` that names another one."""
+    """Check that all values of a state are dense tensors on the host; raises :class:`LSGMError` for the first other."""
     if not isinstance(state, dict):
         raise LSGMError(f"{where}: expected a dict of tensors, found {type(state).__name__}")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise LSGMError(f"{where}: {name}: expected a tensor under a name, found {type(value).__name__}")
+            raise LSGMError(f"{where}: {name}: expected a named tensor, found {type(value).__name__}")
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
             raise LSGMError(f"{where}: {name}: expected a dense tensor of real numbers, found {value.layout} "
                             f"{value.dtype} ({value.device.type})")  # fmt: skip
@@ -152,9 +152,9 @@ def _tensors(state: Any, where: str) -> dict[str, Tensor]:
 
 
 def _averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The score network's state, its parameters averaged where the optimizer's state has an average.
+    """The score network's state, with averaged parameters where the optimizer's state has an average.
 
-    The optimizer numbers the parameters in the order in which they were registered, which is that of the state.
+    The optimizer numbers the parameters in the order of registration, which is the order of the state.
     """
     state = _tensors(checkpoint["dae_state_dict"], "dae_state_dict")
     optimizer = checkpoint.get("dae_optimizer", {})
@@ -172,10 +172,10 @@ def _averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _translated(network: nn.Module, published: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The state of ``network`` from tensors under their published names.
+    """Translate tensors with published names to the state of ``network``.
 
     Raises:
-        LSGMError: it names the tensors that are missing, left over, of other shapes or not finite.
+        LSGMError: tensors are missing, left over, not finite or have wrong shapes; the message names them.
     """
     assert isinstance(network, NVAE | NCSNpp)
     names = published_names(network)
@@ -183,46 +183,49 @@ def _translated(network: nn.Module, published: dict[str, Tensor], where: str) ->
     extra = [key for key in published if not key.endswith("weight_normalized") and key not in set(names.values())]
     if missing or extra:
         raise LSGMError(
-            f"{where}: not the tensors that the arguments ask for: "
+            f"{where}: the tensors do not match the arguments: "
             + "; ".join(f"{what}: {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
                         for what, keys in (("missing", missing), ("unknown", extra)) if keys)
         )  # fmt: skip
     state = {ours: _turned(theirs, published[theirs]) for ours, theirs in names.items()}
     own = network.state_dict()
     if wrong := [names[ours] for ours, value in own.items() if value.shape != state[ours].shape]:
-        raise LSGMError(f"{where}: of other shapes than the arguments say: {', '.join(wrong[:8])}")
+        raise LSGMError(f"{where}: shapes do not match the arguments: {', '.join(wrong[:8])}")
     if wrong := [names[ours] for ours, value in own.items()
                  if value.is_floating_point() != state[ours].is_floating_point()]:  # fmt: skip
-        raise LSGMError(f"{where}: of other kinds of numbers than expected: {', '.join(wrong[:8])}")
+        raise LSGMError(f"{where}: number types differ from those expected: {', '.join(wrong[:8])}")
     check_weights({theirs: published[theirs] for theirs in names.values()}, where)
     return state
 
 
 def _turned(theirs: str, value: Tensor) -> Tensor:
-    """Attention's matrices are transposed, and both directions are the same."""
+    """Transpose attention matrices; the same in both directions."""
     return value.T if theirs.endswith(".W") else value
 
 
 def export(model: LSGM, path: str | Path, dataset: str) -> None:
-    """Write ``model`` as the authors' code reads it: a first-stage file for a VAE, else one with averaged weights.
+    """Write ``model`` in the authors' format: a first-stage file for a VAE, otherwise a file with averaged weights.
 
-    ``dataset`` is their name of it. :func:`load` of the result is ``model``. Raises :class:`LSGMError`.
+    ``dataset`` is the authors' name of the dataset. :func:`load` restores ``model``. Raises :class:`LSGMError`.
     """
     if not isinstance(model.vae, NVAE):
-        raise LSGMError("the authors' code has the NVAE backbone only")
+        raise LSGMError("the authors' code supports only the NVAE backbone")
     prior = model.prior_config
     if not (prior is None or isinstance(prior, NCSNppConfig)) or not isinstance(model.sde_config, SDEConfig | None):
-        raise LSGMError("the authors' code has the NCSN++ and the SDEs of the paper only")
+        raise LSGMError("the authors' code supports only the NCSN++ and the SDEs of the paper")
     if prior is not None and prior.attention_resolution != 16:
-        raise LSGMError("the authors' code has attention at 16x16, prior.attention_resolution is another number")
+        raise LSGMError("the authors' code has attention only at 16x16; prior.attention_resolution must be 16")
     try:
         image = image_of(dataset)
     except LSGMError as error:
         raise LSGMError(str(error).replace("args.dataset", "--dataset")) from None
     if image != model.image:
-        raise LSGMError(f"--dataset {dataset}: its published models see other images than this one ({model.image})")
+        raise LSGMError(f"--dataset {dataset}: its published models use other images than this model ({model.image})")
     vae_state = _emitted(model.vae)
-    for name, module in model.vae.named_modules():  # convolutions without weight norm carry a copy of their weight
+    for (
+        name,
+        module,
+    ) in model.vae.named_modules():  # the format has a copy of the weight of each convolution without weight norm
         if isinstance(module, Conv2d) and not isinstance(module, WNConv2d):
             theirs = published_names(model.vae)[f"{name}.weight"]
             vae_state[f"{theirs}_normalized"] = vae_state[theirs].clone()
@@ -236,7 +239,9 @@ def export(model: LSGM, path: str | Path, dataset: str) -> None:
         mixing = {} if logits is None else {"mixing_logit": logits.detach().cpu().clone()}
         content |= {"best_score_fid": 1e6, "best_score_nll": 1e6, "dae_state_dict": mixing | _emitted(network)}
     buffer = io.BytesIO()
-    torch.save({**content, "vae_state_dict": vae_state}, buffer)  # to a file it tells of a full disk in its own words
+    torch.save(
+        {**content, "vae_state_dict": vae_state}, buffer
+    )  # via memory: torch.save to a full disk raises an obscure error
     with atomic(path) as part:
         part.write_bytes(buffer.getbuffer())
 

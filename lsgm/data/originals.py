@@ -93,7 +93,7 @@ def plan(stage: PrepareStage, store: Path, seen: Path) -> PrepareStage:
     if found is None:
         if not known or made_by.get("source") != stage.source.model_dump(mode="json"):
             raise LSGMError(
-                f"datasets.{stage.dataset}.path = {path}: does not exist, or contains no file (~ is expanded, "
+                f"datasets.{stage.dataset}.path = {path}: does not exist, or holds no file (~ is expanded, "
                 "variables such as $HOME are not)"
             )
         return stage.model_copy(update={key: made_by.get(key) for key in ("code", "originals")})

@@ -61,9 +61,9 @@ def build(
     """Get ``dataset`` (from ``path`` only, if given) and write its store to the folder ``out``.
 
     An existing store in ``out`` stays unchanged until the new one is complete. It is then replaced file by file, with
-    no manifest in the meantime. If an earlier call was interrupted, the shards that it wrote from the same originals are
-    verified and kept. The same content gives byte-identical arrays and manifests; its origin is recorded in a separate
-    file. Returns the manifest; raises :class:`LSGMError`.
+    no manifest in the meantime. If an earlier call was interrupted, the shards that it wrote from the same originals
+    are verified and kept. The same content gives byte-identical arrays and manifests; its origin is recorded in a
+    separate file. Returns the manifest; raises :class:`LSGMError`.
     """
     out = Path(out)
     part = out.with_name(f".{out.name}.part")

@@ -1,4 +1,4 @@
-"""Activation checkpointing: feature maps inside of blocks are computed twice in place of being kept."""
+"""Activation checkpointing: activations inside blocks are recomputed in the backward pass instead of being kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lsgm.networks.batch_norm import Untracked
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """From now on, of each residual cell, flow step and attention layer only the input is kept for the backward pass.
+    """Keep only the inputs of residual cells, flow steps and attention layers for the backward pass.
 
-    Values and gradients stay the same: the second run has the dropout of the first, and leaves the running statistics
-    of batch norms alone.
+    Values and gradients stay the same: the recomputation uses the same dropout masks and does not update the running
+    statistics of batch norms.
     """
     for block in network.modules():
         if getattr(block, "activation_checkpointing", False):

@@ -4,7 +4,7 @@
         with CE = E[w_ll ||noise - eps(z_t, t)||^2] + constant                                      (theorem 1)
     p:  E[w_p ||noise - eps(z_t, t)||^2], z0 held fixed                                              (section 3.4)
 
-The gradient of each algorithm's scalar trains the VAE by the first loss and the prior by the second. All in nats.
+The gradient of each algorithm's scalar trains the VAE with the first loss and the prior with the second. All in nats.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from lsgm.weighting import TimeDraw
 
 @dataclass
 class Sample:
-    """What a step has drawn of a batch of B images: R samples of (t, noise) for each sample z0 of the posterior."""
+    """The random samples of a step for B images: z0 from the posterior, and R pairs (t, noise) for each z0."""
 
     posterior: Posterior
     reconstruction: Tensor  # -log p(x | z0), mean over the batch
     negative_entropy: Tensor  # log q(z0 | x) of each latent group, [B, G]
-    lower_scales_kl: Tensor  # KL to N(0, I) of each group of the scales that the prior does not cover, [B, F]
+    lower_scales_kl: Tensor  # KL to N(0, I) of each group of lower scales, which the prior does not cover, [B, F]
     z0: Tensor  # [R B, C, H, W]
     noise: Tensor  # [R B, C, H, W]
     p_draw: TimeDraw  # times and weights of the prior's loss, [R B]
-    constant: float  # of the cross entropy
+    constant: float  # the constant term of the cross entropy
     beta: float  # the KL coefficient
 
     @property
     def kl_without_prior(self) -> Tensor:
-        """E[log q] of all latents, less log N(0, I) of the lower scales: what the cross entropy makes a KL of."""
+        """E[log q] of all latents minus log N(0, I) of the lower scales; adding the cross entropy gives the KL."""
         return torch.cat([self.negative_entropy, self.lower_scales_kl], dim=1).sum(dim=1).mean()
 
 
@@ -53,7 +53,7 @@ class Losses:
 
 
 def algorithm_1(prior: ScorePrior, s: Sample, balance: bool = False) -> Losses:
-    """Both weightings are w_ll: the VAE's loss trains the prior too (so beta scales the prior's gradient).
+    """Both losses use the weighting w_ll: the VAE's loss also trains the prior (so beta scales the prior's gradient).
 
     ``balance``: balance the KLs of the groups, as in the first stage (NVAE, section 3.2).
     """
@@ -68,16 +68,16 @@ def algorithm_1(prior: ScorePrior, s: Sample, balance: bool = False) -> Losses:
 
 
 def algorithm_2(prior: ScorePrior, s: Sample, q_draw: TimeDraw, q_prior: ScorePrior, joint: bool) -> Losses:
-    """The VAE's loss has times of its own, drawn for w_ll, and a pass of its own through the score network.
+    """The VAE's loss has its own times, drawn for w_ll, and its own pass through the score network.
 
     Args:
         q_draw: times and weights of the VAE's loss.
         q_prior: the prior that the VAE's pass sees: ``prior``, or its average.
-        joint: one pass of twice the batch, else one after the other.
+        joint: one pass with twice the batch; otherwise two passes, one after the other.
     """
     z_q = prior.sde.diffuse(s.z0, s.noise, q_draw.t[:, None, None, None])
     z_p = prior.sde.diffuse(s.z0.detach(), s.noise, s.p_draw.t[:, None, None, None])
-    leaf = z_q.detach().requires_grad_()  # q's graph through the network ends here, and is freed before p's starts
+    leaf = z_q.detach().requires_grad_()  # q's graph through the network ends here and is freed before p's starts
 
     def q_loss(predicted: Tensor) -> tuple[Tensor, Tensor]:
         loss = (q_draw.weight * (s.noise - predicted).square().sum(dim=(1, 2, 3))).mean()
@@ -91,7 +91,7 @@ def algorithm_2(prior: ScorePrior, s: Sample, q_draw: TimeDraw, q_prior: ScorePr
             cross_entropy, gradient = q_loss(q_prior(leaf, q_draw.t))
         predicted_p = prior(z_p, s.p_draw.t)
     loss_prior = (s.p_draw.weight * (s.noise - predicted_p).square().sum(dim=(1, 2, 3))).mean()
-    linear = (z_q * gradient).sum()  # has the cross entropy's gradient; its value is put right here
+    linear = (z_q * gradient).sum()  # has the cross entropy's gradient, but not its value
     cross_entropy = cross_entropy.detach() + linear - linear.detach()
     return Losses(
         s.reconstruction + s.beta * (s.kl_without_prior + cross_entropy) + loss_prior, loss_prior, cross_entropy
@@ -99,10 +99,10 @@ def algorithm_2(prior: ScorePrior, s: Sample, q_draw: TimeDraw, q_prior: ScorePr
 
 
 def algorithm_3(prior: ScorePrior, s: Sample) -> Losses:
-    """The VAE's loss takes the prior's times, reweighted to w_ll.
+    """The VAE's loss reuses the prior's times, reweighted to w_ll.
 
-    The two losses differ by a factor per image, so one backward pass of the prior's gives both: on its way to the
-    encoder an image's gradient is multiplied by beta w_ll / w_p. (The paper takes two passes over one graph.)
+    The two losses differ by a factor per image, so the backward pass of the prior's loss gives both gradients. Before
+    it reaches the encoder, an image's gradient is multiplied by beta w_ll / w_p. (The paper does two backward passes.)
     """
     factor = s.beta * s.p_draw.likelihood_weight / s.p_draw.weight
     error = squared_error(prior, s.z0, s.noise, s.p_draw.t, factor=factor).sum(dim=1)
@@ -112,7 +112,7 @@ def algorithm_3(prior: ScorePrior, s: Sample) -> Losses:
 
 
 def frozen_vae(prior: ScorePrior, s: Sample) -> Losses:
-    """The prior's loss alone, on samples of a VAE that stays as it is (the paper's two-stage ablation)."""
+    """Only the prior's loss, on samples from a frozen VAE (the paper's two-stage ablation)."""
     error = squared_error(prior, s.z0, s.noise, s.p_draw.t).sum(dim=1)
     loss_prior = (s.p_draw.weight * error).mean()
     return Losses(loss_prior, loss_prior, (s.p_draw.likelihood_weight * error).mean())
@@ -126,7 +126,7 @@ def squared_error(
     groups: tuple[int, ...] | None = None,
     factor: Tensor | None = None,
 ) -> Tensor:
-    """||noise - eps(z_t, t)||^2 of each latent group, [B, G], for times [B]; all latents are one group by default.
+    """||noise - eps(z_t, t)||^2 of each latent group, [B, G], for times [B]; by default all latents are one group.
 
     ``factor`` [B] multiplies the gradient with respect to ``z0``.
     """
@@ -142,10 +142,10 @@ def per_group(x: Tensor, groups: tuple[int, ...]) -> Tensor:
 
 
 def balancing(kl: Tensor, beta: float, groups_per_scale: int) -> Tensor | float:
-    """gamma_g of KL balancing, [G]: proportional to (mean |KL_g| + 0.01) / a_g, of mean 1, treated as constant.
+    """gamma_g of KL balancing, [G]: proportional to (mean |KL_g| + 0.01) / a_g, normalized to mean 1, without gradient.
 
-    a_g = 4^s, the size of the group's scale (s = 0 for the smallest, which comes first). From beta = 1 on there is no
-    balancing (NVAE, section 3.2).
+    a_g = 4^s is the size of the group's scale (s = 0 for the smallest, which comes first). There is no balancing once
+    beta reaches 1 (NVAE, section 3.2).
     """
     if beta >= 1 or kl.shape[1] == 1:
         return 1.0
@@ -158,7 +158,7 @@ def balancing(kl: Tensor, beta: float, groups_per_scale: int) -> Tensor | float:
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """No gradient goes to the module's weights."""
+    """Compute no gradients of the module's weights."""
     before = [p.requires_grad for p in module.parameters()]
     try:
         module.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Random numbers of a training step that do not depend on how many processes, or parts, share its batch."""
+"""Random numbers of a training step, independent of how many processes and parts share its batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class BatchNoise:
-    """Draws for ``total`` images, of which the rows ``start`` .. ``start + count`` are wanted.
+    """Draws random numbers for ``total`` images and returns rows ``start`` .. ``start + count - 1``.
 
     Args:
-        device, dtype: of the draws.
-        generator: on that device, seeded alike in all processes; PyTorch's global one if None.
+        device, dtype: device and dtype of the random numbers.
+        generator: generator on that device with the same seed in all processes; None: PyTorch's global one.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class BatchNoise:
         self._kind: dict[str, Any] = {"device": device, "generator": generator, "dtype": dtype}
 
     def normal(self, shape: tuple[int, ...], repeats: int = 1) -> Tensor:
-        """N(0, I), [repeats * count, *shape]; draw r of image i is in row r * count + i."""
+        """Samples of N(0, I), [repeats * count, *shape]; sample r of image i is in row r * count + i."""
         return self._own(torch.randn(repeats * self._total, *shape, **self._kind), repeats)
 
     def uniform(self, repeats: int = 1) -> Tensor:
-        """U[0, 1), [repeats * count], in the same order."""
+        """Samples of U[0, 1), [repeats * count], in the same order."""
         return self._own(torch.rand(repeats * self._total, **self._kind), repeats)
 
     def _own(self, draws: Tensor, repeats: int) -> Tensor:
@@ -41,5 +41,5 @@ class BatchNoise:
 
 
 def all_of(x: Tensor) -> BatchNoise:
-    """Draws for a whole batch, from PyTorch's global generator."""
+    """Noise for a whole batch, from PyTorch's global generator."""
     return BatchNoise(0, len(x), len(x), x.device, dtype=x.dtype)

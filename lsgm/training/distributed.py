@@ -1,7 +1,7 @@
-"""Several processes that train one model, started by `torchrun` on one or many nodes; gloo on CPUs, NCCL on GPUs.
+"""Data-parallel training by processes that `torchrun` starts on one or more nodes; gloo on CPUs, NCCL on GPUs.
 
-Each process has a copy of the model and its rows of every batch. Random numbers are drawn for the whole batch by every
-process, which takes its rows: the result does not depend on how many processes share the batch (dropout apart).
+Each process has a copy of the model and gets some rows of every batch. Every process draws random numbers for the whole
+batch and uses its own rows, so that the result does not depend on the number of processes (except for dropout).
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-LARGE = 1 << 14  # elements of a tensor that is averaged where it is
-TIMEOUT = timedelta(minutes=30)  # of a collective: the first one may wait for a slow compilation
+LARGE = 1 << 14  # elements; tensors of at least this size are reduced in place, without packing
+TIMEOUT = timedelta(minutes=30)  # of a collective; the first one may wait for a slow compilation
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of how many this is."""
+    """The rank of this process and the number of processes."""
 
     rank: int = 0
     world: int = 1
-    local: int = 0  # on its node
+    local: int = 0  # rank on its node
 
     @property
     def first(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
 
 def start(device: torch.device) -> tuple[Ranks, torch.device]:
-    """Join the processes that `torchrun` started, if it did; this process and its device."""
+    """Join the process group if `torchrun` started this process; returns its ranks and its device."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Ranks(), device
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
@@ -47,27 +47,25 @@ def start(device: torch.device) -> tuple[Ranks, torch.device]:
 
 
 def stop() -> None:
-    """Leave, where joined."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait for all other processes."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @torch.no_grad()
 def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its mean over the processes, in place; small ones share a collective for each dtype."""
+    """Replace each tensor by its mean over all processes, in place; small ones of one dtype share a collective."""
     if not dist.is_initialized():
         return
     small: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
-        if (
-            tensor.numel() >= LARGE and tensor.is_contiguous()
-        ):  # such as the gradients of a network, which are one vector
+        if tensor.numel() >= LARGE and tensor.is_contiguous():  # such as a network's gradients, which are one vector
             dist.all_reduce(tensor)
             tensor /= dist.get_world_size()
         else:
@@ -82,7 +80,7 @@ def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every process the first one's values."""
+    """Copy the values of the first process to all others, in place."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
@@ -90,7 +88,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def all_reduce_max(tensor: Tensor) -> None:
-    """Replace each element by the largest of all processes, in place; NaN counts as the largest."""
+    """Replace each element by its maximum over all processes, in place; NaN counts as infinity."""
     if dist.is_initialized():
         if tensor.is_floating_point():
             tensor.nan_to_num_(nan=torch.inf, posinf=torch.inf)

@@ -1,4 +1,4 @@
-"""The guard against divergence: which steps are skipped, when training restarts from an earlier state, and why."""
+"""The guard against divergence: decides which steps are skipped, and explains why."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch import Tensor, nn
 from lsgm.config import DivergenceConfig
 
 ELSEWHERE = "another process has weights or statistics that are not finite"
-REMEMBERED = 100  # gradient norms
-FEWEST = 20  # norms that an explosion is judged by
+REMEMBERED = 100  # number of recent gradient norms that are kept
+FEWEST = 20  # number of norms needed to detect an exploding gradient
 
 
 @dataclass
 class DivergenceGuard:
-    """How the training fares, and how careful it has become.
+    """Counts bad steps and restarts.
 
-    A step is bad if its loss or gradient is not finite, or if the norm of its gradient is `explosion_factor` times the
-    median of the last hundred. Each restart lowers the learning rates and raises the spectral regularization.
+    A step is bad if its loss or gradient is not finite, or if its gradient norm exceeds `explosion_factor` times the
+    median of the last 100 good norms. Each restart lowers the learning rates and raises the spectral regularization.
     """
 
     config: DivergenceConfig
-    bad: int = 0  # bad steps in a row
-    skipped: int = 0  # bad steps in all
+    bad: int = 0  # consecutive bad steps
+    skipped: int = 0  # total number of bad steps
     restarts: int = 0
-    norms: list[float] = field(default_factory=list)  # of the last good gradients
+    norms: list[float] = field(default_factory=list)  # norms of the last good gradients
 
     @property
     def lr_factor(self) -> float:
-        """What the learning rates are multiplied by."""
+        """The current factor of the learning rates."""
         return self.config.lr_factor**self.restarts
 
     @property
     def spectral_factor(self) -> float:
-        """What the spectral regularization is multiplied by."""
+        """The current factor of the spectral regularization."""
         return self.config.spectral_factor**self.restarts
 
     def is_good(self, loss: float, norm: float) -> bool:
-        """Whether a step with this loss and gradient norm may be taken; counts it."""
+        """Whether a step with this loss and gradient norm may be taken; updates the counts."""
         explodes = len(self.norms) >= FEWEST and norm > self.config.explosion_factor * statistics.median(self.norms)
         if math.isfinite(loss) and math.isfinite(norm) and not explodes:
             self.bad, self.norms = 0, [*self.norms[1 - REMEMBERED :], norm]
@@ -61,7 +61,7 @@ class DivergenceGuard:
 
 
 def diagnosis(terms: Mapping[str, Tensor], norm: float, networks: Mapping[str, nn.Module]) -> str:
-    """What is wrong with a step: the terms that are not finite, and the layer with the largest gradient."""
+    """Describe a bad step: the terms that are not finite, and the layer with the largest gradient."""
     wrong = [name for name, value in terms.items() if not torch.isfinite(value).all()]
     worst, size = "", -1.0
     for name, network in networks.items():
@@ -78,11 +78,11 @@ def diagnosis(terms: Mapping[str, Tensor], norm: float, networks: Mapping[str, n
 
 
 def not_finite(state: Mapping[str, Any], device: torch.device) -> str:
-    """Which weights, statistics, averages and moments in a state are not finite; empty if all are."""
+    """Describe which weights, statistics, averages and moments in a state are not finite; empty if all are finite."""
     found = dict(_tensors({name: state[name] for name in ("parts", "optimizers")}))
     if not found:
         return ""
-    # optimizers count steps on the host
+    # .to(device): optimizers keep their step counts on the host
     finite = torch.stack([tensor.isfinite().all().to(device) for tensor in found.values()]).tolist()
     wrong = [name for name, good in zip(found, finite, strict=True) if not good]
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -90,7 +90,7 @@ def not_finite(state: Mapping[str, Any], device: torch.device) -> str:
 
 
 def _tensors(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors of nested dictionaries and lists, by dotted name."""
+    """The floating-point tensors in nested dictionaries and lists, with dotted names."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _tensors(value, f"{prefix}{key}.")

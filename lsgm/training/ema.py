@@ -14,7 +14,7 @@ M = TypeVar("M", bound=nn.Module)
 class EMA(Generic[M]):
     """Average w_ema <- decay w_ema + (1 - decay) w, starting from the weights after the first step.
 
-    ``module`` is a copy of what was given, with the averaged weights; its buffers are those at the time of copying.
+    ``module`` is a copy of the given module with the averaged weights; its buffers stay as they were when copied.
     """
 
     def __init__(self, module: M, decay: float) -> None:
@@ -41,5 +41,5 @@ class EMA(Generic[M]):
 
     @torch.no_grad()
     def copy_to_module(self) -> None:
-        """Overwrite the weights of the module that was given with the average."""
+        """Overwrite the weights of the given module with the average."""
         torch._foreach_copy_(self._parameters, self.average)

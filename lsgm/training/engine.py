@@ -1,8 +1,8 @@
-"""The loop that both training stages share: steps, history, states, restarts after divergence.
+"""The training loop of both stages: steps, history, saved states, restarts after divergence.
 
-Steps whose loss or gradient is not finite, or whose gradient explodes, are skipped; after several in a row training
-restarts from its last state, with lower learning rates. So it does after a bad last step, and from weights or
-statistics that are not finite; no such state is saved. A resumed run ends exactly like an uninterrupted one.
+Steps with a non-finite loss or gradient, or an exploding gradient, are skipped. After several in a row, training
+restarts from its last saved state with lower learning rates. It also restarts if the very last step is bad, or if
+weights or statistics are not finite; such a state is never saved. A resumed run ends exactly like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lsgm.training.step import Outcome, Task, TrainingStep
 
 
 def compile_networks(model: LSGM) -> None:
-    """Compile what a training step runs most."""
+    """Compile the networks: the VAE's encode and the score network."""
     model.vae.encode = torch.compile(model.vae.encode, dynamic=False)
     if model.prior is not None:
         model.prior.network.compile(dynamic=False)
@@ -36,24 +36,24 @@ def compile_networks(model: LSGM) -> None:
 
 @dataclass
 class Summary:
-    """What a training stage took; ``seconds`` of all attempts together."""
+    """Facts about a finished training stage; ``seconds`` includes all interrupted runs."""
 
     steps: int
     images_per_second: float
     seconds: float
-    skipped: int  # steps left out
-    restarts: int  # times the training went back to an earlier state
+    skipped: int  # number of skipped steps
+    restarts: int  # number of restarts from an earlier state
     processes: int
-    diverged_at: int | None = None  # the step; what is left is the last good state
+    diverged_at: int | None = None  # step of the divergence, if training ended with its last good state
 
     def __str__(self) -> str:
         text = f"{self.steps} steps, {self.images_per_second:.0f} img/s"
-        text = f"{text}, {self.skipped} left out, {self.restarts} restarts" if self.skipped else text
+        text = f"{text}, {self.skipped} skipped, {self.restarts} restarts" if self.skipped else text
         return text if self.diverged_at is None else f"{text}, diverged at step {self.diverged_at}"
 
 
 class Engine:
-    """Runs a training stage, from its beginning or from the newest state in ``states``."""
+    """Runs a training stage, from the beginning or from the newest state in ``states``."""
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class Engine:
         self.schedule = self.take_step.schedule
         self.guard = DivergenceGuard(config.divergence)
         self.step = 0
-        self.seconds = 0.0  # before this process took over
+        self.seconds = 0.0  # training time before this process started
         self._began = self._saved = time.monotonic()
-        self._restarted_from = -1  # the step of the state that training restarted from
-        self._spoiled = ""  # what kept the last state from being saved
+        self._restarted_from = -1  # the step from which training last restarted
+        self._spoiled = ""  # why the last state could not be saved
         self.diverged_at: int | None = None
         self.stop = False
 
@@ -95,15 +95,15 @@ class Engine:
         if self.ranks.first and self.states is not None:
             state = self._state()
             if wrong := not_finite(state, self.device):
-                self._spoiled = wrong  # the next step restarts, in all processes
-                log.info(f"{self.what}: no state is saved after step {self.step}: {wrong}")
+                self._spoiled = wrong  # the next step restarts all processes
+                log.info(f"{self.what}: state not saved after step {self.step}: {wrong}")
             else:
                 self.history.flush()
                 self.states.save(self.step, state)
         self._saved = time.monotonic()
 
     def _restore(self, below: int | None = None) -> bool:
-        """Take the newest state, of fewer than ``below`` steps if given; False where there is none."""
+        """Load the newest state, with fewer than ``below`` steps if given; False if there is none."""
         found = self.states.load(below) if self.states is not None else None
         if found is None:
             return False
@@ -124,9 +124,9 @@ class Engine:
         """Train to the end.
 
         Raises:
-            Stopped: on SIGTERM or an interrupt from the keyboard, after the state was saved.
-            LSGMError: the training diverged and did not recover (with `divergence.on_failure: keep_last` it then ends
-                with the last good state); or its states cannot be read or written.
+            Stopped: on SIGTERM or a keyboard interrupt, after the state was saved.
+            LSGMError: training diverged and did not recover (with `divergence.on_failure: keep_last` it ends with the
+                last good state instead), or its states cannot be read or written.
         """
         self._began = time.monotonic()
         found = self._restore()
@@ -134,14 +134,14 @@ class Engine:
         all_reduce_max(steps)
         if steps.sum().item() != 0:
             raise LSGMError(
-                f"{self.what}: the processes found states of different steps; all must see the same folder "
+                f"{self.what}: the processes found states of different steps; all of them must see the same folder "
                 f"({self.states.folder if self.states else ''})"
             )
         if found:
             log.info(f"{self.what}: resuming after step {self.step} of {self.schedule.steps}")
         else:
             broadcast(t for network in self.task.networks.values() for t in network.state_dict().values())
-            self._save()  # something to go back to
+            self._save()  # so that there is a state to restart from
         self._saved = time.monotonic()
         self.history.begin(self.step)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -167,11 +167,11 @@ class Engine:
 
     def _on_signal(self, number: int, _: object) -> None:
         self.stop = True
-        if number == signal.SIGINT:  # the second one does not wait for the end of a step
+        if number == signal.SIGINT:  # a second interrupt does not wait for the step to end
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def one_step(self) -> None:
-        """One batch: step, history, and the state if it is time. Raises as :meth:`fit`."""
+        """Process one batch: take the step, update the history, save the state when due. Raises like :meth:`fit`."""
         found = self.take_step(self.step, self.guard, lambda: (self.stop, bool(self._spoiled)))
         if found.spoiled:
             self._restart(self._spoiled or ELSEWHERE)
@@ -186,13 +186,13 @@ class Engine:
         self._record()
         if found.stop:
             self._save()
-            barrier()  # a process that ends takes the others down
+            barrier()  # a process that exits takes the others down
             raise Stopped(f"{self.what}: told to stop after step {self.step}; the same command resumes from here")
         if time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes and not self.guard.bad:
             self._save()
 
     def _skip(self, found: Outcome) -> None:
-        """Leave a bad step out; restart if there were too many in a row."""
+        """Skip a bad step; restart if there were too many in a row."""
         reason = diagnosis(found.terms, found.norm, self.task.networks)
         log.info(f"{self.what}: step {self.step} skipped ({reason})")
         self.step += 1
@@ -200,7 +200,7 @@ class Engine:
             self._restart(reason)
 
     def _wrong_at_the_end(self) -> str:
-        """What makes the training no success after its last step; empty if nothing does. The same in all processes."""
+        """Why training failed at its last step; empty if it succeeded. All processes agree on whether it did."""
         wrong = not_finite(self._state(), self.device)
         if self.guard.bad and not self.take_step.looks_for_scale:
             wrong = f"its last step was skipped{f'; {wrong}' if wrong else ''}"
@@ -211,7 +211,7 @@ class Engine:
     # -- restarts
 
     def _restart(self, reason: str) -> None:
-        """From the last state, with lower learning rates; or give up, after so many times."""
+        """Restart from the last state with lower learning rates, or give up after `max_restarts`."""
         config, guard, seconds = self.config.divergence, self.guard, self.seconds
         self._spoiled = ""
         if guard.restarts >= config.max_restarts:
@@ -220,11 +220,11 @@ class Engine:
                 return
             raise LSGMError(
                 f"{self.what}: diverged at step {self.step}, after {guard.restarts} restarts with lower learning rates "
-                f"({reason}); a lower learning rate, a longer warm-up or a larger spectral_reg is the way out"
+                f"({reason}); try a lower learning rate, a longer warm-up or a larger spectral_reg"
             )
         kept = {"skipped": guard.skipped, "restarts": guard.restarts + 1, "bad": 0}
         self._restore_good(reason)
-        if self.step == self._restarted_from:  # it ended badly from there once already: from further back
+        if self.step == self._restarted_from:  # it already failed from this state: go further back
             self._restore(below=self.step)
         self._restarted_from = self.step
         guard.load_state_dict(kept)
@@ -236,15 +236,17 @@ class Engine:
         )
 
     def _restore_good(self, reason: str) -> None:
-        """Take the newest state from before this step: a training that ended badly may have saved one at its end."""
+        """Load the newest state from before this step: a failed run may have saved a state at this very step."""
         if not self._restore(below=self.step):
-            raise LSGMError(f"{self.what}: diverged at step {self.step} ({reason}) and there is no state to go back to")
+            raise LSGMError(
+                f"{self.what}: diverged at step {self.step} ({reason}), and there is no state to go back to"
+            )
 
     def _give_up(self, reason: str) -> None:
-        """Back to the last good state for good; the history keeps the way there, and says where it diverged."""
+        """End with the last good state; the history keeps all rows and records where training diverged."""
         self.diverged_at, history, seconds = self.step, self.history.state_dict(), self.seconds
         kept = {**self.guard.state_dict(), "bad": 0}
-        log.info(f"{self.what}: diverged at step {self.step} for good; the last good state is what is kept")
+        log.info(f"{self.what}: diverged at step {self.step} and did not recover; the last good state is kept")
         self._restore_good(reason)
         self.history.load_state_dict(history)
         self.guard.load_state_dict(kept)
@@ -253,7 +255,7 @@ class Engine:
         self.history.add_row({**row, "skipped": self.guard.skipped, "restarts": self.guard.restarts})
 
     def _record(self) -> None:
-        """A row of the history, if it is time; with an evaluation of the model, if it is time for that too."""
+        """Add a row to the history when due, with a validation of the model when that is due, too."""
         step, every, history = self.step, self.history.every, self.history
         last = step == self.schedule.steps
         if history.empty or not (last or step % every == 0):

@@ -1,4 +1,4 @@
-"""The weights of a network as one vector."""
+"""Store the weights of a network in one vector."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ALIGNMENT = 16  # elements
 
 @torch.no_grad()
 def flatten(network: nn.Module) -> nn.Parameter:
-    """Make the weights of ``network``, and their gradients, views of one vector each; the vector, with its gradient.
+    """Make the weights of ``network`` views of one vector and their gradients views of its gradient; return it.
 
-    An optimizer steps over it in a few operations, where one of hundreds of tensors takes thousands. The gradients stay
-    where they are: set them to zero in place.
+    An optimizer updates it in a few operations instead of thousands for hundreds of tensors. The gradients must stay
+    where they are: zero them in place.
     """
     weights = [p for p in network.parameters() if p.requires_grad]
     sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in weights]

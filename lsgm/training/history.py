@@ -1,4 +1,4 @@
-"""What a training run records: rows of means for history.csv, and the same as TensorBoard events."""
+"""The history of a training run: rows of means for history.csv, also written as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lsgm.progress import log
 
 @dataclass
 class History:
-    """What a training run recorded: a CSV row every few steps, means since the row before, and TensorBoard events."""
+    """Collects a row every ``every`` steps, with means since the previous row, and writes TensorBoard events."""
 
     every: int
     tensorboard: Path | None = None
@@ -29,7 +29,7 @@ class History:
     _writer: Any = None
 
     def begin(self, step: int) -> None:
-        """Rows for steps after ``step`` are to come; TensorBoard forgets those that it has of them."""
+        """Start recording after ``step``; TensorBoard discards later events of an earlier run."""
         if self.tensorboard is None:
             return
         self.flush()
@@ -43,23 +43,23 @@ class History:
             self._writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1)
 
     def flush(self) -> None:
-        """What TensorBoard has is on disk."""
+        """Write pending TensorBoard events to disk."""
         if self._writer is not None:
             with self._folder_named():
                 self._writer.flush()
 
     def _folder_named(self) -> AbstractContextManager[None]:
-        """Errors of TensorBoard's thread, such as that of a full disk, come without a file name."""
+        """Add the folder's name to errors of TensorBoard's thread, such as a full disk, which lack a file name."""
         return named(self.tensorboard or "")
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Sum on the device; nothing waits for it. A term is a scalar or a vector."""
+        """Add terms (scalars or vectors) to the running sums, on the device and without synchronization."""
         for name, value in terms.items():
             self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
         self._count += 1
 
     def close_row(self) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The means of what was added since the last row: scalars, vectors."""
+        """The means of the terms added since the last row: (scalars, vectors)."""
         sizes = [value.numel() for value in self._sums.values()]
         flat = torch.cat([value.reshape(-1) for value in self._sums.values()]) / self._count
         means = dict(zip(self._sums, flat.cpu().split(sizes), strict=True))
@@ -68,7 +68,7 @@ class History:
         return {name: mean.item() for name, mean in means.items()}, vectors
 
     def add_row(self, row: dict[str, float]) -> None:
-        """A row; it has its `step`."""
+        """Append a row, which must have the key `step`."""
         self.rows.append(row)
         if self._writer is not None:
             with self._folder_named():
@@ -76,14 +76,14 @@ class History:
                     self._writer.add_scalar(name, value, row["step"])
 
     def add_images(self, name: str, images: Tensor, step: int) -> None:
-        """A grid of images [N, C, H, W] in [0, 1] for TensorBoard."""
+        """Write images [N, C, H, W] in [0, 1] to TensorBoard as a grid."""
         if self._writer is not None:
             with self._folder_named():
                 self._writer.add_images(name, images, step)
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added since the last row."""
+        """Whether no terms were added since the last row."""
         return self._count == 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class History:
         self.rows, self._sums, self._count = list(state["rows"]), dict(state["sums"]), int(state["count"])
 
     def write(self, path: Path) -> None:
-        """The rows as CSV."""
+        """Write the rows to a CSV file."""
         with atomic(path) as part, open(part, "w", newline="") as file:
             columns = list(dict.fromkeys(name for row in self.rows for name in row))
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
@@ -107,6 +107,6 @@ class History:
 def _without_tensorboard(
     args: threading.ExceptHookArgs, others: Callable[[threading.ExceptHookArgs], Any] = threading.excepthook
 ) -> None:
-    """Print no traceback of TensorBoard's thread: the next call of its writer raises the same error."""
+    """Suppress tracebacks of TensorBoard's thread, because the next call of its writer raises the same error."""
     if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
         others(args)

@@ -1,4 +1,4 @@
-"""What the second stage wants to know of a pretrained VAE's latents before it starts."""
+"""Statistics of a pretrained VAE's latents that the second stage needs before it starts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def kl_per_channel(model: LSGM, batches: Batches, count: int) -> Tensor:
 
 
 def summarize_kl(groups: tuple[int, ...]) -> Callable[[dict[str, list[float]]], dict[str, float]]:
-    """What a history keeps of an objective's vectors: KL(q || N(0, I)) of each group, and how many channels are used.
+    """Make a function that reduces an objective's vectors for the history: the KL of each group and `active_latents`.
 
-    A channel is active from a KL of 0.1 nats on, the threshold at which `drop_inactive` leaves one to N(0, I).
+    A channel counts as active if its KL(q || N(0, I)) exceeds 0.1 nats, the default threshold of `drop_inactive`.
     """
 
     def summarize(means: dict[str, list[float]]) -> dict[str, float]:
@@ -69,4 +69,4 @@ def largest_squared_distance(z: Tensor, block: int = 4096) -> float:
                 row, column = divmod(int(place), len(blocks[j]))
                 best, pair = value.item(), (i * block + row, j * block + column)
     one, two = z[pair[0]].double(), z[pair[1]].double()
-    return (one - two).square().sum().item()  # without the rounding of the expanded square
+    return (one - two).square().sum().item()  # avoids the rounding errors of the expanded square

@@ -1,6 +1,6 @@
-"""What is minimized in each stage, from a batch of images to one scalar (LSGM, section 3; NVAE, section 3.2).
+"""The training objective of each stage, from a batch of images to one scalar (LSGM, section 3; NVAE, section 3.2).
 
-All in nats per image, means over the batch.
+All values are in nats per image, averaged over the batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Algorithm = Literal[1, 2, 3]
 
 @dataclass
 class Objective:
-    """A loss and the terms that it is made of, to be looked at; scalars and vectors, means over the batch."""
+    """A loss and its terms for logging: scalars and vectors, averaged over the batch."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -54,19 +54,19 @@ class VAEObjective:
 
 
 class LSGMObjective:
-    """Second stage: the losses of VAE and prior by one of the algorithms of appendix G.6.
+    """Second stage: the losses of VAE and prior, by one of the algorithms of appendix G.6.
 
     Args:
         p: draws t for the prior's loss.
         algorithm: 1, 2 or 3 (:mod:`lsgm.training.algorithms`).
         q: draws t for the VAE's loss; algorithm 2 only.
-        joint: algorithm 2 takes both through the network in one pass of twice the batch, else one after the other.
-        q_prior: the prior that the VAE's pass sees (algorithm 2, one after the other), such as one with averaged
-            weights; None: the trained one.
-        time_samples: samples of (t, noise) per latent and step. More cost passes of the score network and lower the
-            variance of the gradient, the encoder's too.
-        balance: balance the groups' KLs (algorithm 1 only).
-        train_vae: False: the prior's loss alone, on samples of a frozen VAE.
+        joint: algorithm 2 evaluates both losses in one pass with twice the batch, otherwise one after the other.
+        q_prior: prior for the VAE's loss (algorithm 2, not joint), such as one with averaged weights; None: the
+            prior that is trained.
+        time_samples: samples of (t, noise) per latent and step. More samples lower the variance of the gradients, the
+            encoder's too, but need more passes through the score network.
+        balance: balance the KLs of the groups (algorithm 1 only).
+        train_vae: False: only the prior's loss, on samples from a frozen VAE.
     """
 
     def __init__(
@@ -146,5 +146,5 @@ def _kl_vectors(posterior: Posterior) -> dict[str, Tensor]:
 
 
 def _noise(model: LSGM, random: BatchNoise) -> list[Tensor]:
-    """The encoder's normal draws."""
+    """The normal noise of the encoder's samples."""
     return [random.normal(shape) for shape in (model.latent_shape, *model.vae.lower_scale_shapes)]

@@ -40,7 +40,7 @@ def pretrain(
 ) -> Summary:
     """Train the VAE of ``stage`` on the store ``data``; write model, configuration and history to ``out``.
 
-    Goes on from the last state in ``state`` (by default ``out``/state) where there is one. Several processes that
+    Resumes from the last state in ``state`` (by default ``out``/resume) if there is one. Several processes that
     `torchrun` started train one model.
     """
     ranks, device = distributed.start(device)
@@ -64,7 +64,7 @@ def build(
     states: States | None = None,
     tensorboard: Path | None = None,
 ) -> tuple[Engine, LSGM]:
-    """The engine that trains the VAE, and the model. Raises :class:`LSGMError` where the data are damaged."""
+    """The engine that trains the VAE, and the model. Raises :class:`LSGMError` if the data are damaged."""
     config = stage.pretrain
     torch.manual_seed(config.seed)
     store = ImageStore(data, stage.dataset)

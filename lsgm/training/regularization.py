@@ -1,4 +1,4 @@
-"""Spectral regularization (NVAE, section 3.2): keep the Lipschitz constant of the networks in bounds.
+"""Spectral regularization (NVAE, section 3.2), which bounds the Lipschitz constant of the networks.
 
 lambda * (sum over convolutions of the largest singular value + sum over norm layers of max |gamma|).
 """
@@ -19,11 +19,11 @@ ITERATIONS = 4
 
 
 class SpectralRegularizer:
-    """Sum of largest singular values and of max |gamma| of one network.
+    """The sum of largest singular values and of max |gamma| in one network.
 
-    The singular values are followed by power iteration (40 steps on the first call, then 4 a call), for all weights
-    of one shape at once. Convolutions count with the weight they apply (weight norm included) as [C_out, the rest].
-    With ``convs`` False they do not count at all.
+    Singular values are estimated by power iteration (40 steps on the first call, 4 on each later call), batched over
+    weights of the same shape. The weight of a convolution, after weight norm, counts as a matrix [C_out, rest]. With
+    ``convs=False`` convolutions do not count.
     """
 
     def __init__(self, network: nn.Module, seed: int = 0, convs: bool = True) -> None:
@@ -60,7 +60,7 @@ class SpectralRegularizer:
         return torch.as_tensor(total)
 
     def state_dict(self) -> dict[str, Any]:
-        """The power iteration's vectors."""
+        """The vectors of the power iteration."""
         return {"left": list(self._left), "iterations": self._iterations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

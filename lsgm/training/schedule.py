@@ -1,4 +1,4 @@
-"""How the learning rates, the KL coefficient and the rows of the history are spread over the steps of a stage."""
+"""Schedules over the steps of a stage: learning rates, KL coefficient, rows of the history."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ HISTORY_ROWS = 200  # at most
 class Schedule:
     """Linear warm-up, then a cosine from ``lr`` to ``lr_min``.
 
-    With W warm-up epochs of K steps: step i < W K has lr * i / (W K); epoch W keeps the last of these; n epochs later
-    lr_min + (lr' - lr_min) (1 + cos(pi n / T)) / 2 with lr' that last value and T = epochs - W - 1. With
-    `lr_schedule: iteration` one step takes the place of an epoch after the warm-up.
+    With W warm-up epochs of K steps, step i < W K has the learning rate lr * i / (W K). Epoch W keeps the last of these
+    values, lr'; n epochs later it is lr_min + (lr' - lr_min) (1 + cos(pi n / T)) / 2 with T = epochs - W - 1. With
+    `lr_schedule: iteration`, the cosine advances after every step instead of every epoch.
     """
 
     config: ScheduleConfig
@@ -24,7 +24,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training."""
+        """The total number of training steps."""
         return max(1, round(self.config.epochs * self.steps_per_epoch))
 
     def learning_rate(self, step: int, lr: float, lr_min: float) -> float:
@@ -48,5 +48,5 @@ def linear_anneal(step: int, total: int, const_portion: float, portion: float, s
 
 
 def rows_every(config: ScheduleConfig, steps_per_epoch: int) -> int:
-    """Steps from one row of the history to the next."""
+    """The number of steps between rows of the history."""
     return max(1, Schedule(config, steps_per_epoch).steps // HISTORY_ROWS)

@@ -1,7 +1,7 @@
 """What a training needs to resume exactly where it stopped: written atomically, the last two kept, checked when read.
 
-A state file is a torch file of tensors and plain values (nothing in it is executed) with its SHA-256 in the name of a
-second, tiny file beside it. Random streams need no state: what a step draws depends on (seed, step) alone.
+A state file is a torch file of tensors and plain values (nothing in it is executed). A small file with the same stem
+holds its SHA-256. Random generators need no state, because a step's random numbers depend only on (seed, step).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class States:
     """The state files of one training.
 
     Args:
-        folder: where they are; made when the first is written.
-        identity: what the training is, its settings and inputs; a state of another one is refused.
+        folder: folder of the state files, created when the first one is written.
+        identity: settings and inputs of the training; a state with another identity is rejected.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -37,10 +37,10 @@ class States:
         self.identity = dict(_flat(identity))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after ``step`` steps; older ones than the last two go, and those of later steps.
+        """Write the state after ``step`` steps; remove all but the last two, and those of later steps.
 
         Raises:
-            LSGMError: it cannot be written. The states that are there stay.
+            LSGMError: the state cannot be written. Existing states are kept.
         """
         buffer = io.BytesIO()
         torch.save({"step": step, "identity": self.identity, "state": state}, buffer)
@@ -64,20 +64,20 @@ class States:
         self._forget([old for old in steps if old > step] + [old for old in steps if old <= step][:-KEPT])
 
     def load(self, below: int | None = None) -> tuple[int, dict[str, Any]] | None:
-        """Steps done and state of the newest file that is whole, of fewer than ``below`` steps; None without any.
+        """The step count and state in the newest intact file, with fewer than ``below`` steps; None if there is none.
 
-        A part that the state lacks raises :class:`LSGMError` where it is looked up.
+        Looking up a part that the state lacks raises :class:`LSGMError`.
 
         Raises:
-            LSGMError: the state is that of another training, or none is whole.
+            LSGMError: the state belongs to another training, or no state is intact.
         """
         steps = [step for step in self._steps() if below is None or step < below]
         for step in reversed(steps):
             path = self._path(step)
             try:
                 found = _read(path, step)
-            except Exception as error:  # torch's reader fails in many ways on bytes that are not its own
-                log.info(f"{path}: damaged ({' '.join(str(error).split())[:200]}); trying the one before")
+            except Exception as error:  # torch's reader raises exceptions of many kinds on damaged files
+                log.info(f"{path}: damaged ({' '.join(str(error).split())[:200]}); trying the previous state")
                 continue
             identity = found["identity"]
             if identity != self.identity:
@@ -93,15 +93,17 @@ class States:
         return None
 
     def clear(self) -> None:
-        """Remove all: the training is done."""
+        """Remove all states, after training is done."""
         self._forget(self._steps())
-        with suppress(OSError):  # not there, or someone keeps other things in it
+        with suppress(OSError):  # missing, or it contains other files
             self.folder.rmdir()
 
     def _forget(self, steps: list[int]) -> None:
         for step in steps:
             self._path(step).unlink(missing_ok=True)
-        for checksum in self.folder.glob("step-*.sha256"):  # of these, or of a process that was killed before its state
+        for checksum in self.folder.glob(
+            "step-*.sha256"
+        ):  # of these states, or of one that was never written because its process was killed
             if not checksum.with_suffix(".pt").exists():
                 checksum.unlink(missing_ok=True)
         remove_abandoned(self.folder)
@@ -117,7 +119,7 @@ class States:
 
 
 class _Tree(dict[str, Any]):
-    """A state from a file, whose missing parts are told in one line."""
+    """A state from a file; looking up a missing part raises an error of one line."""
 
     def __init__(self, tree: dict[str, Any], path: Path, where: str = "") -> None:
         super().__init__(tree)
@@ -134,12 +136,12 @@ class _Tree(dict[str, Any]):
 
 
 def _read(path: Path, step: int) -> dict[str, Any]:
-    """What is in the state file of ``step``; raises an exception of any kind if it is not what was written."""
+    """The contents of the state file of ``step``; raises an exception of any kind if the file is damaged."""
     if sha256(path) != path.with_suffix(".sha256").read_text(encoding="utf-8").strip():
         raise ValueError("its checksum differs")
     found = torch.load(path, map_location="cpu", weights_only=True)
     if not (isinstance(found, dict) and found.get("step") == step):
-        raise ValueError(f"it is no state of step {step}")
+        raise ValueError(f"it is not a state of step {step}")
     if not (isinstance(found.get("identity"), dict) and isinstance(found.get("state"), dict)):
         raise ValueError("it has no identity or no state")
     return found

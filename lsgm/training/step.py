@@ -1,4 +1,4 @@
-"""One training step, from a batch of images to the optimizers: the page on which all of it can be read."""
+"""One complete training step on one page, from a batch of images to the optimizers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OptimizerSpec:
 
 
 class Stateful(Protocol):
-    """What a state is made of."""
+    """An object whose state is saved with the training state."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -42,17 +42,17 @@ class Stateful(Protocol):
 
 @dataclass
 class Task:
-    """What a stage asks of its training.
+    """The parts of training that differ between the stages.
 
     Attributes:
         optimized: the optimizers.
-        objective: (images of this process, step, steps, noise) -> what is minimized; the mean over its images.
-        regularizers: (weight, sum to be minimized too).
+        objective: (images of this process, step, steps, noise) -> objective, averaged over these images.
+        regularizers: pairs (weight, regularizer) that are added to the loss.
         after_step: called after each step of the optimizers.
-        parts: what a state holds beside optimizers and history, by name.
+        parts: objects whose state is saved in addition to optimizers and history, by name.
         networks: the networks that are trained, by name.
-        summarize: (means of the objective's vectors) -> what the history keeps of them.
-        validate: () -> what is measured on the model every `eval_every_epochs`, and images, by name.
+        summarize: (means of the objective's vectors) -> values for the history.
+        validate: () -> (measurements of the model, images), both by name; called every `eval_every_epochs`.
     """
 
     optimized: list[OptimizerSpec]
@@ -67,7 +67,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What came of a step. ``flags`` are those of all processes; where one is set nothing was changed by a bad step."""
+    """The result of a step. ``stop`` and ``spoiled`` are set if they are set in any process."""
 
     good: bool
     terms: dict[str, Tensor]  # means over the batch, with `loss` and `gradient_norm`
@@ -77,10 +77,10 @@ class Outcome:
 
 
 class TrainingStep:
-    """The step of a training. Every random number of a step depends on (seed, step) alone.
+    """Takes one training step. All random numbers of a step depend only on (seed, step).
 
     Raises:
-        LSGMError: the batch cannot be shared evenly.
+        LSGMError: the batch cannot be divided evenly among processes and parts.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class TrainingStep:
         share, rest = divmod(batches.batch, ranks.world * config.accumulate)
         if rest:
             raise LSGMError(
-                f"batch: {batches.batch} images cannot be shared evenly by {ranks.world} processes of "
-                f"{config.accumulate} parts (accumulate)"
+                f"batch: {batches.batch} images cannot be divided evenly among {ranks.world} processes "
+                f"with {config.accumulate} parts each (accumulate)"
             )
         self.share = share  # images of one forward pass
         self.generator = torch.Generator(device)
         self.autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**6, enabled=config.precision == "fp16")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
-        # Statistics of batch norms, and what they were before the step: a bad step must not stay in them.
+        # Statistics of batch norms and a copy from before the step, which a bad step restores.
         self.buffers = [b for network in task.networks.values() for b in network.buffers() if b.is_floating_point()]
         self.buffers_before = [b.clone() for b in self.buffers]
         self.weights = NormalizedWeights(*task.networks.values())
@@ -107,8 +107,8 @@ class TrainingStep:
     def __call__(self, step: int, guard: DivergenceGuard, flags: Callable[[], tuple[bool, bool]]) -> Outcome:
         """Take the step ``step`` if it is good and no process is spoiled.
 
-        ``flags``: whether this process was told to stop after the step, and whether it is spoiled (has weights that are
-        not finite); asked after the gradients.
+        ``flags`` returns whether this process was told to stop after the step, and whether it is spoiled (has weights
+        that are not finite). It is called once the gradients are computed.
         """
         task, config, parts = self.task, self.config, self.config.accumulate
         optimizers = [item.optimizer for item in task.optimized]
@@ -118,7 +118,7 @@ class TrainingStep:
         for item in task.optimized:
             for group in item.optimizer.param_groups:
                 group["lr"] = self.schedule.learning_rate(step, item.lr, item.lr_min) * guard.lr_factor
-        torch.manual_seed(mix(config.seed, step, self.ranks.rank))  # dropout's
+        torch.manual_seed(mix(config.seed, step, self.ranks.rank))  # for dropout
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=False)
 
@@ -152,13 +152,13 @@ class TrainingStep:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm(gradients).float()
 
-        # 7. What the host must know, in one transfer: is the step good, is any process to stop, or spoiled?
+        # 7. In one transfer to the host: is the step good, and must any process stop, or is any spoiled?
         facts = torch.stack([sums["loss"].float(), norm, *norm.new_tensor([float(flag) for flag in flags()])])
         all_reduce_max(facts)
         worst, size, stops, spoils = facts.tolist()
         good = not spoils and guard.is_good(worst, size)
 
-        # 8. The optimizers, and the moving average of the prior's weights; or the statistics as they were before.
+        # 8. The optimizers and the moving average of the prior's weights, or the statistics from before the step.
         if good:
             if config.grad_clip > 0:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters(), config.grad_clip, norm)
@@ -170,17 +170,17 @@ class TrainingStep:
         return Outcome(good, {**sums, "gradient_norm": norm}, size, bool(stops), bool(spoils))
 
     def parameters(self) -> list[Tensor]:
-        """What the optimizers step over."""
+        """The parameters that the optimizers update."""
         return [p for item in self.task.optimized for group in item.optimizer.param_groups for p in group["params"]]
 
     @property
     def looks_for_scale(self) -> bool:
-        """Whether steps are bad because the loss, in fp16, is scaled too much."""
+        """Whether steps may be bad only because fp16 loss scaling has not yet found its scale."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
 
 @torch.no_grad()
 def copy_all(source: list[Tensor], target: list[Tensor]) -> None:
-    """Copy each tensor of ``source`` to that of ``target``."""
+    """Copy each tensor of ``source`` to its counterpart in ``target``."""
     if source:
         torch._foreach_copy_(target, source)

@@ -48,9 +48,9 @@ def train(
 ) -> Summary:
     """Train VAE and prior from the VAE in ``vae``; write model (EMA prior, raw VAE), configuration and history.
 
-    ``vae`` is a pretrained VAE, or an LSGM whose own is taken. With ``train_vae: false`` the VAE stays as it is, in
-    evaluation mode. Goes on from the last state in ``state`` (by default ``out``/state) where there is one. Several
-    processes that `torchrun` started train one model.
+    ``vae`` is the folder of a pretrained VAE, or of an LSGM whose VAE is taken. With ``train_vae: false`` the VAE is
+    frozen in evaluation mode. Resumes from the last state in ``state`` (by default ``out``/resume) if there is one.
+    Several processes that `torchrun` started train one model.
     """
     ranks, device = distributed.start(device)
     inputs = {"data": sha256(data / "manifest.json"), "vae": sha256(vae / "model.safetensors")}
@@ -90,7 +90,7 @@ def build(
     """The engine that trains VAE and prior, the model, and the average of the prior's weights.
 
     Raises:
-        LSGMError: the data or the VAE are damaged, or do not belong together.
+        LSGMError: the data or the VAE are damaged, or do not fit together.
     """
     config = stage.train
     store = ImageStore(data, stage.dataset)
@@ -100,7 +100,7 @@ def build(
     image = store.image
     if pretrained.image != image:
         raise LSGMError(
-            f"{vae}: this VAE was trained on other images ({pretrained.image}) than those of {data} ({image})"
+            f"{vae}: this VAE was trained on different images ({pretrained.image}) than those in {data} ({image})"
         )
     bits = pretrained.vae_config.x_bits
     batches = Batches(store.images("train"), config.batch, device, config.seed, image.padded_size, image.binary, bits)
@@ -130,12 +130,12 @@ def build(
 
 
 def _start_from(pretrained: LSGM, stage: TrainStage, batches: Batches) -> LSGM:
-    """The model with the pretrained VAE and a new prior. The log tells what was measured on the VAE's latents."""
+    """The model with the pretrained VAE and a new prior. Logs what was measured on the VAE's latents."""
     config, sde = stage.train, stage.sde
     torch.manual_seed(config.seed)
     if isinstance(sde, SDEConfig) and sde.name == "vesde" and sde.sigma2_max is None:
         sde = sde.model_copy(update={"sigma2_max": largest_squared_distance(encodings(pretrained, batches))})
-        log.info(f"VESDE: sigma2_max = {sde.sigma2_max:.1f}, the largest squared distance of two encodings")
+        log.info(f"VESDE: sigma2_max = {sde.sigma2_max:.1f}, the largest squared distance between two encodings")
     torch.manual_seed(config.seed)
     model = LSGM(pretrained.image, pretrained.vae_config, stage.prior, sde)
     model.vae.load_state_dict(pretrained.vae.state_dict())
@@ -181,7 +181,7 @@ def _optimizers(
 def _objective(
     model: LSGM, config: TrainConfig, ema: EMA[ScorePrior]
 ) -> Callable[[Tensor, int, int, BatchNoise], Objective]:
-    """The objective as the training step calls it, with the KL coefficient of the step."""
+    """The objective in the form that the training step calls, with the KL coefficient of the step."""
     prior, anneal = model.prior, config.kl_anneal
     assert isinstance(prior, ScorePrior) and model.sde_config is not None
     time_eps = model.sde_config.time_eps

@@ -14,13 +14,13 @@ from lsgm.progress import log
 
 
 class Validation:
-    """Test NELBO (nats/image), NFE and samples of ``model``, with ``prior`` in the place of its own.
+    """Test NELBO (nats/image), NFE and samples of ``model``, with ``prior`` in place of its own.
 
-    Draws nothing from PyTorch's global generators, changes no statistics and leaves every module in the mode it had.
+    Uses no random numbers of PyTorch's global generators, changes no statistics and restores the mode of every module.
 
     Args:
-        images: number of test images, and of samples; both the same at every look.
-        prior: one with averaged weights.
+        images: number of test images, and of samples; both are the same in every validation.
+        prior: a prior with averaged weights.
     """
 
     def __init__(self, model: LSGM, store: ImageStore, images: int, prior: ScorePrior | None = None) -> None:
@@ -31,7 +31,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Facts for the history, and images [N, C, H, W] in [0, 1]."""
+        """Measurements for the history, and images [N, C, H, W] in [0, 1]."""
         model, own = self.model, self.model.prior
         modes = {}
         try:

@@ -313,7 +313,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, caplog):
     toy.engine.task.objective = objective
     with caplog.at_level("INFO", logger="lsgm"):
         summary = toy.engine.fit()
-    assert "toy: no state is saved after step 7: not finite: parts.net.0.running_var" in caplog.text
+    assert "toy: state not saved after step 7: not finite: parts.net.0.running_var" in caplog.text
     assert toy.calls == [*range(8), *range(6, 16)] and summary.restarts == 1 and summary.skipped == 0
     assert all(v.isfinite().all() for v in saved) and all_finite(toy)
 
@@ -326,7 +326,7 @@ def test_weights_that_are_not_finite_from_the_start_have_no_state_to_go_back_to(
 
 
 def test_a_training_resumed_after_its_last_step_is_looked_at_too(tmp_path):
-    """Told to stop in its last step, which was left out: that is no success when it goes on either."""
+    """Stopped during its last step, which was skipped: the resumed run does not count this as success either."""
     first = Quadratic(tmp_path, faults={15: math.nan})
     first.stop_at = 15
     with pytest.raises(Stopped, match="told to stop after step 16"):
@@ -357,7 +357,7 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
         toy.engine.fit()
     for a, b in zip(one.result()[0], four.result()[0], strict=True):
         torch.testing.assert_close(a, b)
-    with pytest.raises(LSGMError, match="batch: 8 images cannot be shared evenly by 1 processes of 3 parts"):
+    with pytest.raises(LSGMError, match="batch: 8 images cannot be divided evenly among 1 processes with 3 parts each"):
         Quadratic(tmp_path / "x", accumulate=3)
 
 
