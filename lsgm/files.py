@@ -92,7 +92,7 @@ def _create_locked(part: Path) -> int:
 
 
 def lock(file: IO[Any], busy: str) -> None:
-    """Lock an open file until it is closed; raises :class:`LSGMError` with ``busy`` if another process holds the lock."""
+    """Lock an open file until it is closed; raises :class:`LSGMError` (``busy``) if another process holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
