@@ -101,6 +101,8 @@ def save(points: dict[str, list[tuple[float, float, float]]], path: Path) -> Non
             for name, found in points.items():
                 axes.plot(*zip(*((p[0], p[column]) for p in found), strict=True), marker="o", linewidth=1, label=name)
             axes.set(xscale="log", yscale="log", xlabel="evaluations of the score network", ylabel=f"{label}, nats")
+            axes.set_xticks((8, 16, 32, 100, 1000), labels=["8", "16", "32", "100", "1000"])
+            axes.tick_params(axis="x", which="minor", labelbottom=False)
             axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small")
 

@@ -1,6 +1,6 @@
 """Sampling 64 latents by the probability-flow ODE: our RK45 against torchdiffeq's dopri5 and scipy's RK45.
 
-    python benchmarks/sampling.py [--model checkpoints/lsgm/mnist_demo] [--tol 1e-5] [--runs 5]
+    python benchmarks/rk45.py [--model checkpoints/lsgm/mnist_demo] [--tol 1e-5] [--runs 5]
 
 Errors are relative, in the root mean square, to a solve in float64 at a thirtieth of the tolerance. Which steps an
 adaptive solver takes is partly chance, and its error varies from start to start: errors and NFE are means over a dozen

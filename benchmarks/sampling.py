@@ -22,7 +22,7 @@ from torch import Tensor
 import lsgm
 from lsgm.config import SampleConfig
 from lsgm.data.store import ImageStore
-from lsgm.evaluation.canvas import canvas
+from lsgm.evaluation.canvas import COLOURS, canvas
 from lsgm.evaluation.fidelity import frechet_distance, real_vs_real
 from lsgm.evaluation.statistics import measure, read_reference
 from lsgm.model import LSGM
@@ -117,21 +117,37 @@ def main() -> None:
         save(points, args.out / "sampling.png")
 
 
+IN_THE_FIGURE = (
+    "velocity AB2, equal phi", "velocity AB2, equal t", "DPM-Solver++(2M), equal log-SNR", "DDIM, equal log-SNR",
+    "noise AB3 (DEIS), edm", "Heun, equal t", "EDM", "adaptive SDE, tol 0.1", "ancestral",
+)  # fmt: skip
+RANDOM = ("ancestral", "adaptive SDE, tol 0.1")
+
+
 def save(points: dict[str, list[tuple[float, float, float]]], path: Path) -> None:
     """rms and Fréchet distance over the number of evaluations."""
-    with canvas(path, (11, 5.5), layout="constrained") as figure:
+    exact = [found for name, found in points.items() if name.startswith("rk45")]
+    shown = {name: points[name] for name in IN_THE_FIGURE if name in points} | {
+        "rk45": [point for found in exact for point in found]
+    }
+    with canvas(path, (12, 5), layout="constrained") as figure:
         left, right = figure.subplots(1, 2)
-        for name, found in points.items():
+        for (name, found), color, marker in zip(shown.items(), COLOURS * 2, "osD^vP*Xpd", strict=False):
             nfe, rms, distance = zip(*sorted(found), strict=True)
-            (line,) = right.plot(nfe, distance, marker="o", markersize=3, linewidth=1, label=name)
-            if not any(word in name for word in ("ancestral", "SDE", "tau")):
-                left.plot(nfe, rms, marker="o", markersize=3, linewidth=1, color=line.get_color())
+            style = {"color": color, "marker": marker, "linewidth": 2.5 if "equal phi" in name else 1.2, "label": name}
+            right.plot(nfe, distance, **style)
+            if name not in RANDOM:
+                left.plot(nfe, rms, **style)
         left.set(yscale="log", ylabel="rms distance to the exact ODE, relative")
         right.set(ylabel="Fréchet distance", yscale="log")
-        for axes in (left, right):
+        right.set_yticks([4, 5, 6, 8, 10, 12], labels=["4", "5", "6", "8", "10", "12"], minor=False)
+        right.tick_params(axis="y", which="minor", labelleft=False)
+        for axes, ticks in ((left, (3, 5, 10, 20, 50)), (right, (3, 5, 10, 20, 50, 100, 200))):
             axes.set(xscale="log", xlabel="evaluations of the score network")
+            axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+            axes.tick_params(axis="x", which="minor", labelbottom=False)
             axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize="x-small")
+        right.legend(fontsize="small")
 
 
 if __name__ == "__main__":
