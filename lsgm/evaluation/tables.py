@@ -217,6 +217,8 @@ def summary(metrics: Metrics) -> dict[str, Any]:
         found |= {"reconstruction": nelbo.reconstruction, "kl": nelbo.kl}
         if nelbo.iw_bound is not None and nelbo.iw_stderr is not None:
             found |= {f"iw_bound_{nelbo.iw_samples}": nelbo.iw_bound, "iw_stderr": nelbo.iw_stderr}
+        checks = {name: getattr(nelbo, name) for name in ("solver_error", "solver_rms", "estimate_std")}
+        found |= {name: value for name, value in checks.items() if value is not None}
         if key in SAMPLED:
             found |= _fidelity(metrics, key)
             training: Training = getattr(metrics.training, key)
@@ -237,6 +239,7 @@ def _caption(metrics: Metrics) -> str:
         f"**{metrics.model}** ({metrics.dataset}): NELBO of {metrics.nelbo.images} test images; the LSGM's gain over "
         f"the VAE is {gain.nelbo:.2f} ± {gain.stderr:.2f} {metrics.nelbo.unit} (paired). "
     )
+    text += _exactness(metrics.nelbo.lsgm)
     if fidelity is not None:
         name, real = next(iter(fidelity.real_vs_real.items()))
         text += (
@@ -248,6 +251,18 @@ def _caption(metrics: Metrics) -> str:
         if training.diverged_at is not None:
             text += f"The training of the {what} diverged at step {training.diverged_at}: this is its last good state. "
     return f"{text}Measured on {metrics.device}, {metrics.date}."
+
+
+def _exactness(nelbo: NELBO) -> str:
+    """How exact the estimate of log p(z0) is, where that was checked."""
+    if nelbo.estimate_std is None or not math.isfinite(nelbo.estimate_std):
+        return ""
+    found = f"Its estimate of log p(z0) varies by {nelbo.estimate_std:.2f} nats over its random draws"
+    if nelbo.iw_bound is not None:
+        found += ", which can make the importance-weighted bound too low by up to half the square of that"
+    if nelbo.solver_error is not None and nelbo.solver_rms is not None:
+        found += f"; the solver's error is {nelbo.solver_error:+.2f} nats (rms {nelbo.solver_rms:.2f})"
+    return f"{found}, on {nelbo.check_images} of the images. "
 
 
 def _bars(metrics: Metrics) -> list[Bar]:
