@@ -239,9 +239,8 @@ def export(model: LSGM, path: str | Path, dataset: str) -> None:
         mixing = {} if logits is None else {"mixing_logit": logits.detach().cpu().clone()}
         content |= {"best_score_fid": 1e6, "best_score_nll": 1e6, "dae_state_dict": mixing | _emitted(network)}
     buffer = io.BytesIO()
-    torch.save(
-        {**content, "vae_state_dict": vae_state}, buffer
-    )  # via memory: torch.save to a full disk raises an obscure error
+    # via memory: torch.save to a full disk raises an obscure error
+    torch.save({**content, "vae_state_dict": vae_state}, buffer)
     with atomic(path) as part:
         part.write_bytes(buffer.getbuffer())
 

@@ -78,13 +78,13 @@ def with_one(value):
         (torch.tensor(0.5), r"found the shape \[\]"),
         (X[None], r"found the shape \[1, 2, 3, 8, 8\]"),
         (X[:0], "found an empty batch"),
-        (X.round().long(), "found the type torch.int64; give floating-point numbers, or torch.uint8"),
+        (X.round().long(), "found the type torch.int64; use floating-point numbers, or torch.uint8"),
         (X.round().bool(), "found the type torch.bool"),
         (X.to(torch.complex64), "found the type torch.complex64"),
         (X.numpy(), "found a value of type ndarray; torch.from_numpy makes one"),
         (None, "found None"),
         ([X, X], "found a value of type list"),
-        (X.to("meta"), "on cpu, where the model is, found it on meta"),
+        (X.to("meta"), "on cpu, the model's device, found it on meta"),
     ],
 )
 def test_images_that_are_none_of_the_models(color, entry, x, message):

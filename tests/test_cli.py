@@ -156,7 +156,7 @@ def test_metrics_hold_together(made):
 
 def test_an_altered_checkpoint_is_noticed(made, run, tmp_path):
     folder, _ = made
-    assert "2 models are what was saved" in run("verify", folder).stderr
+    assert "2 models unchanged since they were saved" in run("verify", folder).stderr
     shutil.copytree(folder / "vae", tmp_path / "models/vae")
     weights = tmp_path / "models/vae/model.safetensors"
     content = bytearray(weights.read_bytes())

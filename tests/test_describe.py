@@ -77,4 +77,4 @@ def test_command_line(capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().out
     assert "3,005,822 parameters" in said and "63,774,544 parameters" in said and "latents: 40 x 8 x 8" in said
     assert cli.main(["describe", "nist"]) == 1
-    assert "neither a model's folder nor one of params.yaml: mnist_demo" in capsys.readouterr().err
+    assert "neither the folder of a model nor a model in params.yaml (mnist_demo" in capsys.readouterr().err

@@ -65,10 +65,10 @@ def test_json_is_strict(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"{", "is not valid JSON"),
-        (b'{"a": 1, "a": 2}', "the key 'a' stands there twice"),
+        (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a": "\xff"}', "is not a text file in UTF-8 .byte 7 is 0xff"),
-        (b"\xff\xfe{\x00}\x00", "is not a text file in UTF-8"),
+        (b'{"a": "\xff"}', "is not a UTF-8 text file .byte 7 is 0xff"),
+        (b"\xff\xfe{\x00}\x00", "is not a UTF-8 text file"),
     ],
 )
 def test_damaged_text_is_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:

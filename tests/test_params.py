@@ -240,7 +240,7 @@ def test_a_grid_of_a_million_cells_is_refused_before_it_is_made():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff{}", "is not a text file in UTF-8"),
+        (b"\xff{}", "is not a UTF-8 text file"),
         (b"[" * 100_000, "is not valid JSON .nested too deeply"),
         (NOT_FINITE, "pretrain.epochs: expected a finite number, found nan"),
         (b"3", "the whole file: expected"),

@@ -161,7 +161,7 @@ class Foreign(collections.OrderedDict):
             r"b.pt: dae_optimizer.state.1.ema: \(3, 2\) does not fit all_modules.0.weight",
         ),
         (lambda c: setattr(c["args"], "arch_instance", "res_elu"), "arch_instance|arch"),
-        (lambda c: c.pop("vae_state_dict"), "no checkpoint of an NVAE or LSGM"),
+        (lambda c: c.pop("vae_state_dict"), "not a checkpoint of an NVAE or LSGM"),
         (lambda c: c.update(best_score_fid=Foreign()), "object of the class .*Foreign"),
         (lambda c: c["vae_state_dict"]["stem.weight"].fill_(math.nan), "vae_state_dict: stem.weight: not finite"),
         (lambda c: c["dae_state_dict"]["mixing_logit"].fill_(math.inf), "dae_state_dict: mixing_logit: not finite"),
@@ -292,7 +292,7 @@ def test_command_line(tmp_path, capsys):
 
     export = ["export-published", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "b.pt")]
     assert cli.main(export) == 1
-    assert "does not say what it was trained on; name it: --dataset" in capsys.readouterr().err
+    assert "has no record of its dataset; name it, for example: --dataset" in capsys.readouterr().err
     assert cli.main([*export, "--dataset", "celeba_32"]) == 0
     one, two = published.read(tmp_path / "a.pt"), published.read(tmp_path / "b.pt")
     for part in ("vae_state_dict", "dae_state_dict"):

@@ -44,9 +44,9 @@ def test_what_is_read(text, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "line 3: a: stands there twice, first in line 1; delete one"),
-        ("a: [1, {b: {c: 1,\n  c: 2}}]", "line 2: a.1.b.c: stands there twice, first in line 1"),
-        ("a: {b: 1, b: 1}", "line 1: a.b: stands there twice, first in the same line"),
+        ("a: 1\nb: 2\na: 3", "line 3: a: appears twice, first in line 1; delete one"),
+        ("a: [1, {b: {c: 1,\n  c: 2}}]", "line 2: a.1.b.c: appears twice, first in line 1"),
+        ("a: {b: 1, b: 1}", "line 1: a.b: appears twice, first in the same line"),
         ("a: 1\n__use_yte__: true", "line 2: found the key '__use_yte__', which asks for code to be run; delete it"),
         ("a: {__definitions__: []}", "line 1: found the key '__definitions__'"),
         ("a: [{__variables__: {}}]", "line 1: found the key '__variables__'"),
@@ -100,8 +100,8 @@ def test_what_is_refused(text, message):
 def test_files_that_are_no_text(tmp_path):
     path = tmp_path / "params.yaml"
     for content, message in (
-        (b"a: \xe9", r"is not a text file in UTF-8 \(byte 3 is 0xe9\); save it as UTF-8"),
-        ("a: 1".encode("utf-16"), "is not a text file in UTF-8"),
+        (b"a: \xe9", r"is not a UTF-8 text file \(byte 3 is 0xe9\); save it as UTF-8"),
+        ("a: 1".encode("utf-16"), "is not a UTF-8 text file"),
         (b"a" * (MAX_BYTES + 1), f"has {MAX_BYTES + 1} bytes, expected at most {MAX_BYTES}"),
         (b"", "is empty"),
     ):

@@ -180,7 +180,7 @@ class _Reader(yaml.SafeLoader):
             if key in at:
                 place = f"{path}.{key}".lstrip(".")
                 first = f"line {at[key]}" if at[key] != _line(event) else "the same line"
-                self.refuse(event, f"{place}: stands there twice, first in {first}; delete one of them")
+                self.refuse(event, f"{place}: appears twice, first in {first}; delete one of them")
             at[key] = _line(event)
             place = f"{path}.{key}" if path else key
             self.lines[place] = at[key]

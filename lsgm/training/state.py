@@ -101,9 +101,8 @@ class States:
     def _forget(self, steps: list[int]) -> None:
         for step in steps:
             self._path(step).unlink(missing_ok=True)
-        for checksum in self.folder.glob(
-            "step-*.sha256"
-        ):  # of these states, or of one that was never written because its process was killed
+        # of these states, or of one that was never written because its process was killed
+        for checksum in self.folder.glob("step-*.sha256"):
             if not checksum.with_suffix(".pt").exists():
                 checksum.unlink(missing_ok=True)
         remove_abandoned(self.folder)

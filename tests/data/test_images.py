@@ -140,7 +140,7 @@ def test_a_partition(tmp_path: Path, content: bytes, log: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"1.png 0\n\xff\xfe", "is not a text file in UTF-8"),
+        (b"1.png 0\n\xff\xfe", "is not a UTF-8 text file"),
         (b"", "expected lines `name number` .*, found none"),
         (b"1.png 0\n2.png 3\n", "expected lines `name number` .*, found '2.png 3'"),
         (b"1.png 0\n2.png\n", "expected .*found '2.png'"),

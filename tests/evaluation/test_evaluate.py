@@ -129,7 +129,7 @@ def altered_samples(root: Path) -> None:
         (sampling(model=3), r"sampling\.json: model: expected"),
         (
             lambda root: (root / "lsgm_samples/sampling.json").write_bytes(b"\xff"),
-            r"sampling\.json: is not a text file",
+            r"sampling\.json: is not a UTF-8 text file",
         ),
         (lambda root: (root / "lsgm_samples/sampling.json").write_text("[]"), r"sampling\.json: the whole file: exp"),
     ],

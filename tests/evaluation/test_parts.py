@@ -96,7 +96,7 @@ def test_a_changed_line_is_named(tmp_path: Path, spoil: Callable[[Path], object]
         (lambda path: path.write_text(path.read_text().replace('"kl"', '"KL"', 1)), "line 2: no part of a NELBO .kl: "),
         (lambda path: path.write_text(""), "line 1: is not valid JSON"),
         (lambda path: path.write_text("[1]\n"), "line 1: no part of a NELBO .the whole line: "),
-        (lambda path: path.write_bytes(path.read_bytes()[:-40] + b"\xff"), "is not a text file in UTF-8"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-40] + b"\xff"), "is not a UTF-8 text file"),
         (lambda path: path.write_text("[" * 100_000), "line 1: is not valid JSON"),
     ],
 )

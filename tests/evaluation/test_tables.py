@@ -323,7 +323,7 @@ def test_same_bytes_every_time(tmp_path: Path) -> None:
     [
         (lambda path: (path / "metrics.json").unlink(), r"metrics\.json: cannot be read .*lsgm evaluate"),
         (lambda path: (path / "metrics.json").write_text('{"model": '), r"metrics\.json: is not valid JSON"),
-        (lambda path: (path / "metrics.json").write_bytes(b"\x89PNG\xff"), r"metrics\.json: is not a text file"),
+        (lambda path: (path / "metrics.json").write_bytes(b"\x89PNG\xff"), r"metrics\.json: is not a UTF-8 text file"),
         (lambda path: (path / "metrics.json").write_text("[1]"), r"metrics\.json: the whole file: expected"),
         (lambda path: (path / "history_vae.csv").unlink(), r"history_vae\.csv: cannot be read"),
         (lambda path: (path / "history_lsgm.csv").write_text(""), r"history_lsgm\.csv: cannot be read"),

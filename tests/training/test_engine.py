@@ -260,7 +260,7 @@ def all_finite(toy):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_training_that_ends_badly_once_is_done_again_from_its_last_state(tmp_path, fault):
-    """The last step is left out, or something is not finite after it."""
+    """The last step is skipped, or something is not finite after it."""
     toy = Quadratic(tmp_path)
     spoil = FAULTS[fault](toy)
     at_the_end(toy, lambda found: None if toy.engine.guard.restarts else spoil(found))
