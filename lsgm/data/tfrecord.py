@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -106,5 +105,7 @@ def _integers(feature: memoryview) -> Iterator[int]:
 
 def masked_crc32c(data: bytes) -> int:
     """The checksum of the TFRecord format: a CRC-32C, rotated and shifted."""
+    import google_crc32c  # only TFRecord files need it
+
     crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -44,10 +44,11 @@ _recordings: WeakKeyDictionary[nn.Module, dict[Any, Recorded]] = WeakKeyDictiona
 def recorded(module: nn.Module, z: Tensor, t: Tensor) -> Recorded:
     """The recording of ``module`` (z, t) for tensors like these; made at the first call and kept with the module.
 
-    It is made again where the module has moved, or its weights are other tensors. (Their values may change.)
+    It is made again where the module was moved or compiled, or its weights are other tensors. (Values may change.)
     """
     places = tuple(x.data_ptr() for x in (*module.parameters(), *module.buffers()))
-    key = (z.shape, z.dtype, t.shape, module.training, places)
+    compiled = id(module._compiled_call_impl)
+    key = (z.shape, z.dtype, t.shape, module.training, compiled, places)
     kept = _recordings.setdefault(module, {})
     if key not in kept:
         while len(kept) >= KEPT:
