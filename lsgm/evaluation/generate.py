@@ -90,36 +90,43 @@ def draw_part(
     missing = chunks.missing(own)
     if len(missing) < len(own):
         log.info(f"sampling: {len(own) - len(missing)} of {len(own)} batches are there already")
-    if not missing or chunks.failed():
-        return chunks
-    model = checkpoint.load(folder, device)
+    if missing and not chunks.failed():
+        with chunks.held():
+            _draw(stage, folder, device, chunks, missing)
+    return chunks
+
+
+def _draw(stage: SampleStage, folder: Path, device: torch.device, chunks: Chunks, missing: list[int]) -> None:
+    """Draw the ``missing`` batches in order; if failures are recorded, up to the first that fails."""
+    config, model = stage.sample, checkpoint.load(folder, device)
     if config.compile:
         model.compile_prior()
-    start = time.perf_counter()
-    number = missing[0]
+    start, left = time.perf_counter(), list(missing)
     try:
         for number, (images, nfe) in zip(missing, model.sample_batches(config, missing), strict=True):
             pixels = images.mul(255).round().byte().cpu().contiguous().numpy()
             now = time.perf_counter()
             chunks.write(number, Chunk(pixels, nfe, now - start))
+            left.remove(number)
             start = now
     except SolverError as error:
         if config.on_failure == "error":
             raise
-        failed = chunks.missing(own)[0]
         nothing = np.zeros((0, *chunks.image_shape), np.uint8)
-        chunks.write(failed, Chunk(nothing, math.nan, time.perf_counter() - start, str(error)))
-    return chunks
+        chunks.write(left[0], Chunk(nothing, math.nan, time.perf_counter() - start, str(error)))
 
 
 def _join(chunks: Chunks, file: IO[bytes]) -> tuple[Chunk, NDArray[np.uint8]]:
     """Append the pixels of all chunks to ``file``: what they took together, and the first ``GRID`` images."""
     first, total = file.tell(), Chunk(np.zeros((0, *chunks.image_shape), np.uint8), 0.0, 0.0)
     shown: list[NDArray[np.uint8]] = []
+    failed = chunks.failed()
     for number in range(len(chunks.sizes)):
         chunk = chunks.read(number)
-        if chunk is None:  # behind one that failed
+        if chunk is None and failed:  # it comes after the one that failed
             continue
+        if chunk is None:
+            raise LSGMError(f"{chunks.folder}: batch {number} has disappeared; run the same command again")
         total.failed = total.failed or chunk.failed
         total.seconds += chunk.seconds
         total.nfe += chunk.nfe / len(chunks.sizes)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from lsgm.files import atomic
 from lsgm.progress import log
 
+LOCK = "lock"
 KEY = re.compile("[0-9a-f]{16}")
 
 
@@ -86,12 +88,22 @@ class Chunks:
         with atomic(self._path(number)) as part:
             save_file({"images": chunk.images}, part, facts)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from removing the chunks; several can hold them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
     def remove(self) -> None:
-        """Remove the chunks, and those of other settings in the same root."""
+        """Remove the chunks, and those of other settings in the same root, except where a process holds them."""
         if self.root.is_dir():
             for folder in self.root.iterdir():
                 if folder.is_dir() and KEY.fullmatch(folder.name):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    with (folder / LOCK).open("a") as file, suppress(BlockingIOError):
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # something else is in it
                 self.root.rmdir()
 
