@@ -76,7 +76,7 @@ def test_a_combination_that_fits_no_shape_or_job_is_marked():
 
 
 def test_what_has_the_same_settings_is_shared():
-    axes = {"tol": {"1e-1": {"sample.tol": 0.1}, "1e-2": {"sample.tol": 0.01}}}
+    axes = {"steps": {"3": {"sample.steps": 3}, "5": {"sample.steps": 5}}}
     found = params(axes=axes, set={}, seeds=[1])
     rough, same = found.members("grid")
     assert {what: found.canonical_model(what, rough) for what in SHARED} == {

@@ -62,7 +62,7 @@ def test_public_face(folder):
     model = lsgm.load(folder)
     x, info = model.sample(5, seed=0, batch=2, return_info=True)
     assert x.shape == (5, 1, 28, 28) and x.min() >= 0 and x.max() <= 1
-    assert info.images == 5 and info.solver == "ab2" and info.nfe == 10 and info.seconds > 0
+    assert info.images == 5 and info.solver == "ab2 (velocity)" and info.nfe == 10 and info.seconds > 0
     assert torch.equal(x, model.sample(5, seed=0, batch=2, time_eps=model.time_eps, solver="ab", order=2, steps=10))
     info = model.sample(5, solver="rk45", tol=1e-2, return_info=True)[1]
     assert info.solver == "rk45" and info.tol == 1e-2 and info.nfe >= 8
@@ -238,7 +238,7 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
     for found in (altered, content[: len(content) // 2], pickled):
         weights.write_bytes(found)
         with pytest.raises(
-            LSGMError, match=r"m/model.safetensors: altered or damaged, .* delete it, then .*dvc checkout"
+            LSGMError, match=r"m/model.safetensors: altered or damaged: .* delete it, then .*dvc checkout"
         ):
             lsgm.load(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -287,7 +287,7 @@ def test_an_altered_configuration_is_refused(folder, change):
     assert checkpoint.verify(folder).unchecked == []
     edit(folder, change)
     for read in (checkpoint.verify, lsgm.load):
-        with pytest.raises(LSGMError, match=r"(json|safetensors): altered or damaged, .* delete it, then restore it"):
+        with pytest.raises(LSGMError, match=r"(json|safetensors): altered or damaged: .* delete it, then restore it"):
             read(folder)
 
 
@@ -337,7 +337,7 @@ def test_a_configuration_is_held_against_the_weights_before_memory_is_taken(fold
 
     edit(folder, change)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    said = rf"(model.safetensors: damaged, or not the weights of the config.json|config.json: {'.'.join(key)}: )"
+    said = rf"(model.safetensors: damaged, or not the weights of this config.json|config.json: {'.'.join(key)}: )"
     with pytest.raises(LSGMError, match=said):
         lsgm.load(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB

@@ -285,7 +285,7 @@ def test_memory_that_is_not_there(made: Made, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(LSGM, "sample_batches", fails)
     status, said = run(*made.command("sample", tmp_path))
     check("memory", status, said, lambda: False)
-    assert "a smaller batch" in said
+    assert "reduce the batch" in said
 
 
 def test_metrics(made: Made, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def start(lsgm_command: Warm) -> Callable[..., tuple[Fork, TextIO]]:
         ("prepare", "journal.jsonl"),
         ("pretrain", "step-000000000.pt"),
         ("train", "step-000000000.pt"),
-        ("sample", "samples.npy"),
+        ("sample", "chunk-000000.safetensors"),
         ("nelbo", "out.resume"),
         ("evaluate", "samples.png"),
     ],

@@ -67,7 +67,7 @@ def test_what_is_read(text, value):
         ("a: !mine 1", "found the tag !mine"),
         ("a:\n\t- b", "is not valid YAML: line 2: .*; indent with spaces"),
         ("a: b: c", "line 1: mapping values are not allowed here; put text with a colon in quotes"),
-        ("a: [", "is not valid YAML: line 1: .*; look at the brackets"),
+        ("a: [", "is not valid YAML: line 1: .*; check the brackets"),
         ("a: 1\nb: \0", "line 2: the character 0x00, which is no text; delete it"),
         ("a: \x07", "the character 0x07"),
         ('a: "\\UFFFFFFFF"', "is not valid YAML: line 1: .*; check the escapes there"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from lsgm.files import atomic
 from lsgm.progress import log
@@ -86,7 +86,7 @@ class Chunks:
             "sha256": hashlib.sha256(chunk.images.tobytes()).hexdigest(),
         }
         with atomic(self._path(number)) as part:
-            save_file({"images": chunk.images}, part, facts)
+            part.write_bytes(save({"images": chunk.images}, facts))
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from lsgm.shapes import misfits
 COMPARISON = "run"  # the name of the frozen configuration of the table that compares the models of `run`
 RULES = (  # of the workflow; models and ablations become rules beside them
     "all", "configs", "freeze", "data", "prepare", "statistics", "pretrain", "pretrain_vae", "train", "train_lsgm",
-    "sample", "nelbo", "evaluate", "evaluate_model", "illustrate", "tabulate", "tabulate_ablation",
+    "sample", "sample_part", "nelbo", "evaluate", "evaluate_model", "illustrate", "tabulate", "tabulate_ablation",
 )  # fmt: skip
 RULES_OF_A_MODEL = "ablations_of_"  # begins the name of the rule for all ablations of a model
 MAX_LINEAGE = 100  # trainings, each of which starts from the VAE of the one before

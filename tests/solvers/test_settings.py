@@ -83,8 +83,9 @@ def test_every_solver_has_an_implementation():
 @pytest.mark.parametrize(
     ("settings", "label"),
     [
-        ({}, "ab2"), ({"order": 3}, "ab3"), ({"form": "data", "order": 1}, "ab1 (data)"), ({"solver": "ddim"}, "ddim"),
-        ({"solver": "heun"}, "heun"), ({"solver": "heun", "form": "noise"}, "heun (noise)"),
+        ({}, "ab2 (velocity)"), ({"order": 3}, "ab3 (velocity)"), ({"form": "data", "order": 1}, "ab1 (data)"),
+        ({"solver": "ddim"}, "ddim"),
+        ({"solver": "heun"}, "heun (drift)"), ({"solver": "heun", "form": "noise"}, "heun (noise)"),
     ],
 )  # fmt: skip
 def test_labels(settings, label):
