@@ -123,7 +123,7 @@ def test_equal_content_makes_nothing_again(mine: Project) -> None:
     for file in originals(mine).rglob("*.png"):
         os.utime(file)
     assert mine.dry_run() == {}
-    assert "reading 40 original files" in mine.said
+    assert "hashing 40 original files" in mine.said
     assert mine.dry_run() == {}
     assert "original files" not in mine.said
 
