@@ -125,7 +125,7 @@ def _parse(kind: type[_Part], text: str, where: str) -> dict[str, Any]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[IO[bytes]]:
-    """Open the state file ``path`` for reading and appending, locked for this process; an empty file is removed at the end.
+    """Open the state file ``path`` for reading and appending, locked for this process; remove it if it stays empty.
 
     Raises:
         LSGMError: another process holds the lock.
@@ -185,7 +185,7 @@ class State:
         found, end = self._whole(content)
         if found != self._jobs or end != len(content):
             raise LSGMError(
-                f"{self._path}: has {len(found)} of {len(self._jobs)} valid lines: something else changed it during the run; "
+                f"{self._path}: has {len(found)} of {len(self._jobs)} valid lines: it was changed during the run; "
                 "run the same command again to resume"
             )
         with atomic(out) as part:
@@ -193,7 +193,7 @@ class State:
         self._path.unlink(missing_ok=True)
 
     def _whole(self, content: bytes) -> tuple[set[Job], int]:
-        """The jobs before the first incomplete or damaged line, and the offset where they end (0: the header is invalid)."""
+        """The jobs before the first incomplete or damaged line, and the offset where they end (0: invalid header)."""
         found: set[Job] = set()
         end = 0
         for number, text in enumerate(content.splitlines(keepends=True)):

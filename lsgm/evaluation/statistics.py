@@ -54,7 +54,7 @@ class Moments:
         return cls(len(features), mean, centered.T @ centered)
 
     def __add__(self, other: Moments) -> Moments:
-        """Merge by Chan, Golub & LeVeque, 'Updating formulae and a pairwise algorithm for computing sample variances' (1979)."""
+        """Chan, Golub & LeVeque, 'Updating formulae and a pairwise algorithm for computing sample variances' (1979)."""
         count = self.count + other.count
         step = other.mean - self.mean
         return Moments(
