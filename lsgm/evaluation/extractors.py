@@ -83,7 +83,7 @@ class _MNISTClassifier(nn.Module):
 
 
 class _Inception(nn.Module):
-    """torch-fidelity's Inception-v3: TensorFlow 1's bilinear resizing, features of the last pooling, unbiased logits."""
+    """torch-fidelity's Inception-v3: TensorFlow 1's bilinear resizing, last pooling features, unbiased logits."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ MNIST_CLASSIFIER = Extractor(
 
 
 def extractor(name: str) -> Extractor:
-    """Look up ``name`` in the registry, or return `clean_fid`, which cross-checks the FID; raises LSGMError if unknown."""
+    """Find ``name`` in the registry, or return `clean_fid`, which cross-checks the FID; raises LSGMError."""
     if name == "clean_fid":
         return CLEAN_FID
     found: Extractor = load(EXTRACTORS.entry(name).implementation)

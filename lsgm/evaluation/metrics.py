@@ -103,7 +103,7 @@ class Training(Record):
     steps: int | None = None
     images_per_second: OptionalNumber = None
     seconds: Number
-    skipped: int = 0  # steps skipped because of non-finite or exploding gradients
+    skipped: int = 0  # skipped steps: non-finite loss or gradient, or exploding gradient
     restarts: int = 0  # how often training went back to an earlier checkpoint
     processes: int | None = None
     diverged_at: int | None = None  # the step at which training finally diverged; the model is the last good one

@@ -204,8 +204,8 @@ def test_a_file_without_hashes_is_held_against_itself(
         ),
         (np.zeros((10, 1, 28, 28), np.float32), NAME, "expected images of bytes"),
         (np.zeros((10, 28, 28), np.uint8), NAME, "expected images of bytes"),
-        (np.zeros((10, 3, 32, 32), np.uint8), NAME, r"is for images of \[1, 28, 28\], these are \[3, 32, 32\]"),
-        (np.zeros((10, 2, 32, 32), np.uint8), "inception", r"is for images of one or three channels, these are \[2, 3"),
+        (np.zeros((10, 3, 32, 32), np.uint8), NAME, r"expects images of \[1, 28, 28\], found \[3, 32, 32\]"),
+        (np.zeros((10, 2, 32, 32), np.uint8), "inception", r"expects images of one or three channels, found \[2, 3"),
         (np.zeros((1, 1, 28, 28), np.uint8), NAME, "at least 2 images, found 1"),
     ],
 )
