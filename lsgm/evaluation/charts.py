@@ -116,7 +116,8 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
 def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str | Path) -> None:
     """Plot the mixing coefficients as a PNG: their mean during training, and each of them at the end.
 
-    ``history`` has the column ``epoch`` and, if the coefficients are trained, ``alpha_mean``; ``coefficients`` are in [0, 1].
+    ``history`` has the column ``epoch`` and, if the coefficients are trained, ``alpha_mean``.
+    ``coefficients`` are in [0, 1].
     """
     with canvas(path, (9, 3.8), layout="constrained") as figure:
         course, end = figure.subplots(1, 2)
