@@ -162,8 +162,8 @@ def test_results_of_one_cell_in_two_folders_are_refused(tmp_path: Path) -> None:
             "g: cells: expected one for each combination .* a model for each valid cell",
         ),
         ({"axes": AXES | {"size": ["small"]}}, "g: cells: expected one for each combination"),
-        ({"axes": {}}, "g: axes: expected names other than .* found none"),
-        ({"axes": {"seed": ["1"]}}, "g: axes: expected names other than .* found seed"),
+        ({"axes": {}}, "g: axes: expected names that the table does not use .* found none"),
+        ({"axes": {"seed": ["1"]}}, "g: axes: expected names that the table does not use .* found seed"),
         ({"columns": ["p"]}, "g: columns: p: expected some of the axes"),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_state_goes_on_before_its_damaged_line(tmp_path: Path, damage: str) ->
     with locked(path) as file:
         state = State(file, path, HEADER, JOBS)
         assert state.done == set(JOBS[:2])
-        with pytest.raises(LSGMError, match="state: has 2 of 6 lines"):
+        with pytest.raises(LSGMError, match="state: has 2 of 6 valid lines"):
             state.finish(tmp_path / "early")
         for job in JOBS[2:]:
             state.add(job, numbers(job[0]))
