@@ -1,7 +1,7 @@
-"""The table and the figure of an ablation, from the metrics.json of its cells.
+"""Builds the table and the figure of an ablation from the metrics.json of its cells.
 
-The csv has a row for each cell and seed, invalid and diverged ones too; the table for readers has means over the seeds,
-in the paper's layout where the grid names axes for the columns.
+The CSV has a row for each cell and seed, including invalid and diverged ones. The readable table has means over the
+seeds, and follows the paper's layout where the grid says which axes become columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lsgm.evaluation.charts import Points, save_points
 from lsgm.evaluation.metrics import Metrics, read_metrics
 from lsgm.evaluation.tables import distance_title, markdown, number, one_line, page, plain, write_text
 
-# Columns of the csv -> what the table calls them, digits.
+# Column of the CSV -> its heading in the readable table, decimal places.
 COST = {
     "nfe": ("NFE", 0),
     "sampling_s_per_1000": ("sampling (s / 1000 images)", 2),
@@ -37,10 +37,10 @@ def tabulate(stage: TabulateStage, results: Sequence[Path], out: Path) -> None:
     """Write tables/ablations/NAME.csv, .md and .html and figures/ablations/NAME.png to ``out``.
 
     Args:
-        results: the folders of all its cells, that `lsgm evaluate` wrote.
+        results: the folders that `lsgm evaluate` wrote, one for each valid cell.
 
     Raises:
-        LSGMError: a file is missing or broken, or the results of a cell are.
+        LSGMError: a file is missing or damaged, or a cell has no results.
     """
     _check_cells(stage)
     found: dict[str, Metrics] = {}
@@ -48,11 +48,11 @@ def tabulate(stage: TabulateStage, results: Sequence[Path], out: Path) -> None:
         metrics = read_metrics(folder / "metrics.json")
         if metrics.model in found:
             raise LSGMError(
-                f"{folder}: holds results of {metrics.model}, which another folder does too; give each once"
+                f"{folder}: holds results of {metrics.model}, and so does another folder; give each model once"
             )
         found[metrics.model] = metrics
     if missing := [name for name in stage.models if name not in found]:
-        raise LSGMError(f"--results: those of {', '.join(missing)} are not among the folders; {stage.name} needs them")
+        raise LSGMError(f"--results: no folder holds the results of {', '.join(missing)}; {stage.name} needs them")
     frame = measured(stage, found)
     shown, lines = table(stage, frame), notes(stage, frame, [found[name] for name in stage.models])
     folder = out / "tables" / "ablations"
@@ -67,10 +67,10 @@ def tabulate(stage: TabulateStage, results: Sequence[Path], out: Path) -> None:
 
 
 def _check_cells(stage: TabulateStage) -> None:
-    """Raise :class:`LSGMError` unless the cells are all combinations of the axes, and the valid ones are models."""
+    """Raise :class:`LSGMError` unless each combination of the axes has a cell, and each valid cell a model."""
     taken = {"seed", "model", "state", "device", *COST, "nelbo", "nelbo_stderr", "nelbo_vae"} & {*stage.axes}
     if taken or not stage.axes:
-        raise LSGMError(f"{stage.name}: axes: expected names other than those of the table's own columns, found "
+        raise LSGMError(f"{stage.name}: axes: expected names that the table does not use for its own columns, found "
                         f"{', '.join(sorted(taken)) or 'none'}")  # fmt: skip
     if unknown := {*stage.columns} - {*stage.axes}:
         raise LSGMError(f"{stage.name}: columns: {', '.join(sorted(unknown))}: expected some of the axes")
@@ -79,12 +79,12 @@ def _check_cells(stage: TabulateStage) -> None:
     valid = {cell.name for cell in stage.cells if cell.invalid is None}
     if found != wanted or valid != {*stage.models}:
         raise LSGMError(
-            f"{stage.name}: cells: expected one for each combination of the axes, and the valid ones as models"
+            f"{stage.name}: cells: expected one for each combination of the axes, and a model for each valid cell"
         )
 
 
 def measured(stage: TabulateStage, found: dict[str, Metrics]) -> pd.DataFrame:
-    """A row for each cell and seed; ``state`` says why one has no numbers. NELBO in nats per image."""
+    """One row per cell and seed; ``state`` says why a row has no numbers. NELBOs are in nats per image."""
     distance = _distance(list(found.values()))
     rows: list[dict[str, Any]] = []
     for cell in stage.cells:
@@ -115,7 +115,7 @@ def measured(stage: TabulateStage, found: dict[str, Metrics]) -> pd.DataFrame:
 
 
 def _failure(metrics: Metrics) -> str:
-    """Why a cell has no numbers, "" if it has."""
+    """Why a cell has no numbers; "" if it has them."""
     for what, training in (("VAE ", metrics.training.vae), ("", metrics.training.lsgm)):
         if training.diverged_at is not None:
             return f"{what}diverged at step {training.diverged_at}"
@@ -125,10 +125,10 @@ def _failure(metrics: Metrics) -> str:
 
 
 def table(stage: TabulateStage, frame: pd.DataFrame) -> pd.DataFrame:
-    """What readers see, as text: means over the seeds ± their standard deviation.
+    """The readable table, as text: means over the seeds ± their standard deviation.
 
-    In bold the best of each measure, of VAE and LSGM together where both are shown. Cells of which a seed failed do not
-    compete.
+    The best value of each measure is bold; where the VAE is shown too, it competes with the LSGM. Cells with a failed
+    seed do not compete.
     """
     reasons = _reasons(frame)
     distance = _distance_column(frame)
@@ -142,7 +142,7 @@ def table(stage: TabulateStage, frame: pd.DataFrame) -> pd.DataFrame:
 
     def text(group: pd.DataFrame, name: str, measure: str, digits: int = 2) -> str:
         good = group.loc[group["state"] == "", name]
-        spread = not name.endswith("_vae")  # the VAE is one, whatever the seed
+        spread = not name.endswith("_vae")  # all seeds share one VAE
         value = _with_spread(good, digits) if spread else number(digits)(float(good.mean()))
         competes = value and len(good) == len(group)
         return f"**{value}**" if competes and _mean(good) == best.get(measure) else value
@@ -188,7 +188,7 @@ def table(stage: TabulateStage, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) -> list[str]:
-    """What the numbers of the table rest on."""
+    """The notes below the table: how its numbers were measured."""
     lines = [f"[{i}] {reason.removeprefix('invalid: ')}" for reason, i in _reasons(frame).items()]
     distance = _distance_column(frame)
     if stage.columns:
@@ -228,7 +228,7 @@ def notes(stage: TabulateStage, frame: pd.DataFrame, models: Sequence[Metrics]) 
 
 
 def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
-    """The panels of the figure: a point for each cell, the mean over its seeds."""
+    """The panels of the figure, with one point per cell: the mean over its seeds."""
     distance = _distance_column(frame)
     good = frame[frame["state"] == ""]
     panels = []
@@ -240,7 +240,7 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
         alike = pd.Series([""] * len(means))
         color, marker, filling = [*(means[axis] for axis in stage.axes), alike, alike][:3]
         text = means[others[2:]].agg(", ".join, axis=1) if others else alike
-        if not others:  # "rk45, tol 1e-1": one of the series "rk45"
+        if not others:  # "rk45, tol 1e-1" belongs to the series "rk45"
             parts = means[first].str.partition(", ")
             color, text = parts[0], parts[2].where(parts[2] != "", parts[0])
         panels.append(
@@ -262,7 +262,7 @@ def points(stage: TabulateStage, frame: pd.DataFrame) -> list[Points]:
 
 
 def _distance(models: Sequence[Metrics]) -> str | None:
-    """The name of the Fréchet distance that the cells have."""
+    """The name of the Fréchet distance that was measured; None: no cell has one."""
     return next((next(iter(m.fidelity.real_vs_real)) for m in models if m.fidelity is not None), None)
 
 
@@ -278,12 +278,12 @@ def _title(frame: pd.DataFrame, name: str) -> str:
 
 
 def _reasons(frame: pd.DataFrame) -> dict[str, int]:
-    """Why cells are invalid, numbered."""
+    """Number the reasons why cells are invalid, starting at 1."""
     return {s: i for i, s in enumerate(dict.fromkeys(s for s in frame["state"] if s.startswith("invalid: ")), 1)}
 
 
 def _mean(values: pd.Series[float]) -> float:
-    """inf where one is missing, which is never the best."""
+    """The mean; inf, which never wins, if a value is missing."""
     mean = float(values.mean(skipna=False))
     return mean if math.isfinite(mean) else math.inf
 

@@ -1,4 +1,4 @@
-"""Charts: the split of the NELBO, training curves, mixing coefficients, points of an ablation. All PNG."""
+"""Charts as PNG files: NELBO split into its terms, training curves, mixing coefficients, ablation scatter plots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Bar:
     reconstruction: float
     kl: float
     nelbo: float
-    stderr: float  # NaN: of a single image
+    stderr: float  # NaN if there is only one image
 
     @property
     def spread(self) -> float:
@@ -31,7 +31,7 @@ class Bar:
 
 
 def save_nelbo_bars(groups: Mapping[str, Sequence[Bar]], path: str | Path) -> None:
-    """Write the NELBO of each model (the key) and prior (its bars), split into reconstruction and KL, as a PNG."""
+    """Plot the NELBO of each model (key) under each prior (bar), split into reconstruction and KL, as a PNG."""
     height = 1.25 + sum(0.55 + 0.5 * len(bars) for bars in groups.values())
     with canvas(path, (9, height), layout="constrained") as figure:
         plots = figure.subplots(
@@ -63,7 +63,7 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
             (bar.reconstruction / 2, bar.reconstruction, "white"),
             (bar.reconstruction + bar.kl / 2, bar.kl, "black"),
         ):
-            if abs(middle) <= 100 * max(1, abs(bar.nelbo)):  # far outside of the figure text cannot be drawn
+            if abs(middle) <= 100 * max(1, abs(bar.nelbo)):  # matplotlib cannot draw text far outside the figure
                 axes.text(middle, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=10)
         axes.annotate(
             f"{bar.nelbo:.1f} ± {bar.stderr:.1f}",
@@ -80,10 +80,10 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
 
 
 def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None:
-    """Write the NELBO of the training batches over both stages, one after the other, as a PNG.
+    """Plot the NELBO of the training batches through both stages, one after the other, as a PNG.
 
-    ``vae`` and ``lsgm`` are histories with the columns ``step`` (the stage's own count) and ``nelbo`` (nats/image);
-    that of a few test images, ``test_nelbo``, is drawn where it was measured.
+    ``vae`` and ``lsgm`` are histories with the columns ``step`` (counted within the stage) and ``nelbo`` (nats/image).
+    The optional column ``test_nelbo``, measured on a few test images, is drawn as dots.
     """
     change = float(vae["step"].iloc[-1])
     with canvas(path, (9, 4.2), layout="constrained") as figure:
@@ -100,7 +100,7 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
             if "test_nelbo" in frame:
                 test = frame["test_nelbo"].where(drawable(frame["test_nelbo"]))
                 axes.plot(x, test, "o", color=color, markersize=5, label="the same, test images")
-            tops.append(smooth.iloc[len(y) // 8 :].max())  # the first steps' plunge would flatten all that follows
+            tops.append(smooth.iloc[len(y) // 8 :].max())  # the steep drop at the start would flatten the rest
             bottoms.append(y.min())
         top, bottom = pd.Series(tops).max(), pd.Series(bottoms).min()
         if np.isfinite(top) and np.isfinite(bottom) and top > bottom:
@@ -114,9 +114,10 @@ def save_curves(vae: pd.DataFrame, lsgm: pd.DataFrame, path: str | Path) -> None
 
 
 def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str | Path) -> None:
-    """Write the mixing coefficients as a PNG: their mean in the course of the training, and each at its end.
+    """Plot the mixing coefficients as a PNG: their mean during training, and each of them at the end.
 
-    ``history`` has the columns ``epoch`` and, where they are trained, ``alpha_mean``; ``coefficients`` are in [0, 1].
+    ``history`` has the column ``epoch`` and, if the coefficients are trained, ``alpha_mean``.
+    ``coefficients`` are in [0, 1].
     """
     with canvas(path, (9, 3.8), layout="constrained") as figure:
         course, end = figure.subplots(1, 2)
@@ -138,23 +139,23 @@ def save_mixing(history: pd.DataFrame, coefficients: Sequence[float], path: str 
 
 @dataclass(frozen=True)
 class Points:
-    """One panel of points, each of a series with its color, one with its marker and one with its filling."""
+    """One scatter plot. Three attributes of a point select its color, its marker and its fill style."""
 
     x: list[float]
     y: list[float]
     color: list[str]
-    marker: list[str]  # "": all alike
-    filling: list[str]  # the same
-    text: list[str]  # beside the points, where they are few
-    titles: tuple[str, ...]  # of the legends of colors, markers and fillings
+    marker: list[str]  # "" for every point: one marker for all
+    filling: list[str]  # "" for every point: one fill style for all
+    text: list[str]  # labels, drawn if there are few points
+    titles: tuple[str, ...]  # legend titles of the colors, markers and fill styles
     x_title: str
     y_title: str
-    log: bool = False  # the x axis
-    line: bool = False  # through the points of a color
+    log: bool = False  # logarithmic x axis
+    line: bool = False  # connect the points of each color
 
 
 def save_points(panels: Sequence[Points], path: str | Path, few: int = 12) -> None:
-    """Write panels of points, of the same series, side by side as a PNG; points off the scale are left out."""
+    """Draw scatter plots of the same series side by side as a PNG; points that cannot be drawn are left out."""
     from matplotlib.lines import Line2D
 
     series = panels[0]

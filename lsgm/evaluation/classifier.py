@@ -1,12 +1,12 @@
-"""A small MNIST classifier whose features serve a Fréchet distance, and the script that trained its weights.
+"""A small MNIST classifier whose features define a Fréchet distance, and the script that trained it.
 
-The weights are committed, so that no evaluation downloads anything and two machines measure the same thing::
+The weights are in the repository, so evaluation needs no download and gives the same numbers everywhere. To retrain::
 
     python -m lsgm.evaluation.classifier --data data/mnist --out lsgm/evaluation/weights/mnist_classifier.safetensors
 
 Samples of a model with a Bernoulli likelihood are the *means* of the pixels: gray, but with smoother edges than the
-photographs they are compared with. The training images are therefore shifted, blurred and binarized at random: the
-features should answer to the shape of the digit more than to how gray its outline is.
+real images they are compared with. The training images are therefore shifted, blurred and binarized at random, so that
+the features respond to the shape of a digit more than to the gray levels of its outline.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FEATURES = 64
 
 
 class MNISTClassifier(nn.Module):
-    """Four convolutions and two linear layers: 28x28 gray digits to ten logits.
+    """Four convolutions and two linear layers that map 28x28 gray digits to ten logits.
 
-    The features are standardized: over the 60,000 training images every one of the 64 has mean 0 and variance 1. The
-    unit of a Fréchet distance of these features is thereby known: the real images' own total variance is 64.
+    The 64 features are standardized: each has mean 0 and variance 1 over the 60,000 training images. This fixes the
+    scale of the Fréchet distance: the total variance of the real images is 64.
     """
 
     mean: Tensor
@@ -60,9 +60,9 @@ class MNISTClassifier(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path = WEIGHTS) -> MNISTClassifier:
-        """The trained classifier, in evaluation mode, on the CPU."""
+        """Load the trained classifier in evaluation mode, on the CPU."""
         model = cls()
-        model.load_state_dict(load_file(path))  # stored in half precision, computed with in single
+        model.load_state_dict(load_file(path))  # stored in half precision, converted to single
         return model.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class MNISTClassifier(nn.Module):
 
 
 def augment(x: Tensor) -> Tensor:
-    """Move, turn and scale each image of ``x`` [B, 1, 28, 28] a little; blur half of them, binarize a quarter."""
+    """Randomly shift, rotate and scale the images ``x`` [B, 1, 28, 28]; blur about half, binarize about a quarter."""
     batch = x.shape[0]
     angle = torch.empty(batch).uniform_(-0.15, 0.15)  # radians
     scale = torch.empty(batch).uniform_(0.9, 1.1)
@@ -92,7 +92,7 @@ def augment(x: Tensor) -> Tensor:
 
 
 def train(images: Tensor, labels: Tensor, epochs: int, seed: int = 1, batch: int = 256) -> MNISTClassifier:
-    """Train on ``images`` uint8 [N, 1, 28, 28] and ``labels`` [N]; returns the model in evaluation mode."""
+    """Train on ``images`` uint8 [N, 1, 28, 28] and ``labels`` [N]; return the model in evaluation mode."""
     torch.manual_seed(seed)
     model = MNISTClassifier()
     steps = epochs * (len(images) // batch)
@@ -113,7 +113,7 @@ def train(images: Tensor, labels: Tensor, epochs: int, seed: int = 1, batch: int
 
 
 def round_and_standardize(model: MNISTClassifier, images: Tensor) -> None:
-    """Round the weights to half precision, then measure the mean and spread of the features of ``images``."""
+    """Round the weights to half precision, then set the mean and standard deviation of the features of ``images``."""
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())
@@ -125,7 +125,7 @@ def round_and_standardize(model: MNISTClassifier, images: Tensor) -> None:
 
 
 def accuracy(model: MNISTClassifier, images: Tensor, labels: Tensor) -> float:
-    """Share of ``images`` uint8 [N, 1, 28, 28] that get their label."""
+    """The fraction of ``images`` uint8 [N, 1, 28, 28] that are classified correctly."""
     right = [
         (model(x.float() / 255).argmax(1) == y).sum()
         for x, y in zip(images.split(1000), labels.split(1000), strict=True)
@@ -134,7 +134,7 @@ def accuracy(model: MNISTClassifier, images: Tensor, labels: Tensor) -> float:
 
 
 def save(model: MNISTClassifier, path: str | Path) -> None:
-    """Weights in half precision, the features' mean and spread in single."""
+    """Save the weights in half precision, and the features' mean and standard deviation in single."""
     state = {
         name: tensor.half() if tensor.is_floating_point() and name not in ("mean", "std") else tensor
         for name, tensor in model.state_dict().items()

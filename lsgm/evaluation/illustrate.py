@@ -1,4 +1,4 @@
-"""Figures of a model: reconstructions, interpolations, samples along the ODE, mixing coefficients."""
+"""Draws figures of a trained LSGM: reconstructions, interpolations, ODE trajectories and mixing coefficients."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from lsgm.progress import log
 from lsgm.solvers.probability_flow import drift
 from lsgm.solvers.rk45 import rk45
 
-RECONSTRUCTED = 64  # images, at most, and at most a batch of the samples'
-TOL = 1e-4  # of rk45, where the samples are drawn by another solver
-ROWS = 8  # at most
+RECONSTRUCTED = 64  # at most this many images, and at most `sample.batch`
+TOL = 1e-4  # tolerance of rk45 if `sample` sets none, because it uses another solver
+ROWS = 8  # maximum number of rows in a figure
 WEIGHTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # and the end
-WIDTH = 84  # pixels of a column of the figures, which small images are enlarged to
+TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # the final time is appended
+WIDTH = 84  # pixels; small images are enlarged to about this column width
 
 
 @torch.no_grad()
@@ -40,8 +40,8 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     """Write MODEL_reconstructions.png, _interpolation.png, _ode.png and _mixing.png to ``out``.
 
     Raises:
-        LSGMError: ``folder`` holds no LSGM, the data are damaged or another dataset, or the ODE could not be solved
-            and ``sample.on_failure`` is `error`.
+        LSGMError: ``folder`` holds no LSGM, the data are damaged or belong to another dataset, or the ODE could not be
+            solved and ``sample.on_failure`` is `error`.
     """
     config = stage.sample
     model = checkpoint.load(folder, device).eval()
@@ -66,7 +66,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
     )
 
     def interpolations() -> dict[str, Tensor]:
-        # To the ODE's start, where the prior is a normal distribution, halfway along the sphere, and back.
+        # Solve the ODE to t = 1, where the prior is normal, interpolate on the sphere, and solve it back.
         noise = solve(posterior.z[: 2 * rows], time_eps, 1.0).y
         ends = [(z[:rows], z[rows : 2 * rows]) for z in (noise, *posterior.lower_scales)]
         columns = {"A": to_bytes(x[:rows])}
@@ -85,7 +85,7 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
         except SolverError as error:
             if config.on_failure == "error":
                 raise
-            log.warning(f"{path}: only says so: {error}")
+            log.warning(f"{path}: drawn without the model's images, because the ODE could not be solved: {error}")
             _save_columns({"the ODE cannot be solved": to_bytes(x[:rows])}, path)
 
     save_mixing(history, mixing_coefficients(prior).tolist(), out / f"{stage.model}_mixing.png")
@@ -94,9 +94,9 @@ def illustrate(stage: IllustrateStage, data: Path, folder: Path, out: Path, devi
 def along_the_ode(
     model: LSGM, prior: ScorePrior, seed: int, tol: float, time_eps: float, vae_batch_statistics: bool = False
 ) -> dict[str, Tensor]:
-    """What the decoder makes of latents on their way: time -> uint8 [ROWS, C, H, W].
+    """Decode latents at several times of the ODE: column title -> uint8 [ROWS, C, H, W].
 
-    They end in the samples that `rk45` draws with ``seed`` at temperature 1.
+    The last column shows the samples that `rk45` draws with ``seed`` at temperature 1.
     """
     draws = PerSampleNoise(seed, range(ROWS), model.device)
     z = draws.normal(model.latent_shape) * prior.sde.base_variance**0.5
@@ -111,13 +111,13 @@ def along_the_ode(
 
 
 def mixing_coefficients(prior: ScorePrior) -> Tensor:
-    """The share alpha of the score network in each latent channel, [C]; 1 where nothing is mixed."""
+    """The score network's weight alpha in each latent channel, [C]; 1 without a mixed score."""
     share = torch.ones_like(prior.active) if prior.mixing_logit is None else torch.sigmoid(prior.mixing_logit)
     return (share * prior.active).flatten()
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """``a`` to ``b`` along the sphere, each [B, ...]: what lies between is as long as normal draws are."""
+    """Interpolate spherically from ``a`` to ``b``, each [B, ...], so that the norm stays typical of normal samples."""
     first, last = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(first, last).clamp(-1 + 1e-6, 1 - 1e-6)
     angle = torch.acos(cosine)[:, None]
@@ -126,7 +126,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Images in [0, 1] as uint8."""
+    """Convert images in [0, 1] to uint8."""
     return x.mul(255).round().byte()
 
 

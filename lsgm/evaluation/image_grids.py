@@ -1,6 +1,6 @@
-"""Grids and panels of images, as PNG files; the same bytes every time.
+"""Grids and panels of images, saved as reproducible PNG files.
 
-matplotlib and Pillow are imported by the functions that draw with them.
+matplotlib and Pillow are imported on first use.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lsgm.files import atomic
 
 Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W], C = 1 or 3, in 0..255
 
-SEPARATOR = 56  # a gray that parts black images without drawing the eye
+SEPARATOR = 56  # a dark gray that separates black images without standing out
 
 
 def grid(images: Images, columns: int) -> NDArray[np.uint8]:
-    """``images`` in rows of ``columns``, one pixel of gray between them: uint8 [H, W], or [H, W, 3] for color.
+    """Arrange ``images`` in rows of ``columns``, one gray pixel apart: uint8 [H, W], or [H, W, 3] for color.
 
-    The cells that an incomplete last row leaves over are black.
+    Unused cells of the last row are black.
     """
     array = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
     if array.ndim != 4 or array.shape[1] not in (1, 3) or array.dtype != np.uint8 or not len(array):
@@ -40,7 +40,7 @@ def grid(images: Images, columns: int) -> NDArray[np.uint8]:
 
 
 def save_grid(images: Images, path: str | Path, columns: int = 16, scale: int = 2) -> None:
-    """Write :func:`grid` as a PNG, every pixel ``scale`` x ``scale``."""
+    """Save :func:`grid` as a PNG, enlarging every pixel to ``scale`` x ``scale``."""
     from PIL import Image
 
     picture = _enlarged(grid(images, columns), scale)
@@ -49,9 +49,9 @@ def save_grid(images: Images, path: str | Path, columns: int = 16, scale: int = 
 
 
 def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int | None = None, scale: int = 2) -> None:
-    """Write grids of images (square ones, if ``columns`` is not given) side by side as a PNG.
+    """Save grids of images side by side as a PNG; without ``columns`` the grids are square.
 
-    The keys are the titles; a title may have several lines.
+    The keys are the titles, which may have several lines.
     """
     columns = columns or math.ceil(math.sqrt(max(len(images) for images in panels.values())))
     pictures = {title: _enlarged(grid(images, columns), scale) for title, images in panels.items()}
@@ -64,11 +64,13 @@ def save_panels(panels: Mapping[str, Images], path: str | Path, columns: int | N
         left = margin
         for title, picture in pictures.items():
             h, w = picture.shape[:2]
-            # Axes of the picture's own size, so that no pixel is resampled.
+            # The axes have exactly the picture's size, so no pixel is resampled.
             axes = figure.add_axes(
                 (left / width, 1 - (margin + head + h) / height, w / width, h / height), frameon=False
             )
-            color = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)  # a color map would round
+            color = (
+                picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)
+            )  # gray as RGB: a colormap would round the values
             axes.imshow(color, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             x, y = (left + w / 2) / width, 1 - (margin + head - 20) / height

@@ -1,6 +1,6 @@
-"""metrics.json: the one definition of the file that `lsgm evaluate` writes and the tables read.
+"""The schema of metrics.json, which `lsgm evaluate` writes and the tables read.
 
-Numbers are in nats per image unless they are bits per dimension (`bpd`); keys with a default may be missing.
+NELBOs are in nats per image, or in bits per dimension where the key says `bpd`. Keys with a default may be missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WAY_OUT = "write the file again with `lsgm evaluate`"
 
 
 class NELBO(Record):
-    """The NELBO under one prior: means over the test images, standard errors of these means, and what it cost."""
+    """The NELBO under one prior: means over the test images, their standard errors, and the cost of computing them."""
 
     nelbo: Number
     stderr: Number
@@ -34,32 +34,32 @@ class NELBO(Record):
     nfe: Number = math.nan  # evaluations of the score network per batch and encoder sample
     seconds: Number = math.nan
     iw_samples: int = 1
-    iw_bound: OptionalNumber = None  # importance-weighted bound of iw_samples encoder samples
+    iw_bound: OptionalNumber = None  # importance-weighted bound with iw_samples encoder samples
     iw_stderr: OptionalNumber = None
     iw_bpd: OptionalNumber = None
     iw_bpd_stderr: OptionalNumber = None
-    check_images: int | None = None  # images whose estimate of log p(z0) was checked by another one
-    solver_error: OptionalNumber = None  # mean difference to a finer solve of the ODE with the same probes
-    solver_rms: OptionalNumber = None  # and its root mean square
-    estimate_std: OptionalNumber = None  # standard deviation of an image's estimate over its random draws
+    check_images: int | None = None  # images whose log p(z0) was estimated a second time as a check
+    solver_error: OptionalNumber = None  # mean difference from a finer ODE solve with the same probes
+    solver_rms: OptionalNumber = None  # root mean square of the same differences
+    estimate_std: OptionalNumber = None  # standard deviation of an image's estimate over random draws
 
 
 class Gain(Record):
-    """By how much the LSGM's NELBO is below the VAE's: the mean of the paired differences and its standard error."""
+    """How far the LSGM's NELBO is below the VAE's: mean of the paired differences, and its standard error."""
 
     nelbo: Number
     stderr: Number
 
 
 class NELBOs(Record):
-    """NELBOs under each prior. The other keys are `lsgm_<estimator>`, one for each of `extra_estimators`."""
+    """The NELBO under each prior. Extra keys are named `lsgm_<estimator>`, one for each of `extra_estimators`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[Annotated[str, Field(pattern=r"^lsgm_[a-z0-9_]+$")], NELBO]
 
     unit: str
     images: int
-    settings: dict[str, Any] | None = None  # of the stage `nelbo`, as far as they change its numbers
+    settings: dict[str, Any] | None = None  # those settings of the stage `nelbo` that affect the results
     vae: NELBO
     lsgm: NELBO
     lsgm_with_normal_prior: NELBO
@@ -73,21 +73,21 @@ class NELBOs(Record):
 
 
 class Fidelity(Record):
-    """How near samples are to the training images, in the features of ``extractor``.
+    """How close samples are to the training images, measured on the features of ``extractor``.
 
-    ``vae`` and ``lsgm`` hold the metrics by name (:func:`lsgm.evaluation.fidelity.metrics`), and nothing where sampling
-    was given up. ``real_vs_real`` (`floor` in older files) is the distance between two disjoint sets of real images.
+    ``vae`` and ``lsgm`` hold the metrics by name (:func:`lsgm.evaluation.fidelity.metrics`); they are empty if sampling
+    failed. ``real_vs_real`` (`floor` in older files) is the distance between two disjoint sets of real images.
     """
 
     extractor: str
     images: int  # samples of each model
     real_images: int | None = None
     lsgm: Measured
-    kept_images: int | None = None  # samples, and as many real images, for KID, precision and recall
+    kept_images: int | None = None  # number of samples, and of real images, for KID, precision and recall
     vae: Measured
     real_vs_real_images: int = Field(validation_alias=AliasChoices("real_vs_real_images", "floor_images"))
     real_vs_real: Measured = Field(validation_alias=AliasChoices("real_vs_real", "floor"))
-    reference: dict[str, dict[str, Any]] | None = None  # extractor -> hashes of what it was computed from
+    reference: dict[str, dict[str, Any]] | None = None  # extractor -> hashes of the inputs of its statistics
 
 
 class Samplings(Record):
@@ -96,18 +96,18 @@ class Samplings(Record):
 
 
 class Training(Record):
-    """Of the last training stage; other keys that a training reports are kept."""
+    """Facts about a training. Any other keys that a training reports are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     steps: int | None = None
     images_per_second: OptionalNumber = None
     seconds: Number
-    skipped: int = 0  # steps that were left out because they were not finite or exploding
-    restarts: int = 0  # times the training went back to an earlier state
+    skipped: int = 0  # skipped steps: non-finite loss or gradient, or exploding gradient
+    restarts: int = 0  # how often training went back to an earlier checkpoint
     processes: int | None = None
-    diverged_at: int | None = None  # the step at which it diverged for good; the model is the last good state
-    seconds_before: Number = 0.0  # of end-to-end trainings that this one started from
+    diverged_at: int | None = None  # the step at which training finally diverged; the model is the last good one
+    seconds_before: Number = 0.0  # duration of the end-to-end trainings that this one started from
     parameters: int | None = None
     device: str | None = None
     date: str | None = None
@@ -119,12 +119,12 @@ class Trainings(Record):
 
     @property
     def total(self) -> float:
-        """Seconds that the LSGM takes from scratch, its VAE included."""
+        """Seconds to train the LSGM from scratch, including its VAE."""
         return self.vae.seconds + self.lsgm.seconds_before + self.lsgm.seconds
 
 
 class Metrics(Record):
-    """metrics.json of one model: the LSGM beside the VAE that it began with."""
+    """The metrics.json of one model: its LSGM and the VAE that the LSGM started from."""
 
     model: Name
     dataset: Name
@@ -138,7 +138,7 @@ class Metrics(Record):
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read and check the metrics.json of one model; raises :class:`LSGMError` that names the file and the key."""
+    """Read and validate the metrics.json of one model; raises :class:`LSGMError` that names the file and the key."""
     try:
         return parse(Metrics, read_json(path, WAY_OUT), path)
     except ConfigError as error:

@@ -1,7 +1,8 @@
-"""The file of a part of the NELBO: JSON lines, each with its own sha256, that grow while a job works on it.
+"""The file format of one part of a NELBO computation: JSON lines with a sha256 each, appended as the job progresses.
 
-The first line says what the part is of, each further one holds the NELBOs of a chunk of images under one of the priors
-that are compared, a number for every image (null where the ODE could not be solved). Files of before have no hashes.
+The first line is a header that identifies the model, data and settings. Each further line holds the NELBOs of a chunk
+of images under one prior, one number per image (null where the ODE could not be solved). Files from older versions
+have no hashes.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from lsgm.evaluation.records import Number
 from lsgm.files import atomic, is_sealed, lock, parse_json, read_text, seal, to_json, write_all
 from lsgm.progress import log
 
-FORMAT = 2  # of files whose lines have hashes
+FORMAT = 2  # version of the format in which every line has a hash
 WAY_OUT = "delete it, and run the workflow or `lsgm nelbo` again"
 
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Job = tuple[int, str]  # a chunk, by its number, and a prior
+Job = tuple[int, str]  # number of the chunk, name of the prior
 
 
 class _Part(Section):
-    """Other keys may be there."""
+    """Base of the records below. Unknown keys are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=True)
 
@@ -57,14 +58,14 @@ class _Header(_Part):
 
 
 class Check(_Part):
-    """Differences of estimates of log p(z0), nats; lists of one number for each image that was checked."""
+    """Differences between estimates of log p(z0) in nats; each list has one number per checked image."""
 
     solver: list[Number]
     noise: list[Number]
 
 
 class Line(_Part):
-    """The NELBOs of the images of a chunk, nats; lists of one number for each image."""
+    """The NELBOs of one chunk of images in nats; each list has one number per image."""
 
     chunk: Natural
     prior: str
@@ -82,52 +83,58 @@ class Line(_Part):
 
 
 def read_part(path: Path) -> tuple[dict[str, Any], list[Line]]:
-    """The header of a part and its lines; raises :class:`LSGMError` that names the file, the line and the way out."""
+    """Read the header and the lines of a part.
+
+    Raises:
+        LSGMError: the file is missing or damaged; the message names the line and says what to do.
+    """
     texts = read_text(path, WAY_OUT).splitlines() or [""]
     header = _parse(_Header, texts[0], f"{path}: line 1")
     sealed = "format" in header or "sha256" in header
     images, parts, batch = header["images"], header["parts"], header["stage"]["nelbo"]["batch"]
     if header["part"] >= parts or (sealed and not is_sealed(header)):
-        raise LSGMError(f"{path}: line 1: has changed, its sha256 is not that of its content; {WAY_OUT}")
+        raise LSGMError(f"{path}: line 1: has changed: its sha256 does not match its content; {WAY_OUT}")
     lines: dict[Job, Line] = {}
     for number, text in enumerate(texts[1:], 2):
         where = f"{path}: line {number}"
         raw = _parse(Line, text, where)
         if sealed and not is_sealed(raw):
-            raise LSGMError(f"{where}: has changed, its sha256 is not that of its content; {WAY_OUT}")
+            raise LSGMError(f"{where}: has changed: its sha256 does not match its content; {WAY_OUT}")
         line = Line.model_validate(raw)
-        size = min(batch, images - line.chunk * batch)  # of the chunk
+        size = min(batch, images - line.chunk * batch)  # images in the chunk
         lengths = {len(values) for values in (line.nelbo, line.reconstruction, line.kl, line.iw_bound)}
         if line.chunk % parts != header["part"] or lengths != {size} or line.job in lines:
-            raise LSGMError(f"{where}: is not of a chunk of this part, of all its images and once; {WAY_OUT}")
+            raise LSGMError(
+                f"{where}: is a duplicate, has the wrong number of images, or belongs to another part; {WAY_OUT}"
+            )
         lines[line.job] = line
     return header, list(lines.values())
 
 
 def _parse(kind: type[_Part], text: str, where: str) -> dict[str, Any]:
-    """The JSON object in a line, if it is a ``kind``; raises :class:`LSGMError`."""
+    """Parse a line and validate it as a ``kind``; raises :class:`LSGMError` if it is not one."""
     raw = parse_json(text, where, WAY_OUT)
     try:
         kind.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole line"
-        raise LSGMError(f"{where}: no part of a NELBO ({key}: {first['msg']}); {WAY_OUT}") from None
+        raise LSGMError(f"{where}: is not a valid line of a NELBO part ({key}: {first['msg']}); {WAY_OUT}") from None
     return dict(raw)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[IO[bytes]]:
-    """Open the state file ``path`` for reading and adding to it, for this process alone; removed if it stays empty.
+    """Open the state file ``path`` for reading and appending, locked for this process; remove it if it stays empty.
 
     Raises:
-        LSGMError: another process has it.
+        LSGMError: another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("a+b", buffering=0) as file:  # a full disk is told by the write, not by closing the file
+        with path.open("a+b", buffering=0) as file:  # unbuffered: a full disk fails the write, not the close
             lock(file, f"{path}: another process is computing this part of the NELBO; wait for it, or stop it")
-            if not os.fstat(file.fileno()).st_nlink:  # that process was done, and removed it, before it was locked
+            if not os.fstat(file.fileno()).st_nlink:  # another process removed the file before we locked it
                 continue
             try:
                 yield file
@@ -138,12 +145,14 @@ def locked(path: Path) -> Iterator[IO[bytes]]:
 
 
 class State:
-    """The lines of a part that are on the disk; those of other settings, and those behind a damaged one, are forgotten.
+    """The results of a part that are already on disk, to resume from.
+
+    Results from other settings are discarded, and so is everything after a damaged line.
 
     Args:
-        file: of :func:`locked`.
-        header: what the part is of.
-        jobs: all that the part consists of.
+        file: an open file from :func:`locked`.
+        header: identifies the model, data and settings of the part.
+        jobs: all jobs of the part.
     """
 
     def __init__(self, file: IO[bytes], path: Path, header: dict[str, Any], jobs: Collection[Job]) -> None:
@@ -161,26 +170,30 @@ class State:
             self._write(self._header)
 
     def add(self, job: Job, numbers: dict[str, Any]) -> None:
-        """Put what was computed on the disk."""
+        """Append the results of ``job`` to the file."""
         self._write(seal({"chunk": job[0], "prior": job[1], **numbers}))
         self.done.add(job)
 
     def finish(self, out: Path) -> None:
-        """Write the part to ``out``, if all its lines are on the disk as they were written, and remove the state."""
+        """Write the finished part to ``out`` and remove the state file.
+
+        Raises:
+            LSGMError: lines are missing or damaged.
+        """
         self._file.seek(0)
         content = self._file.read()
         found, end = self._whole(content)
         if found != self._jobs or end != len(content):
             raise LSGMError(
-                f"{self._path}: has {len(found)} of {len(self._jobs)} lines, it was changed while it was written; "
-                "the same command resumes from there"
+                f"{self._path}: has {len(found)} of {len(self._jobs)} valid lines: it was changed during the run; "
+                "run the same command again to resume"
             )
         with atomic(out) as part:
             part.write_bytes(content)
         self._path.unlink(missing_ok=True)
 
     def _whole(self, content: bytes) -> tuple[set[Job], int]:
-        """The jobs whose lines are whole, up to the first that is not, and where they end; 0 without the header."""
+        """The jobs before the first incomplete or damaged line, and the offset where they end (0: invalid header)."""
         found: set[Job] = set()
         end = 0
         for number, text in enumerate(content.splitlines(keepends=True)):
@@ -193,7 +206,7 @@ class State:
                     good = job in self._jobs - found and is_sealed(raw)
             except (LSGMError, ValueError, TypeError):
                 good = False
-            if not (good and text.endswith(b"\n")):  # the job was killed while it wrote this one, or it is damaged
+            if not (good and text.endswith(b"\n")):  # killed while writing this line, or the line is damaged
                 break
             end += len(text)
             found |= {job} if number else set()
@@ -205,7 +218,7 @@ class State:
         except (LSGMError, ValueError, TypeError):
             return "is damaged"
         keys = sorted(key for key in self._header if key != "sha256" and self._header[key] != header.get(key))
-        return f"is of another {' and '.join(keys)}" if keys else "is damaged"
+        return f"was computed with a different {' and '.join(keys)}" if keys else "is damaged"
 
     def _write(self, line: dict[str, Any]) -> None:
         write_all(self._file, f"{to_json(line)}\n".encode(), self._path)

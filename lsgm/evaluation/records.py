@@ -1,4 +1,4 @@
-"""What the JSON files of an evaluation are made of. JSON has no NaN: null stands for it."""
+"""Building blocks of the JSON files of an evaluation. JSON has no NaN, so NaN is stored as null."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Measured = dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Number]  # metri
 
 
 class Record(Section):
-    """A section of a JSON file. Keys that it does not know, such as those of another version, are ignored."""
+    """A section of a JSON file. Unknown keys, for example from another version, are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True, populate_by_name=True)
 
     def written(self) -> dict[str, Any]:
-        """The section as it is written: only the keys that were given, in the order of the fields."""
+        """The section as written to JSON: only the keys that were set, in the order of the fields."""
         return self.model_dump(exclude_unset=True)

@@ -20,39 +20,39 @@ DRAW_AGAIN = "run `lsgm sample` again"
 
 
 class Sampling(Record):
-    """How samples were drawn and what it cost; the first six fields are those of :class:`lsgm.model.SampleInfo`."""
+    """How samples were drawn and what it cost; the first six fields match :class:`lsgm.model.SampleInfo`."""
 
     images: Annotated[int, Field(ge=0)]
     solver: str | None = None
-    tol: OptionalNumber = None  # of rk45
-    nfe: Number  # evaluations of the score network per batch, mean over batches
+    tol: OptionalNumber = None  # tolerance of rk45
+    nfe: Number  # score network evaluations per batch, averaged over batches
     temperature: Number = 1.0
     seconds: Number
     device: str | None = None
-    failed: str | None = None  # why sampling was given up
+    failed: str | None = None  # why sampling failed; None: it succeeded
 
     @property
     def seconds_per_1000(self) -> float:
-        """Seconds per 1000 images; NaN without images."""
+        """Seconds per 1000 images; NaN if there are no images."""
         return 1000 * self.seconds / self.images if self.images else math.nan
 
 
 class SamplingFile(Sampling):
-    """sampling.json. Its first versions had no hashes."""
+    """The schema of sampling.json. Files from older versions have no hashes."""
 
-    code: str | None = None  # fingerprint of the stage
+    code: str | None = None  # fingerprint of the stage's code
     model: str | None = None  # sha256 of the model's weights
     samples_sha256: str | None = None  # of samples.npy
     sha256: str | None = None  # of this file
 
     @property
     def sampling(self) -> Sampling:
-        """What metrics.json repeats of this file."""
+        """The fields that metrics.json copies from this file."""
         return Sampling.model_validate({k: v for k, v in self.written().items() if k in Sampling.model_fields})
 
 
 def read_sampling(folder: Path) -> SamplingFile:
-    """The sampling.json in ``folder``, its hash checked; raises :class:`LSGMError` that names file and key."""
+    """Read sampling.json in ``folder`` and verify its hash; raises :class:`LSGMError` that names the file and key."""
     path = folder / "sampling.json"
     facts = read_json(path, DRAW_AGAIN)
     try:
@@ -60,19 +60,19 @@ def read_sampling(folder: Path) -> SamplingFile:
     except ConfigError as error:
         raise LSGMError(f"{str(error).splitlines()[0]}; {DRAW_AGAIN}") from None
     if facts.keys() & {"sha256", "samples_sha256"} and not is_sealed(facts):
-        raise LSGMError(f"{path}: has changed, its sha256 is not that of its content; {DRAW_AGAIN}")
+        raise LSGMError(f"{path}: has changed: its sha256 does not match its content; {DRAW_AGAIN}")
     return found
 
 
 def read_samples(folder: Path) -> NDArray[np.uint8]:
-    """The images in ``folder``, uint8 [N, C, H, W], mapped from the disk; raises :class:`LSGMError`."""
+    """Memory-map the images in ``folder``, uint8 [N, C, H, W]; raises :class:`LSGMError` if they are unreadable."""
     path = folder / "samples.npy"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise LSGMError(f"{path}: cannot be read ({error.strerror}); {DRAW_AGAIN}") from None
-    except Exception as error:  # NumPy's reader fails in many ways on a header that is not its own
-        raise LSGMError(f"{path}: not an array of samples ({error}); {DRAW_AGAIN}") from None
+    except Exception as error:  # NumPy raises many kinds of errors on an invalid header
+        raise LSGMError(f"{path}: is not an array of samples ({error}); {DRAW_AGAIN}") from None
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4:
         found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
         raise LSGMError(f"{path}: expected images, uint8 [N, C, H, W], found {found}; {DRAW_AGAIN}")
@@ -80,13 +80,13 @@ def read_samples(folder: Path) -> NDArray[np.uint8]:
 
 
 def check_samples(folder: Path, facts: SamplingFile, image: ImageConfig) -> None:
-    """Raise :class:`LSGMError` unless samples.npy is the file that was written, with images of the format ``image``."""
+    """Raise :class:`LSGMError` unless samples.npy matches sampling.json and the image format ``image``."""
     path, found = folder / "samples.npy", read_samples(folder)
     expected = (facts.images, image.channels, image.size, image.size)
     if found.shape != expected:
         raise LSGMError(
-            f"{path}: expected {list(expected)} by the model and by sampling.json, found {list(found.shape)}; "
+            f"{path}: expected {list(expected)} from the model and sampling.json, found {list(found.shape)}; "
             f"{DRAW_AGAIN}"
         )
     if facts.samples_sha256 not in (None, sha256(path)):
-        raise LSGMError(f"{path}: has changed, its sha256 is not the one in sampling.json; {DRAW_AGAIN}")
+        raise LSGMError(f"{path}: has changed: its sha256 does not match sampling.json; {DRAW_AGAIN}")

@@ -1,7 +1,7 @@
-"""What sets of images are compared by: mean and covariance of their features, and the features of some of them.
+"""Feature statistics for comparing sets of images: mean, covariance, and the features of a random subset.
 
-Features are summed up batch by batch, in double precision: those of all images are never held at once. The statistics
-of the training images are computed once for each dataset and extractor and kept as a file (`lsgm statistics`).
+Moments are accumulated batch by batch in double precision, so the features of all images are never in memory at once.
+`lsgm statistics` computes the statistics of the training images once for each dataset and extractor, and saves them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from lsgm.evaluation.extractors import extractor, weights_of
 from lsgm.files import atomic, is_sealed, parse_json, seal, sha256
 from lsgm.progress import Progress
 
-Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W] in 0..255; an array may be mapped from a file
+Images = Tensor | NDArray[np.uint8]  # uint8 [N, C, H, W] in 0..255; an array may be memory-mapped
 
-KEPT = 10_000  # images of a set whose features KID, precision and recall are computed from
+KEPT = 10_000  # KID, precision and recall use the features of at most this many images per set
 
 WAY_OUT = "delete it, and run the workflow or `lsgm statistics` again"
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean and scatter of features, in double precision; those of two sets add up to those of their union."""
+    """Count, mean and scatter matrix of features, in double precision. `a + b` gives the moments of the union."""
 
     count: int
     mean: Tensor  # [D]
@@ -47,7 +47,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """Of features [B, D]."""
+        """Compute the moments of features [B, D]."""
         features = features.double()
         mean = features.mean(dim=0)
         centered = features - mean
@@ -65,19 +65,19 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """[D, D], unbiased."""
+        """The unbiased covariance matrix [D, D]."""
         return self.scatter / (self.count - 1)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the features of a set of images."""
+    """Feature statistics of a set of images."""
 
     extractor: str
     moments: Moments
-    features: Tensor  # [min(N, KEPT), D], of randomly chosen images in random order
-    logits: Tensor | None = None  # [N, classes], of generated images where the extractor has them
-    source: dict[str, Any] = field(default_factory=dict)  # which images and weights they are of
+    features: Tensor  # [min(N, KEPT), D], features of a random subset in random order
+    logits: Tensor | None = None  # [N, classes], for generated images, if the extractor returns logits
+    source: dict[str, Any] = field(default_factory=dict)  # hashes of the images and weights they were computed from
 
     @property
     def images(self) -> int:
@@ -96,14 +96,14 @@ class Statistics:
 def measure(
     images: Images, name: str, device: torch.device | str, *, what: str = "images", keep_logits: bool = False
 ) -> Statistics:
-    """Statistics of ``images``, uint8 [N, C, H, W], in the features of the extractor ``name``.
+    """Compute the feature statistics of ``images``, uint8 [N, C, H, W], with the extractor ``name``.
 
     Args:
-        what: they are, for the progress bar.
-        keep_logits: for an Inception score, [N, classes] in memory.
+        what: what the images are, shown in the progress bar.
+        keep_logits: keep the logits [N, classes] in memory, to compute an Inception score.
 
     Raises:
-        LSGMError: the images do not fit the extractor, or its weights or package are not there.
+        LSGMError: the extractor does not accept such images, or its weights or package are missing.
     """
     kind = extractor(name)
     if str(images.dtype).removeprefix("torch.") != "uint8" or images.ndim != 4:
@@ -114,7 +114,7 @@ def measure(
     if len(images) < 2:
         raise LSGMError(f"{name}: a covariance needs at least 2 images, found {len(images)}")
     network = kind.load(weights_of(name)).eval().to(device)
-    place = np.full(len(images), -1)  # of an image's features among those that are kept
+    place = np.full(len(images), -1)  # row of each image among the kept features; -1: not kept
     kept = np.random.default_rng(0).permutation(len(images))[:KEPT]
     place[kept] = np.arange(len(kept))
     features, logits = torch.empty(len(kept), kind.dimensions), []
@@ -124,7 +124,7 @@ def measure(
         for start in starts:
             chunk = images[start : start + kind.batch]
             if not isinstance(chunk, Tensor):
-                chunk = torch.from_numpy(np.array(chunk))  # a copy: what is mapped from a file cannot be written to
+                chunk = torch.from_numpy(np.array(chunk))  # a copy, because a memory-mapped array is read-only
             chunk = chunk.to(device, non_blocking=True)
             if kind.image_shape is None and chunk.shape[1] == 1:
                 chunk = chunk.expand(-1, 3, -1, -1)
@@ -141,21 +141,21 @@ def measure(
 
 
 class _Facts(Section):
-    """What a file of statistics says of itself. Older ones have no hashes."""
+    """The metadata of a statistics file. Files from older versions have no hashes."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     extractor: str
     images: Annotated[int, Field(ge=2)]
     source: dict[str, Any]
-    tensors: dict[str, str] | None = None  # sha256 of each
+    tensors: dict[str, str] | None = None  # name -> sha256
 
 
 def make_reference(stage: StatisticsStage, data: Path, out: Path, device: torch.device) -> None:
     """Write the statistics of the training images in the store ``data`` to the file ``out``.
 
     Raises:
-        LSGMError: the data are damaged, another dataset, or none that the extractor takes.
+        LSGMError: the data are damaged, belong to another dataset, or do not fit the extractor.
     """
     store = ImageStore(data, stage.dataset)
     store.verify("train")
@@ -175,12 +175,16 @@ def make_reference(stage: StatisticsStage, data: Path, out: Path, device: torch.
 
 
 def _digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's numbers."""
+    """The sha256 of a tensor's raw bytes."""
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 def read_reference(path: Path, store: ImageStore) -> Statistics:
-    """The statistics in the file ``path``, of the training images in ``store``; raises :class:`LSGMError`."""
+    """Read the statistics of the training images in ``store`` from the file ``path``.
+
+    Raises:
+        LSGMError: the file is unreadable, damaged, or was computed from other images, weights or packages.
+    """
     try:
         with safe_open(path, "pt") as file:
             meta = parse_json(file.metadata()["statistics"], path)
@@ -190,11 +194,11 @@ def read_reference(path: Path, store: ImageStore) -> Statistics:
         first = error.errors()[0]
         raise LSGMError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {WAY_OUT}") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, LSGMError) as error:
-        raise LSGMError(f"{path}: no statistics of images ({error}); {WAY_OUT}") from None
+        raise LSGMError(f"{path}: is not a statistics file ({error}); {WAY_OUT}") from None
     if "sha256" in meta and not (
         is_sealed(meta) and facts.tensors == {name: _digest(tensor) for name, tensor in tensors.items()}
     ):
-        raise LSGMError(f"{path}: has changed, its content is not that of its sha256; {WAY_OUT}")
+        raise LSGMError(f"{path}: has changed: its sha256 does not match its content; {WAY_OUT}")
     d = extractor(facts.extractor).dimensions
     kept = min(facts.images, len(tensors["features"]) if tensors["features"].dim() else 0)
     for (name, tensor), shape in zip(tensors.items(), ([d], [d, d], [kept, d]), strict=True):
@@ -204,12 +208,12 @@ def read_reference(path: Path, store: ImageStore) -> Statistics:
     expected = source(store, facts.extractor)
     if facts.source != expected:
         differing = sorted(key for key in expected if expected[key] != facts.source.get(key))
-        raise LSGMError(f"{path}: is of other {' and '.join(differing) or 'facts'} than are here now; {WAY_OUT}")
+        raise LSGMError(f"{path}: was computed from different {' and '.join(differing) or 'inputs'}; {WAY_OUT}")
     moments = Moments(facts.images, tensors["mean"], tensors["scatter"])
     return Statistics(facts.extractor, moments, tensors["features"], source=expected)
 
 
 def source(store: ImageStore, name: str) -> dict[str, Any]:
-    """What the statistics of a store's training images depend on, by content."""
+    """The content hashes and package versions that the statistics of a store's training images depend on."""
     return {"dataset": store.name, "images": store.hashes("train"), "weights": sha256(weights_of(name)),
             "packages": {package: version(package) for package in extractor(name).packages}}  # fmt: skip

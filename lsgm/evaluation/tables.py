@@ -1,6 +1,6 @@
-"""The tables, figures and summary of all evaluated models, from the metrics.json of each.
+"""Builds the tables, figures and summary of all evaluated models from their metrics.json files.
 
-The same inputs give the same bytes.
+The same inputs produce the same bytes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lsgm.evaluation.metrics import NELBO, Metrics, Training, read_metrics
 from lsgm.evaluation.samples import Sampling
 from lsgm.files import atomic, copy, write_json
 
-# What the paper (Vahdat et al., arXiv 2106.05931) reports for its LSGMs: NELBO in nats/image or bits per dim, FID.
-# A model that is not here has no such figure.
+# Results that the paper (Vahdat et al., arXiv 2106.05931) reports for its LSGMs: NELBO in nats/image or bits/dim, FID.
+# Models without an entry have no counterpart in the paper.
 PAPER = {
     "cifar10_best_fid": {"fid": 2.10},
     "cifar10_balanced": {"fid": 2.17},
@@ -49,7 +49,7 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
     """Write tables/, figures/ and metrics/ to ``out`` from the folders ``results`` that `lsgm evaluate` wrote.
 
     Raises:
-        LSGMError: a file is missing or broken, or two folders hold the same model.
+        LSGMError: a file is missing or damaged, or two folders hold results of the same model.
     """
     folders: dict[str, Path] = {}
     models: list[Metrics] = []
@@ -78,7 +78,7 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
     first = ["model", "stage", "step"]
     long = long[[*first, *(name for name in long.columns if name not in first)]]
     write_text(out / "tables" / "history.csv", long.to_csv(index=False, lineterminator="\n"))
-    for stale in (out / "metrics").glob("*/*.json"):  # of models that are no longer run
+    for stale in (out / "metrics").glob("*/*.json"):  # left over from models that are no longer run
         stale.unlink()
     for metrics in models:
         for prior, found in summary(metrics).items():
@@ -90,9 +90,9 @@ def tabulate(results: Sequence[Path], out: Path) -> None:
 
 
 def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
-    """One row for each model and prior, plain numbers; what was not measured for a prior is NaN.
+    """One row of plain numbers per model and prior; NaN marks what was not measured.
 
-    ``training_s`` is what it takes from nothing: the LSGM's includes the VAE that it starts from.
+    ``training_s`` is the time of training from scratch: the LSGM's includes the training of the VAE it starts from.
     """
     rows: list[dict[str, Any]] = []
     for metrics in models:
@@ -132,14 +132,14 @@ def comparison(models: Sequence[Metrics]) -> pd.DataFrame:
 
 
 def csv(table: pd.DataFrame) -> str:
-    """:func:`comparison` as CSV: an empty field was not measured, `nan` was measured and is not a number."""
+    """Format :func:`comparison` as CSV. An empty field was not measured; `nan` was measured and came out as NaN."""
     measured = ["nelbo", "nelbo_stderr", "reconstruction", "kl"]
     table = table.assign(**{name: table[name].astype(object).fillna("nan") for name in measured})
     return table.to_csv(index=False, lineterminator="\n")
 
 
 def readable(table: pd.DataFrame, models: Sequence[Metrics]) -> pd.DataFrame:
-    """:func:`comparison` for readers, as text: the best of each dataset in bold, the paper's figures beside ours."""
+    """Format :func:`comparison` for readers: the best of each dataset in bold, the paper's results beside ours."""
     unit = " / ".join(dict.fromkeys(metrics.nelbo.unit for metrics in models))
     counts = " / ".join(dict.fromkeys(str(metrics.fidelity.images) for metrics in models if metrics.fidelity))
     samples = " / ".join(dict.fromkeys(str(metrics.nelbo.lsgm.iw_samples) for metrics in models))
@@ -155,7 +155,7 @@ def readable(table: pd.DataFrame, models: Sequence[Metrics]) -> pd.DataFrame:
         header = f"importance-weighted bound (K = {samples}) ↓"
         text[header] = _bold(_with_error(table, "iw_bound", "iw_stderr"), table, "iw_bound")
     for name, header in (("reconstruction", "reconstruction"), ("kl", "KL")):
-        text[header] = [number(2)(value) or "nan" for value in table[name]]  # measured, and not a number
+        text[header] = [number(2)(value) or "nan" for value in table[name]]  # measured, but NaN
     for name in table.columns:
         if name in DISTANCES or name.startswith("frechet_"):
             cells = [number(2)(value) for value in table[name]]
@@ -169,7 +169,7 @@ def readable(table: pd.DataFrame, models: Sequence[Metrics]) -> pd.DataFrame:
 
 
 def notes(models: Sequence[Metrics]) -> list[str]:
-    """What the numbers of the table rest on."""
+    """The notes below the table: how its numbers were measured."""
     return [
         *map(_caption, models),
         "± is one standard error over the test images. Bold: the best of each dataset. Training counts from nothing: "
@@ -179,7 +179,7 @@ def notes(models: Sequence[Metrics]) -> list[str]:
 
 
 def markdown(shown: pd.DataFrame, labels: int) -> str:
-    """A table of texts, of whose columns the first ``labels`` are words and the others numbers."""
+    """Format a table of strings as Markdown: the first ``labels`` columns hold words, the others numbers."""
     cells = ([plain(cell).replace("|", "\\|") for cell in row] for row in (shown.columns, *shown.to_numpy()))
     header, *rows = ("| " + " | ".join(row) + " |" for row in cells)
     rule = "|" + "---|" * labels + "---:|" * (len(shown.columns) - labels)
@@ -187,17 +187,17 @@ def markdown(shown: pd.DataFrame, labels: int) -> str:
 
 
 def one_line(text: str) -> str:
-    """``text`` without line breaks, which end a row or a paragraph of markdown."""
+    """Remove line breaks, which would end a row or a paragraph in Markdown."""
     return " ".join(text.splitlines())
 
 
 def plain(text: str) -> str:
-    """``text`` for markdown, on one line and without HTML."""
+    """Put ``text`` on one line and escape HTML, for use in Markdown."""
     return one_line(text).replace("<", "&lt;")
 
 
 def page(title: str, shown: pd.DataFrame, lines: Sequence[str]) -> str:
-    """Title, table and notes as a page of its own, for the workflow's HTML report; of markdown it knows the bold."""
+    """Render title, table and notes as an HTML page for the workflow's report; ``**`` marks bold text."""
 
     def bold(text: str) -> str:
         return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))
@@ -208,7 +208,7 @@ def page(title: str, shown: pd.DataFrame, lines: Sequence[str]) -> str:
 
 
 def summary(metrics: Metrics) -> dict[str, Any]:
-    """What `dvc metrics show` prints for a model: a row for each prior, which it makes of a file."""
+    """The metrics that `dvc metrics show` prints for a model: prior -> content of its file. Each file becomes a row."""
 
     def of(key: str) -> dict[str, Any]:
         nelbo: NELBO = getattr(metrics.nelbo, key)
@@ -271,18 +271,18 @@ def _bars(metrics: Metrics) -> list[Bar]:
 
 
 def _priors(metrics: Metrics) -> dict[str, str]:
-    """The rows of a model: key in metrics.json -> what a table calls it."""
+    """The priors of a model: key in metrics.json -> label in the tables."""
     further = {key: f"LSGM ({key.removeprefix('lsgm_')} bound)" for key in metrics.nelbo.__pydantic_extra__}
     return PRIORS | further
 
 
 def _fidelity(metrics: Metrics, key: str) -> dict[str, float]:
-    """FID and its kin by their columns' names; nothing where they were not measured."""
+    """FID and related metrics by column name; empty if they were not measured."""
     return dict(getattr(metrics.fidelity, key)) if metrics.fidelity is not None else {}
 
 
 def distance_title(name: str) -> str:
-    """The heading of a Fréchet distance, with the number of samples."""
+    """The start of the heading of a Fréchet distance; the caller completes it with the number of samples."""
     return DISTANCES.get(name, f"Fréchet distance ({name.removeprefix('frechet_')}, ")
 
 
@@ -291,13 +291,13 @@ def number(digits: int) -> Callable[[float], str]:
 
 
 def _bold(cells: Sequence[str], table: pd.DataFrame, name: str) -> list[str]:
-    """``cells`` with the lowest of each dataset, by the numbers in the column ``name``, in bold."""
+    """Make those ``cells`` bold whose number in the column ``name`` is the lowest of its dataset."""
     best = table[name] == table.groupby("dataset")[name].transform("min")
     return [f"**{cell}**" if chosen else cell for cell, chosen in zip(cells, best, strict=True)]
 
 
 def _with_error(table: pd.DataFrame, name: str, stderr: str) -> list[str]:
-    """The column ``name`` with its standard errors; a value that is not finite as it is."""
+    """Format the column ``name`` with its standard errors; values that are not finite get none."""
     return [
         f"{value:.2f} ± {error:.2f}" if math.isfinite(value) else f"{value:.2f}"
         for value, error in zip(table[name], table[stderr], strict=True)
@@ -305,7 +305,7 @@ def _with_error(table: pd.DataFrame, name: str, stderr: str) -> list[str]:
 
 
 def _rounded(value: float) -> float | str:
-    """Four significant digits, a count as it is; JSON has no NaN, a word stands for it."""
+    """Round floats to four significant digits and keep ints. JSON has no NaN or infinity, so they become strings."""
     if isinstance(value, int):
         return value
     return float(f"{value:.4g}") if math.isfinite(value) else str(value)
@@ -320,4 +320,4 @@ def _copy(source: Path, path: Path) -> None:
     try:
         copy(source, path)
     except FileNotFoundError:
-        raise LSGMError(f"{source}: is missing; write it again with `lsgm evaluate`") from None
+        raise LSGMError(f"{source}: is missing; run `lsgm evaluate` again to write it") from None

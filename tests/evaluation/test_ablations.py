@@ -142,14 +142,14 @@ def test_cells_that_all_diverged_make_a_table(tmp_path: Path) -> None:
 
 def test_missing_results_are_named(tmp_path: Path) -> None:
     grid = stage()
-    with pytest.raises(LSGMError, match="those of g_VPSDE_shared_1 are not among the folders; g needs them"):
+    with pytest.raises(LSGMError, match="no folder holds the results of g_VPSDE_shared_1; g needs them"):
         tabulate(grid, results(tmp_path / "in", grid)[1:], tmp_path)
 
 
 def test_results_of_one_cell_in_two_folders_are_refused(tmp_path: Path) -> None:
     grid = stage()
     given = results(tmp_path / "in", grid)
-    with pytest.raises(LSGMError, match="holds results of g_VPSDE_shared_1, which another folder does too"):
+    with pytest.raises(LSGMError, match="holds results of g_VPSDE_shared_1, and so does another folder"):
         tabulate(grid, [*given, given[0]], tmp_path)
 
 
@@ -157,10 +157,13 @@ def test_results_of_one_cell_in_two_folders_are_refused(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"cells": []}, "g: cells: expected one for each combination of the axes"),
-        ({"models": ["g_VPSDE_shared_1"]}, "g: cells: expected one for each combination .* the valid ones as models"),
+        (
+            {"models": ["g_VPSDE_shared_1"]},
+            "g: cells: expected one for each combination .* a model for each valid cell",
+        ),
         ({"axes": AXES | {"size": ["small"]}}, "g: cells: expected one for each combination"),
-        ({"axes": {}}, "g: axes: expected names other than .* found none"),
-        ({"axes": {"seed": ["1"]}}, "g: axes: expected names other than .* found seed"),
+        ({"axes": {}}, "g: axes: expected names that the table does not use .* found none"),
+        ({"axes": {"seed": ["1"]}}, "g: axes: expected names that the table does not use .* found seed"),
         ({"columns": ["p"]}, "g: columns: p: expected some of the axes"),
     ],
 )

@@ -113,7 +113,7 @@ def altered_samples(root: Path) -> None:
     ("spoil", "says"),
     [
         (lambda root: flip(root / "data" / "test_images.npy"), r"test_images\.npy: has changed"),
-        (altered_samples, r"samples\.npy: has changed, its sha256 is not the one in sampling\.json"),
+        (altered_samples, r"samples\.npy: has changed: its sha256 does not match sampling\.json"),
         (
             samples(np.zeros((6, 1, 28, 28), np.float32)),
             r"samples\.npy: expected images, uint8 .*, found float32 \[6, 1",
@@ -121,8 +121,11 @@ def altered_samples(root: Path) -> None:
         (samples(np.zeros((6, 28, 28), np.uint8)), r"samples\.npy: expected images, .* found uint8 \[6, 28, 28\]"),
         (samples(np.zeros((6, 1, 32, 32), np.uint8)), r"samples\.npy: expected \[6, 1, 28, 28\] by the model"),
         (samples(np.zeros((5, 1, 28, 28), np.uint8)), r"samples\.npy: expected \[6, 1, 28, 28\] .* found \[5, 1"),
-        (samples(np.array([{}, 1], dtype=object)), r"samples\.npy: not an array of samples"),
-        (lambda root: (root / "lsgm_samples/samples.npy").write_bytes(b""), r"samples\.npy: not an array of samples"),
+        (samples(np.array([{}, 1], dtype=object)), r"samples\.npy: is not an array of samples"),
+        (
+            lambda root: (root / "lsgm_samples/samples.npy").write_bytes(b""),
+            r"samples\.npy: is not an array of samples",
+        ),
         (lambda root: (root / "lsgm_samples/samples.npy").unlink(), r"samples\.npy: cannot be read"),
         (sampling(images="six"), r"sampling\.json: images: expected .*'six'"),
         (sampling(seconds=[]), r"sampling\.json: seconds: expected"),

@@ -144,7 +144,7 @@ def test_without_weights_and_network(
 def test_statistics_of_two_extractors_do_not_compare(digits: Any) -> None:
     found = measure(digits[:20], "mnist_classifier", CPU)
     other = Statistics("inception", found.moments, found.features)
-    with pytest.raises(LSGMError, match="mnist_classifier features do not compare with those of inception"):
+    with pytest.raises(LSGMError, match="mnist_classifier features cannot be compared with inception features"):
         metrics(found, other)
 
 

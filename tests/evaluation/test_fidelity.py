@@ -142,5 +142,5 @@ def test_a_few_steps_of_the_training_script_learn_something(digits: Digits, mnis
 
 
 def test_real_vs_real_wants_enough_images(digits: Digits) -> None:
-    with pytest.raises(LSGMError, match="two disjoint sets of 6 need 12 real images, there are 10"):
+    with pytest.raises(LSGMError, match="two disjoint sets of 6 need 12 real images, found 10"):
         real_vs_real(of(digits[:10]), 6, seed=1)

@@ -223,7 +223,7 @@ def test_what_was_done_with_other_settings_is_not_gone_on_with(
     left.rename(tmp_path / "out.resume")  # whole, but of another evaluation
     with caplog.at_level("INFO", logger="lsgm"):
         part(models, mnist_store, tmp_path / "out")
-    assert "is of another stage; starting over" in caplog.text
+    assert "was computed with a different stage; starting over" in caplog.text
     first = json.loads((tmp_path / "out").read_text().splitlines()[0])
     assert first["stage"]["nelbo"] == SETTINGS.model_dump()
 

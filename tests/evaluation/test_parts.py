@@ -76,26 +76,29 @@ def change(line: int, **changes: Any) -> Callable[[Path], object]:
 def test_a_changed_line_is_named(tmp_path: Path, spoil: Callable[[Path], object], line: int) -> None:
     path = write(tmp_path / "part")
     spoil(path)
-    with pytest.raises(LSGMError, match=rf"part: line {line}: has changed, .*; delete it, and run"):
+    with pytest.raises(LSGMError, match=rf"part: line {line}: has changed: .*; delete it, and run"):
         read_part(path)
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (change(0, part="0"), "line 1: no part of a NELBO .part: "),
-        (change(0, stage=[]), "line 1: no part of a NELBO .stage: "),
-        (change(0, images=-6), "line 1: no part of a NELBO .images: "),
-        (change(2, nelbo="high"), "line 3: no part of a NELBO .nelbo: "),
-        (change(2, kl=[1.0, "2.0", 3.0, 4.0]), "line 3: no part of a NELBO .kl.1: "),
-        (change(2, kl=[1.0, 2.0]), "line 3: is not of a chunk of this part, of all its images and once"),
-        (change(2, chunk=7), "line 3: is not of a chunk of this part"),
-        (change(2, chunk=-1), "line 3: no part of a NELBO .chunk: "),
-        (change(2, prior="vae"), "line 3: is not of a chunk of this part, of all its images and once"),
-        (change(2, nfe=None, seconds=-1.0), "line 3: no part of a NELBO .seconds: "),
-        (lambda path: path.write_text(path.read_text().replace('"kl"', '"KL"', 1)), "line 2: no part of a NELBO .kl: "),
+        (change(0, part="0"), "line 1: is not a valid line of a NELBO part .part: "),
+        (change(0, stage=[]), "line 1: is not a valid line of a NELBO part .stage: "),
+        (change(0, images=-6), "line 1: is not a valid line of a NELBO part .images: "),
+        (change(2, nelbo="high"), "line 3: is not a valid line of a NELBO part .nelbo: "),
+        (change(2, kl=[1.0, "2.0", 3.0, 4.0]), "line 3: is not a valid line of a NELBO part .kl.1: "),
+        (change(2, kl=[1.0, 2.0]), "line 3: is a duplicate, has the wrong number of images, or belongs"),
+        (change(2, chunk=7), "line 3: is a duplicate, has the wrong number of images, or belongs"),
+        (change(2, chunk=-1), "line 3: is not a valid line of a NELBO part .chunk: "),
+        (change(2, prior="vae"), "line 3: is a duplicate, has the wrong number of images, or belongs"),
+        (change(2, nfe=None, seconds=-1.0), "line 3: is not a valid line of a NELBO part .seconds: "),
+        (
+            lambda path: path.write_text(path.read_text().replace('"kl"', '"KL"', 1)),
+            "line 2: is not a valid line of a NELBO part .kl: ",
+        ),
         (lambda path: path.write_text(""), "line 1: is not valid JSON"),
-        (lambda path: path.write_text("[1]\n"), "line 1: no part of a NELBO .the whole line: "),
+        (lambda path: path.write_text("[1]\n"), "line 1: is not a valid line of a NELBO part .the whole line: "),
         (lambda path: path.write_bytes(path.read_bytes()[:-40] + b"\xff"), "is not a UTF-8 text file"),
         (lambda path: path.write_text("[" * 100_000), "line 1: is not valid JSON"),
     ],
@@ -127,7 +130,7 @@ def test_a_state_goes_on_before_its_damaged_line(tmp_path: Path, damage: str) ->
     with locked(path) as file:
         state = State(file, path, HEADER, JOBS)
         assert state.done == set(JOBS[:2])
-        with pytest.raises(LSGMError, match="state: has 2 of 6 lines"):
+        with pytest.raises(LSGMError, match="state: has 2 of 6 valid lines"):
             state.finish(tmp_path / "early")
         for job in JOBS[2:]:
             state.add(job, numbers(job[0]))

@@ -121,15 +121,15 @@ def test_a_file_of_other_images_or_weights_is_refused(
     with monkeypatch.context() as patch:
         patch.setitem(small_store.manifest["files"]["train_images.npy"], "sha256", "0" * 64)
         with pytest.raises(
-            LSGMError, match="file: is of other images than are here now; delete it, and run the workflow"
+            LSGMError, match="file: was computed from different images; delete it, and run the workflow"
         ):
             read_reference(tmp_path / "file", small_store)
     with monkeypatch.context() as patch:
         patch.setattr(statistics, "weights_of", lambda _: Path(__file__))
-        with pytest.raises(LSGMError, match="is of other weights"):
+        with pytest.raises(LSGMError, match="was computed from different weights"):
             read_reference(tmp_path / "file", small_store)
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-100])
-    with pytest.raises(LSGMError, match="file: no statistics of images"):
+    with pytest.raises(LSGMError, match="file: is not a statistics file"):
         read_reference(tmp_path / "file", small_store)
 
 
@@ -161,7 +161,7 @@ def test_a_file_whose_content_changed_is_refused(
 ) -> None:
     make_reference(STAGE, small_store.path, tmp_path / "file", CPU)
     spoilt(tmp_path / "file", change)
-    with pytest.raises(LSGMError, match="file: has changed, .*; delete it, and run the workflow or `lsgm statistics`"):
+    with pytest.raises(LSGMError, match="file: has changed: .*; delete it, and run the workflow or `lsgm statistics`"):
         read_reference(tmp_path / "file", small_store)
 
 
@@ -204,8 +204,8 @@ def test_a_file_without_hashes_is_held_against_itself(
         ),
         (np.zeros((10, 1, 28, 28), np.float32), NAME, "expected images of bytes"),
         (np.zeros((10, 28, 28), np.uint8), NAME, "expected images of bytes"),
-        (np.zeros((10, 3, 32, 32), np.uint8), NAME, r"is for images of \[1, 28, 28\], these are \[3, 32, 32\]"),
-        (np.zeros((10, 2, 32, 32), np.uint8), "inception", r"is for images of one or three channels, these are \[2, 3"),
+        (np.zeros((10, 3, 32, 32), np.uint8), NAME, r"expects images of \[1, 28, 28\], found \[3, 32, 32\]"),
+        (np.zeros((10, 2, 32, 32), np.uint8), "inception", r"expects images of one or three channels, found \[2, 3"),
         (np.zeros((1, 1, 28, 28), np.uint8), NAME, "at least 2 images, found 1"),
     ],
 )
