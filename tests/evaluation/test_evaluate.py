@@ -119,7 +119,7 @@ def altered_samples(root: Path) -> None:
             r"samples\.npy: expected images, uint8 .*, found float32 \[6, 1",
         ),
         (samples(np.zeros((6, 28, 28), np.uint8)), r"samples\.npy: expected images, .* found uint8 \[6, 28, 28\]"),
-        (samples(np.zeros((6, 1, 32, 32), np.uint8)), r"samples\.npy: expected \[6, 1, 28, 28\] by the model"),
+        (samples(np.zeros((6, 1, 32, 32), np.uint8)), r"samples\.npy: expected \[6, 1, 28, 28\] from the model"),
         (samples(np.zeros((5, 1, 28, 28), np.uint8)), r"samples\.npy: expected \[6, 1, 28, 28\] .* found \[5, 1"),
         (samples(np.array([{}, 1], dtype=object)), r"samples\.npy: is not an array of samples"),
         (
