@@ -59,7 +59,7 @@ def main() -> None:
             found: dict[str, list[float]] = {"eager": [], "graph": []}
             for run in range(args.runs + 2):
                 for kind, chosen in (("eager", eager), ("graph", recorded)):
-                    sampling.recorded = chosen  # type: ignore[assignment]
+                    sampling.recorded = chosen  # type: ignore[assignment]  # or without a graph
                     took = seconds(model, batch)
                     if run >= 2:  # warm, and recorded
                         found[kind].append(took)

@@ -12,6 +12,7 @@ drawn and decoded: medians of runs in turns, after a warm-up. Writes a table, an
 from __future__ import annotations
 
 import argparse
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def pixels(model: LSGM, z: Tensor) -> Tensor:
     return torch.cat([model.decode(part).mul(255).round().byte() for part in z.split(250)])
 
 
+def times(model: LSGM, cases: list[dict[str, Any]], runs: int, device: torch.device) -> list[float]:
+    """Median seconds for SHOWN images of each case; the cases take turns, after a turn that warms up."""
+    found: list[list[float]] = [[] for _ in cases]
+    for turn in range(runs + 1 if runs else 0):
+        for case, seconds in zip(cases, found, strict=True):
+            took = median_seconds(lambda case=case: pixels(model, latents(model, SHOWN, case).y), device, 1, 0)[0]
+            if turn:
+                seconds.append(took)
+    return [statistics.median(seconds) if seconds else 0.0 for seconds in found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="checkpoints/lsgm/mnist_demo", type=Path)
@@ -94,24 +106,22 @@ def main() -> None:
     print(f"Fréchet distance of as many real images to as many others: {floor:.2f}")
     exact = latents(model, args.images, EXACT).y
 
+    cases = [
+        (name, settings if steps is None else {**settings, "steps": steps})
+        for name, (settings, evaluations) in SOLVERS.items()
+        for steps in evaluations
+        if not args.only or any(word in name for word in args.only)
+    ]
+    seconds = times(model, [settings for _, settings in cases], args.runs, device)
     rows, points = [], {}
-    for name, (settings, evaluations) in SOLVERS.items():
-        if args.only and not any(word in name for word in args.only):
-            continue
-        for steps in evaluations:
-            given = settings if steps is None else {**settings, "steps": steps}
-            found = latents(model, args.images, given)
-            rms = ((found.y - exact).norm() / exact.norm()).item()
-            distance = frechet_distance(measure(pixels(model, found.y), reference.extractor, device), reference)
-            seconds = 0.0
-            if args.runs:
-                run = lambda given=given: pixels(model, latents(model, SHOWN, given).y)  # noqa: E731
-                seconds = median_seconds(run, device, args.runs)[0]
-            random = settings.get("solver") in ("ancestral", "adaptive_sde") or "tau" in settings
-            shown = "random" if random else f"{rms:.4f}"
-            rows.append([name, f"{found.nfe:.0f}", shown, f"{distance:.2f}", f"{seconds:.3f}"])
-            points.setdefault(name, []).append((found.nfe, rms, distance))
-            print(rows[-1], flush=True)
+    for (name, given), took in zip(cases, seconds, strict=True):
+        found = latents(model, args.images, given)
+        rms = ((found.y - exact).norm() / exact.norm()).item()
+        distance = frechet_distance(measure(pixels(model, found.y), reference.extractor, device), reference)
+        random = given.get("solver") in ("ancestral", "adaptive_sde") or "tau" in given
+        rows.append([name, f"{found.nfe:.0f}", "random" if random else f"{rms:.4f}", f"{distance:.2f}", f"{took:.3f}"])
+        points.setdefault(name, []).append((found.nfe, rms, distance))
+        print(rows[-1], flush=True)
     print("\n" + table(["solver", "evaluations", "rms", "Fréchet distance", "seconds for 64"], rows))
     if args.out:
         save(points, args.out / "sampling.png")
