@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lsgm.files import atomic
+from lsgm.errors import LSGMError
+from lsgm.files import atomic, lock
 from lsgm.progress import log
 
 LOCK = "lock"
@@ -53,9 +54,8 @@ class Chunks:
         return [number for number in numbers if self.read(number) is None]
 
     def failed(self) -> bool:
-        """Whether the solver failed in one of them."""
-        found = (self.read(number) for number in range(len(self.sizes)))
-        return any(chunk is not None and chunk.failed for chunk in found)
+        """Whether the solver failed in one of them; of the others only the headers are read."""
+        return any(self._says_failed(number) and self.read(number) is not None for number in range(len(self.sizes)))
 
     def read(self, number: int) -> Chunk | None:
         """A chunk as it was written; None if it is not there, or (with a line in the log) damaged."""
@@ -93,7 +93,8 @@ class Chunks:
         """Keep other processes from removing the chunks; several can hold them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOCK).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_SH)
             yield
 
     def remove(self) -> None:
@@ -101,11 +102,16 @@ class Chunks:
         if self.root.is_dir():
             for folder in self.root.iterdir():
                 if folder.is_dir() and KEY.fullmatch(folder.name):
-                    with (folder / LOCK).open("a") as file, suppress(BlockingIOError):
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with (folder / LOCK).open("a") as file, suppress(LSGMError):
+                        lock(file, "another process draws these images")
                         shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # something else is in it
                 self.root.rmdir()
+
+    def _says_failed(self, number: int) -> bool:
+        with suppress(SafetensorError, OSError), safe_open(self._path(number), framework="numpy") as file:
+            return bool((file.metadata() or {}).get("failed"))
+        return False
 
     def _path(self, number: int) -> Path:
         return self.folder / f"chunk-{number:06d}.safetensors"

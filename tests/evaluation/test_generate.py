@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -103,8 +105,17 @@ def test_a_damaged_batch_is_drawn_again(
     path.write_bytes(content[: {"truncated": len(content) // 2, "empty": 0}.get(damage, len(content))])
     with caplog.at_level("INFO", logger="lsgm"):
         generate(STAGE, model, tmp_path / "out", CPU, tmp_path / "resume")
-    assert "chunk-000001.safetensors: damaged; its images are drawn again" in caplog.text
+    assert caplog.text.count("chunk-000001.safetensors: damaged; its images are drawn again") == 1
     assert same(tmp_path / "out", alone)
+
+
+def test_a_file_system_without_locks(model: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    generate(STAGE, model, tmp_path / "out", CPU, tmp_path / "resume")
+    assert same(tmp_path / "out", alone) and not (tmp_path / "resume").exists()
 
 
 def test_batches_of_other_settings_or_weights_are_not_mixed_in(model: Path, alone: Path, tmp_path: Path) -> None:
