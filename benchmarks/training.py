@@ -2,19 +2,29 @@
 weights, history.
 
     python benchmarks/training.py [--models demo small medium] [--steps 30] [--options precision=bf16] [--profile]
+    python benchmarks/training.py --against REVISION [--models small medium]
 
 `demo` is mnist_demo of params.yaml; `small` and `medium` are two sizes for batches of 32 binary 32x32 images. "of
 conv." is the work per second in units of the machine's own 3x3 convolution, measured between the steps: it says how
 much is left, not how two machines compare. FLOPs are three times those of convolutions and matrix products in the
 forward pass. Run it where nothing else runs. The images are the store in --data, as `lsgm prepare` writes it.
+
+`--against` compares with another revision of this project: its worktree and this one each have a process, and the two
+take their steps in turns, so that a machine whose speed drifts is fair to both. A model of params.yaml has each
+revision's own settings.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +102,15 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="which operations take the time")
     parser.add_argument("--data", type=Path, default=Path("data/mnist"))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--against", metavar="REVISION", help="compare with this revision, steps in turns")
     args = parser.parse_args()
     where = device(args.device)
     keep_freed_memory()
     print(machine(where), flush=True)
     options = dict(option.split("=", 1) for option in args.options)
+    if args.against:
+        compare(args)
+        return
     rows = []
     for name in args.models:
         for what in args.stages:
@@ -114,8 +128,9 @@ def measure(
     for _ in range(3):
         engine.one_step()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        whole = BatchNoise(0, engine.share, engine.share, where)
-        engine.task.objective(engine.batches.batch_at(0, 0)[: engine.share], 0, 10, whole)
+        share = engine.take_step.share
+        whole = BatchNoise(0, share, share, where)
+        engine.task.objective(engine.batches.batch_at(0, 0)[:share], 0, 10, whole)
     seconds, rates = [], []
     for i in range(steps + 2):
         start = time.perf_counter()
@@ -132,10 +147,85 @@ def measure(
         print(recorded.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=45))
     median, (low, _, high) = statistics.median(seconds), statistics.quantiles(seconds, n=4)
     batch = engine.batches.batch
-    flops = 3 * counter.get_total_flops() / 1e9 * batch / engine.share
+    flops = 3 * counter.get_total_flops() / 1e9 * batch / share
     of_convolution = flops / median / statistics.median(rates)
     row = [f"{name}, {what}", str(batch), f"{1e3 * median:.0f} ± {5e2 * (high - low):.0f}", f"{batch / median:.0f}"]
     return [*row, f"{flops:.1f}", f"{flops / median:.0f}", f"{of_convolution:.0%}"]
+
+
+# Runs in the environment of one revision: builds its engine, then takes a step for every line that it is sent.
+STEPPER = """
+import sys, time
+from pathlib import Path
+import lsgm.runtime as runtime
+getattr(runtime, "limit_spinning", lambda: None)()  # before PyTorch is imported
+import training
+name, what, data, device = sys.argv[1:]
+runtime.keep_freed_memory()
+engine = training.build(*training.configs(name, what, {}), Path(data), runtime.device(device))
+for line in sys.stdin:
+    start = time.perf_counter()
+    for _ in range(int(line)):
+        engine.one_step()
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+class Stepper:
+    """A process that takes training steps with the code in a folder."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        path = os.pathsep.join([str(folder), str(folder / "benchmarks")])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", STEPPER, *arguments],
+            cwd=folder, env={**os.environ, "PYTHONPATH": path}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def steps(self, count: int) -> float:
+        """Take ``count`` steps; returns seconds per step."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(count, file=self.process.stdin, flush=True)
+        while line := self.process.stdout.readline():
+            try:
+                return float(line) / count
+            except ValueError:  # a log line
+                continue
+        raise SystemExit("a process ended early; its message is above")
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+@contextmanager
+def worktree(revision: str) -> Iterator[Path]:
+    """A temporary worktree of ``revision``."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", folder, revision], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", folder], check=True)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """The table of `--against`: three steps of one revision, three of the other, and so on."""
+    here, rows = Path(__file__).resolve().parents[1], []
+    with worktree(args.against) as there:
+        for name in args.models:
+            for what in args.stages:
+                arguments = (name, what, str(args.data.resolve()), args.device)
+                steppers = [Stepper(there, *arguments), Stepper(here, *arguments)]
+                for stepper in steppers:
+                    stepper.steps(3)
+                turns = [[stepper.steps(3) for stepper in steppers] for _ in range(-(-args.steps // 3))]
+                for stepper in steppers:
+                    stepper.close()
+                before, after = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
+                low, middle, high = statistics.quantiles([old / new for old, new in turns], n=4)
+                row = [f"{name}, {what}", f"{1e3 * before:.0f}", f"{1e3 * after:.0f}"]
+                rows.append([*row, f"{middle:.2f} ± {(high - low) / 2:.2f}"])
+                print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+    print(table(["step", f"{args.against}, ms", "this revision, ms", "times faster"], rows))
 
 
 if __name__ == "__main__":
