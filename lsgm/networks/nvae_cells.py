@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from lsgm.networks import kernels
 from lsgm.networks.batch_norm import BatchNorm, BatchNormSwish
 from lsgm.networks.depthwise import DepthwiseConv2d
 from lsgm.networks.layers import Conv2d, no_autocast, wide
@@ -27,6 +31,48 @@ class SqueezeExcite(nn.Module):
             # Not mean(): its gradient would be written out in the default layout, and added to one in channels-last.
             mean = wide(x).sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
             return torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))[:, :, None, None]
+
+    def gated_sum(self, skip: Tensor, x: Tensor) -> Tensor:
+        """skip + 0.1 * gate(x) * x."""
+        if kernels.fits(x) and kernels.fits(skip) and not torch.is_autocast_enabled("cpu"):
+            weights = (self.squeeze.weight, self.squeeze.bias, self.excite.weight, self.excite.bias)
+            total: Tensor = _GatedSum.apply(skip, x, *weights)
+            return total
+        return torch.addcmul(skip, x, self(x).to(x.dtype), value=0.1)
+
+
+class _GatedSum(torch.autograd.Function):
+    """:meth:`SqueezeExcite.gated_sum` on CPUs: each feature map is read as few times as possible."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, skip: Tensor, x: Tensor, squeeze: Tensor, squeeze_bias: Tensor, excite: Tensor, excite_bias: Tensor
+    ) -> Tensor:
+        batch, channels, height, width = x.shape
+        size = (batch, height * width, channels)
+        mean, out = x.new_empty(batch, channels), torch.empty_like(x)
+        kernels.call("channel_sums", x, None, *size, mean)
+        mean /= height * width
+        hidden = torch.addmm(squeeze_bias, mean, squeeze.t()).relu_()
+        gate = torch.addmm(excite_bias, hidden, excite.t()).sigmoid_()
+        kernels.call("scale_channels", x, 0.1 * gate, None, skip, *size, out)
+        ctx.save_for_backward(x, mean, hidden, gate, squeeze, excite)
+        ctx.size = size
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, mean, hidden, gate, squeeze, excite = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        d_gate, d_x = torch.empty_like(gate), torch.empty_like(x)
+        kernels.call("channel_sums", gradient, x, *ctx.size, d_gate)
+        d_excited = torch.ops.aten.sigmoid_backward(d_gate, gate).mul_(0.1)
+        d_hidden = torch.ops.aten.threshold_backward(d_excited @ excite, hidden, 0)
+        d_mean = (d_hidden @ squeeze).div_(ctx.size[1])
+        kernels.call("scale_channels", gradient, 0.1 * gate, d_mean, None, *ctx.size, d_x)
+        of_squeeze, of_excite = d_hidden.t() @ mean, d_excited.t() @ hidden
+        return gradient, d_x, of_squeeze, d_hidden.sum(dim=0), of_excite, d_excited.sum(dim=0)
 
 
 class DownSkip(nn.Module):
@@ -121,4 +167,4 @@ class Cell(nn.Module):
         h = self.branch(x)
         if self.gate is None:
             return torch.add(self.skip(x), h, alpha=0.1)
-        return torch.addcmul(self.skip(x), h, self.gate(h).to(h.dtype), value=0.1)
+        return self.gate.gated_sum(self.skip(x), h)

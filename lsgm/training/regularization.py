@@ -11,7 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from lsgm.networks import kernels
 from lsgm.networks.layers import Conv2d
 
 FIRST_ITERATIONS = 40
@@ -34,7 +37,7 @@ class SpectralRegularizer:
             if isinstance(module, nn.Conv2d):
                 if convs:
                     by_shape[module.weight.shape].append(module)
-            elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+            elif isinstance(module, (_BatchNorm, nn.GroupNorm)):
                 norms[module.weight.numel()].append(module.weight)
         self._convs, self._norms = list(by_shape.values()), list(norms.values())
         self._left = []  # estimates of the left singular vectors, [N, 1, C_out] for each shape
@@ -49,13 +52,8 @@ class SpectralRegularizer:
         for i, group in enumerate(self._convs):
             weight = [conv.effective_weight() if isinstance(conv, Conv2d) else conv.weight for conv in group]
             matrix = torch.stack([w.permute(0, 2, 3, 1) for w in weight]).flatten(2)  # [N, C_out, rest], in any order
-            with torch.no_grad():
-                left, transposed = self._left[i], matrix.transpose(1, 2)
-                for _ in range(self._iterations):
-                    right = left @ matrix
-                    left = F.normalize(right @ transposed, dim=2)
-                self._left[i], right = left, F.normalize(right, dim=2)
-            total = total + (left @ matrix * right).sum()
+            value, self._left[i] = _LargestSingularValues.apply(matrix, self._left[i], self._iterations)
+            total = total + value
         self._iterations = ITERATIONS
         return torch.as_tensor(total)
 
@@ -74,3 +72,34 @@ class SpectralRegularizer:
 
     def __call__(self) -> Tensor:
         return self.spectral() + self.norm_scales()
+
+
+class _LargestSingularValues(torch.autograd.Function):
+    """The sum of the largest singular values of matrices [N, R, C], and improved left singular vectors [N, 1, R].
+
+    The gradient of a singular value is left^T right.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrices: Tensor, left: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+        if kernels.available(matrices):
+            matrices, left = matrices.contiguous(), left.clone()
+            right, values = matrices.new_empty(len(left), 1, matrices.shape[2]), matrices.new_empty(len(left))
+            kernels.call("power_iteration", matrices, *matrices.shape, iterations, left, right, values)
+            total = values.sum()
+        else:
+            transposed = matrices.transpose(1, 2)
+            for _ in range(iterations):
+                right = left @ matrices
+                left = F.normalize(right @ transposed, dim=2)
+            right = F.normalize(right, dim=2)
+            total = (left @ matrices * right).sum()
+        ctx.save_for_backward(left, right)
+        ctx.mark_non_differentiable(left)
+        return total, left
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        left, right = ctx.saved_tensors
+        return (gradient * left).transpose(1, 2) * right, None, None

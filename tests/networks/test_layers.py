@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from lsgm.networks.batch_norm import BATCH_NORM_MOMENTUM, BatchNormSwish
-from lsgm.networks.depthwise import DepthwiseConv2d
 from lsgm.networks.flow import Shift
 from lsgm.networks.layers import soft_clamp
 from lsgm.networks.nvae_cells import BNSwishBranch, Cell, DownSkip, MBConvBranch, SqueezeExcite, UpSkip
@@ -46,19 +45,6 @@ def test_weights_normalized_at_once_are_those_normalized_one_by_one():
     with torch.no_grad():
         network[0].weight.mul_(2).add_(1)
     assert not torch.allclose(network(x), expected)
-
-
-@pytest.mark.parametrize(("size", "fast"), [((8, 12), True), ((9, 7), False), ((2, 2), True)])
-def test_depthwise_convolution_has_the_gradients_of_the_plain_one(size, fast):
-    conv = DepthwiseConv2d(6, 5)
-    x = torch.randn(3, 6, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
-    gradient = torch.randn(3, 6, *size)
-    found = conv(x)
-    assert ("Depthwise5x5" in type(found.grad_fn).__name__) == fast
-    expected = F.conv2d(x, conv.weight, padding=2, groups=6)
-    torch.testing.assert_close(found, expected)
-    wanted = torch.autograd.grad(expected, (x, conv.weight), gradient)
-    torch.testing.assert_close(torch.autograd.grad(found, (x, conv.weight), gradient), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_pointwise_convolution_of_channels_last_maps_is_the_same():

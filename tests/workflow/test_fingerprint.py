@@ -142,6 +142,7 @@ CHANGES: dict[str, set[str]] = {
     "networks.posterior": {*MODELS, "evaluate"},
     "networks.layers": {*MODELS, "evaluate"},
     "networks.batch_norm": {*MODELS, "evaluate"},
+    "networks.kernels": {*MODELS, "evaluate"},
     "networks.convvae": set(),  # the tiny model has the other backbone
     "networks.ncsnpp": PRIORS,
     "prior": PRIORS,

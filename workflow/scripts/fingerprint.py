@@ -68,7 +68,7 @@ def fingerprint(stage: str, root: Path, parts: Sequence[Any] = ()) -> str:
 
 
 def sources(stage: str, root: Path, parts: Sequence[Any] = ()) -> dict[str, Path]:
-    """The files that ``stage`` uses, by name: the modules it imports, directly or not, and weights that they name."""
+    """The files that ``stage`` uses, by name: the modules it imports, directly or not, with C code and weights."""
     roots = {"lsgm": root}
     for module in map(module_of, parts):
         package = module.partition(".")[0]
@@ -93,7 +93,8 @@ def sources(stage: str, root: Path, parts: Sequence[Any] = ()) -> dict[str, Path
         for path in (module.parent / "weights").glob("*")
         if path.name in module.read_text(encoding="utf-8")
     }
-    return dict(sorted({**found, **weights}.items()))
+    in_c = {f"{name}.c": path.with_suffix(".c") for name, path in found.items() if path.with_suffix(".c").is_file()}
+    return dict(sorted({**found, **in_c, **weights}.items()))
 
 
 def _root(package: str) -> Path:

@@ -1,0 +1,114 @@
+"""Kernels for training on CPUs in C (kernels.c), compiled for this processor the first time that they are used.
+
+Without a C compiler, or with `LSGM_KERNELS=0` in the environment, PyTorch's own operations do the same, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lsgm.progress import log
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ["-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC"]
+POINTER, SIZE, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+ARGUMENTS = {
+    "batch_norm_statistics": [POINTER, SIZE, SIZE, POINTER, POINTER],
+    "batch_norm_forward": [POINTER, SIZE, SIZE, *[POINTER] * 4, FLOAT, SIZE, POINTER],
+    "batch_norm_backward_sums": [POINTER, POINTER, SIZE, SIZE, *[POINTER] * 4, FLOAT, SIZE, *[POINTER] * 2],
+    "batch_norm_backward": [POINTER, POINTER, SIZE, SIZE, *[POINTER] * 3, FLOAT, *[POINTER] * 2],
+    "depthwise_forward": [POINTER, POINTER, *[SIZE] * 4, POINTER],
+    "depthwise_weight_gradient": [POINTER, POINTER, *[SIZE] * 4, POINTER],
+    "channel_sums": [POINTER, POINTER, *[SIZE] * 3, POINTER],
+    "scale_channels": [*[POINTER] * 4, *[SIZE] * 3, POINTER],
+    "power_iteration": [POINTER, *[SIZE] * 4, *[POINTER] * 3],
+}
+
+
+def available(x: Tensor) -> bool:
+    """Whether the kernels can work on ``x``: float32 numbers in this machine's memory, and no compilation."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)  # no tensor that only pretends to have memory
+        and library() is not None
+    )
+
+
+def fits(x: Tensor, multiple_of: int = 4) -> bool:
+    """Whether the kernels take the feature map ``x`` [B, C, H, W], with a multiple of so many channels."""
+    return (
+        available(x)
+        and x.shape[1] % multiple_of == 0
+        and x.numel() // x.shape[1] % 16 == 0  # pixels
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def call(name: str, *arguments: Tensor | float | None) -> None:
+    """Call a kernel; tensors are passed as the addresses of their numbers. Only where :func:`fits` says yes."""
+    loaded = library()
+    assert loaded is not None
+    getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they cannot be had."""
+    if os.environ.get("LSGM_KERNELS") == "0" or sys.platform != "linux":
+        return None
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        log.info("no C compiler (cc): training uses PyTorch's own operations, which are slower on CPUs")
+        return None
+    try:
+        loaded = ctypes.CDLL(str(compiled(compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
+        log.info(f"{SOURCE.name} was not compiled ({reason[-1] if reason else error}): training is slower without it")
+        return None
+    for name, arguments in ARGUMENTS.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, None
+    return loaded
+
+
+def compiled(compiler: str) -> Path:
+    """The shared library, compiled for this processor; from the user's cache if it is there.
+
+    It is linked without an OpenMP runtime: it finds PyTorch's, whose threads it shares.
+    """
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = [line for line in lines if line.startswith(("model name", "flags"))][:2]
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), compiler, *FLAGS, *processor]).encode()).hexdigest()[:16]
+    for root in (os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", tempfile.gettempdir()):
+        folder = Path(root) / f"lsgm-{os.getuid()}"
+        path = folder / f"kernels-{key}.so"
+        if path.exists() and path.stat().st_uid == os.getuid():
+            return path
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part = Path(tempfile.mkdtemp(dir=folder))
+        except OSError:  # no home, or one that is read-only
+            continue
+        try:
+            run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+            run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(part / "kernels.o")])
+            run([compiler, "-shared", str(part / "kernels.o"), "-o", str(part / "kernels.so"), "-lm"])
+            os.replace(part / "kernels.so", path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return path
+    raise OSError("no folder to write to")
