@@ -147,7 +147,7 @@ def test_stratified_times_have_the_same_mean_and_less_noise(samples):
         values[stratified] = torch.stack(found)
     error = (sum(x.var() for x in values.values()) / 400).sqrt()
     assert abs(values[True].mean() - values[False].mean()) < 5 * error
-    assert values[True].var() < 0.5 * values[False].var()
+    assert values[True].var() < 0.7 * values[False].var()
 
 
 def test_configurations_without_the_keys_are_read():
