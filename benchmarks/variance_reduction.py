@@ -1,14 +1,18 @@
-"""How much importance sampling of t lowers the variance of the prior's loss (the paper's claim iii).
+"""How much importance sampling of t, the control variate and stratified t lower the variance of the losses.
 
     python benchmarks/variance_reduction.py [--model checkpoints/lsgm/mnist_demo --data data/mnist]
 
-For each diffusion and weighting: the relative standard deviation of one image's loss
-c(t) / r(t) ||noise - eps(z_t, t)||^2 over images, t and noise, with uniform and with importance-sampled t, and the
-ratio of the two variances: how many uniform draws one importance-sampled draw is worth. Two cases:
+1. Importance sampling (the paper's claim iii). For each diffusion and weighting: the relative standard deviation of one
+image's loss c(t) / r(t) ||noise - eps(z_t, t)||^2 over images, t and noise, with uniform and with importance-sampled t,
+and the ratio of the two variances: how many uniform draws one importance-sampled draw is worth. Two cases:
 
 - Gaussian latents: z0 ~ N(0, I) in D dimensions, and the prediction that is optimal for them;
 - a trained model: encodings of test images and its score prior. Its network serves every diffusion: z_t / sqrt(m^2 +
   sigma^2) has the distribution of the model's own z at the time of the same signal-to-noise ratio.
+
+2. The estimators of the cross entropy in the VAE's loss, for the trained model: 64 images with fixed z0, of which only
+(t, noise) are drawn anew. The standard deviation of the batch's cross entropy in nats, and the rms deviation of one
+image's gradient d / d z0 (Euclidean norm) from its mean; importance-sampled t, weighting ll.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import table
+from machine import machine, table
 from torch import Tensor
 
 import lsgm
@@ -26,6 +30,8 @@ from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
 from lsgm.prior import ScorePrior
 from lsgm.sde import SDE, VESDE, VPSDE, GeometricVPSDE, SubVPSDE
+from lsgm.training.batch_noise import BatchNoise
+from lsgm.training.control_variate import ControlVariate
 from lsgm.weighting import Sampling, TimeSampler, Weighting
 
 WEIGHTINGS: tuple[Weighting, ...] = ("ll", "un", "re")
@@ -75,13 +81,38 @@ def row(sde: SDE, weighting: Weighting, eps: float, latents: Callable[[int], Ten
     return [name, *means, *deviations, f"{uniform.var() / importance.var():.2f}"]
 
 
+def estimators(sde: SDE, eps: float, z0: Tensor, predict: Predict, draws: int) -> list[str]:
+    """Standard deviations of the cross entropy, rms deviations of its gradient: by t, each sampled and with control."""
+    sampler = TimeSampler(sde, "ll", "importance", eps)
+    control = ControlVariate(sampler)
+    values, gradients = [], []
+    for stratified in (False, True):
+        random = BatchNoise(0, len(z0), len(z0), z0.device, torch.Generator().manual_seed(1))
+        found = []
+        for _ in range(draws):
+            draw = sampler(random.stratified() if stratified else random.uniform())
+            noise, leaf = random.normal(tuple(z0.shape[1:])), z0.clone().requires_grad_()
+            error = (noise - predict(sde, sde.diffuse(leaf, noise, draw.t[:, None, None, None]), draw.t)).square()
+            parts = (draw.weight[:, None, None, None] * error).sum(), control(sde, leaf, noise, draw).sum()
+            sampled, variate = (torch.stack([*torch.autograd.grad(part, leaf)]).flatten(1) for part in parts)
+            found.append((torch.stack(parts).detach() / len(z0), torch.stack([sampled, variate]).view(2, len(z0), -1)))
+        for kind in (lambda x: x[:, 0], lambda x: x.sum(dim=1)):  # sampled, with the control variate
+            values.append(kind(torch.stack([value for value, _ in found])).std())
+            deviations = kind(torch.stack([gradient for _, gradient in found])).var(dim=0)
+            gradients.append(deviations.sum(dim=1).mean().sqrt())
+    return [type(sde).__name__, *(f"{x:.2f}" for x in (*values, *gradients))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="checkpoints/lsgm/mnist_demo")
     parser.add_argument("--data", default="data/mnist", type=Path)
     parser.add_argument("--draws", type=int, default=100_000, help="for Gaussian latents")
     parser.add_argument("--model-draws", type=int, default=4_000)
+    parser.add_argument("--batch-draws", type=int, default=100, help="draws of a batch's (t, noise), part 2")
+    parser.add_argument("--only-estimators", action="store_true", help="part 2 alone")
     args = parser.parse_args()
+    print(machine(torch.device("cpu")) + "\n")
     torch.manual_seed(0)
     model = lsgm.load(args.model)
     prior = model.prior
@@ -103,27 +134,36 @@ def main() -> None:
     farthest = 4 * encoded.flatten(1).square().sum(dim=1).max().item()  # at least the largest squared distance
 
     diffusions = [VPSDE(0.1, 20.0), GeometricVPSDE(3e-5, 0.999, 3e-5), SubVPSDE(0.1, 20.0), VESDE(3e-5, farthest)]
-    print(f"Gaussian latents {list(shape)}, t from 0.01, {args.draws} draws\n")
-    rows = [
-        row(sde, weighting, 0.01, lambda n: torch.randn(n, *shape), optimal, args.draws)
-        for sde in diffusions
-        for weighting in WEIGHTINGS
-    ]
-    print(table(header, rows))
+    if not args.only_estimators:
+        print(f"Gaussian latents {list(shape)}, t from 0.01, {args.draws} draws\n")
+        rows = [
+            row(sde, weighting, 0.01, lambda n: torch.randn(n, *shape), optimal, args.draws)
+            for sde in diffusions
+            for weighting in WEIGHTINGS
+        ]
+        print(table(header, rows))
 
     # each diffusion from the time at which its noise share is that of the model's time_eps
     share = prior.sde.variance(torch.tensor(eps, dtype=torch.float64))
-    print(f"\n{args.model}: encodings of 2000 test images, from noise share {share:.2g}, {args.model_draws} draws\n")
     own = model.sde_config
     diffusions[0] = VPSDE(own.beta_start, own.beta_end, own.sigma2_0 or 0.0)
-    rows = []
+    rows, of_estimators = [], []
     for sde in diffusions:
         grid = torch.linspace(1e-6, 1, 200_001, dtype=torch.float64)
         shares = sde.variance(grid) / (sde.mean_coefficient(grid).square() + sde.variance(grid))
         start = grid[torch.searchsorted(shares, share).clamp(max=len(grid) - 1)].item()
         pick = lambda n: encoded[torch.randint(len(encoded), (n,))]  # noqa: E731
-        rows += [row(sde, w, start, pick, of_model(prior), args.model_draws) for w in WEIGHTINGS]
-    print(table(header, rows))
+        if not args.only_estimators:
+            rows += [row(sde, w, start, pick, of_model(prior), args.model_draws) for w in WEIGHTINGS]
+        of_estimators.append(estimators(sde, start, encoded[:64], of_model(prior), args.batch_draws))
+    if rows:
+        print(
+            f"\n{args.model}: encodings of 2000 test images, from noise share {share:.2g}, {args.model_draws} draws\n"
+        )
+        print(table(header, rows))
+    print(f"\n{args.model}: estimators of the cross entropy of 64 test images, {args.batch_draws} draws\n")
+    kinds = ["sampled", "control variate", "sampled, stratified", "control variate, stratified"]
+    print(table(["diffusion", *(f"std, {k}" for k in kinds), *(f"gradient, {k}" for k in kinds)], of_estimators))
 
 
 if __name__ == "__main__":

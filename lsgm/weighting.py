@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lsgm.normal_error import integrated_normal_error
 from lsgm.sde import SDE, VESDE, VPSDE, GeometricVPSDE
 
 Weighting = Literal["ll", "un", "re", "rescale"]
@@ -82,6 +83,15 @@ class TimeSampler:
         """The constant of theorem 1 in nats per latent dimension: (1 + log(2 pi sigma^2)) / 2 at t = time_eps."""
         variance = self.sde.variance(torch.tensor(self.time_eps, dtype=torch.float64)).item()
         return 0.5 * (1 + math.log(math.tau * variance))
+
+    def normal_cross_entropy(self) -> tuple[float, float]:
+        """(A, B): given z0, the mean of likelihood_weight ||noise - normal_noise||^2 is A D + B ||z0||^2, in nats.
+
+        Like the weights, it is without the factor 1 - time_eps if t are uniform.
+        """
+        a, b = integrated_normal_error(self.sde, self.time_eps)
+        interval = 1 - self.time_eps if self.proposal is None else 1.0
+        return a / interval, b / interval
 
 
 def coefficient(sde: SDE, weighting: Weighting, t: Tensor) -> Tensor:

@@ -287,6 +287,8 @@ def test_end_to_end_loss_and_gradients(model, vectors, run, joint):
         q=TimeSampler(sde, *MODES[expected["iw_sample_q"]], 0.01) if own else None,
         joint=joint,
         balance=balance,
+        cross_entropy="sampled",
+        stratified_t=False,
     )
     beta = linear_anneal(expected["global_step"], 1000, 0.0, 0.1, 0.7, 1.0) if balance else 1.0
     value = objective(model, vectors["x"], beta, random)

@@ -171,6 +171,17 @@ class TrainConfig(ScheduleConfig):
     time_samples: Few = Field(
         1, description="number of samples of (t, noise) per image and step, which estimate the cross entropy"
     )
+    cross_entropy: Literal["control_variate", "sampled"] = Field(
+        "control_variate",
+        description="how the cross entropy is estimated. control_variate: its part for the prior N(0, I) is computed "
+        "exactly and only the rest from samples, which gives the same mean with less noise; sampled: all of it from "
+        "samples, as in the paper",
+    )
+    stratified_t: bool = Field(
+        True,
+        description="spread the samples of t evenly over the images of a batch; false: independent samples, as in the "
+        "paper",
+    )
     lr_vae: Positive = Field(1e-4, description="learning rate of the VAE after the warm-up")
     lr_min_vae: NonNegative = Field(1e-5, description="learning rate of the VAE at the end of the cosine schedule")
     lr_prior: Positive = Field(1e-4, description="learning rate of the prior after the warm-up")

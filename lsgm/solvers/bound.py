@@ -13,34 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lsgm.arguments import check_count
+from lsgm.noise_schedule import NoiseSchedule
+from lsgm.normal_error import gauss_legendre, integrated_normal_error
 from lsgm.prior import ScorePrior
-from lsgm.sde import SDE
-from lsgm.solvers.schedule import NoiseSchedule, time_at_noise_level
-
-QUADRATURE = 256  # nodes of the closed form: exact to rounding
-
-
-def normal_error(sde: SDE, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    """(A, B), each [N]: E||noise - eps_normal(z_t, t)||^2 = A D + B ||z0||^2 at the times of the schedule.
-
-    eps_normal = sigma z_t / var(z_t), see :meth:`SDE.normal_noise`.
-    """
-    ratio = schedule.sigma / sde.normal_variance(schedule.t)
-    return (1 - ratio * schedule.sigma).square(), (ratio * schedule.mean).square()
-
-
-def gauss_legendre(sde: SDE, nodes: int, t_end: float) -> tuple[NoiseSchedule, Tensor]:
-    """Times and weights [N] of the integral over lambda from its value at t = 1 to that at ``t_end``."""
-    low, high = NoiseSchedule.at_ends(sde, t_end).half_log_snr.tolist()
-    x, w = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(nodes))
-    lam = low + 0.5 * (high - low) * (x + 1)
-    t = time_at_noise_level(sde, lam.neg().exp(), t_end)
-    return NoiseSchedule.of(sde, t), 0.5 * (high - low) * w
 
 
 @torch.no_grad()
@@ -59,8 +38,7 @@ def variational_bound(
     """
     sde, dimensions = prior.sde, z0.shape[1:].numel()
     norm = z0.double().square().flatten(1).sum(dim=1)
-    exact, exact_weights = gauss_legendre(sde, QUADRATURE, time_eps)
-    a, b = ((exact_weights * values).sum().item() for values in normal_error(sde, exact))
+    a, b = integrated_normal_error(sde, time_eps)
     cross_entropy = a * dimensions + b * norm
 
     schedule, node_weights = gauss_legendre(sde, check_count("steps", nodes), time_eps)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lsgm.noise_schedule import NoiseSchedule
 from lsgm.solvers.adams_bashforth import weights
-from lsgm.solvers.schedule import NoiseSchedule
 from lsgm.solvers.solution import NoisePrediction
 
 SERIES = 0.5  # below, the recursion of the moments cancels

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from lsgm.arguments import check_choice
+from lsgm.noise_schedule import NoiseSchedule, time_at_noise_level
 from lsgm.sde import SDE
-from lsgm.solvers.schedule import NoiseSchedule, time_at_noise_level
 from lsgm.solvers.solution import NoisePrediction
 
 Form = Literal["drift", "velocity", "noise"]

@@ -17,12 +17,13 @@ from torch import Tensor
 from lsgm.arguments import check_choice
 from lsgm.errors import LSGMError, SolverError
 from lsgm.nfe import PER_STEP
+from lsgm.noise_schedule import check_end
 from lsgm.prior import ScorePrior
 from lsgm.solvers.adams_bashforth import adams_bashforth
 from lsgm.solvers.forms import ode
 from lsgm.solvers.rk45 import rk45
 from lsgm.solvers.runge_kutta import MIDPOINTS, runge_kutta
-from lsgm.solvers.schedule import check_end, time_grid
+from lsgm.solvers.schedule import time_grid
 from lsgm.solvers.solution import check_finite
 
 LIKELIHOOD_SOLVERS = ("rk4", "heun", "ab", "rk45")

@@ -19,6 +19,7 @@ from lsgm.arguments import check_count, check_tol
 from lsgm.config import SamplerConfig
 from lsgm.errors import LSGMError
 from lsgm.nfe import PER_STEP
+from lsgm.noise_schedule import NoiseSchedule, check_end
 from lsgm.prior import ScorePrior
 from lsgm.solvers.adams_bashforth import adams_bashforth
 from lsgm.solvers.adaptive_sde import adaptive_sde
@@ -29,7 +30,7 @@ from lsgm.solvers.forms import Form, ode
 from lsgm.solvers.probability_flow import drift
 from lsgm.solvers.rk45 import rk45
 from lsgm.solvers.runge_kutta import MIDPOINTS, runge_kutta
-from lsgm.solvers.schedule import NoiseSchedule, check_end, time_grid
+from lsgm.solvers.schedule import time_grid
 from lsgm.solvers.solution import NoisePrediction, Solution, check_finite
 
 Draw = Callable[[], Tensor]

@@ -5,6 +5,8 @@
     p:  E[w_p ||noise - eps(z_t, t)||^2], z0 held fixed                                              (section 3.4)
 
 The gradient of each algorithm's scalar trains the VAE with the first loss and the prior with the second. All in nats.
+The VAE's loss adds the control variate of the cross entropy (:mod:`lsgm.training.control_variate`): a term with mean 0
+that depends on z0 and not on the prior's weights.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class Sample:
     z0: Tensor  # [R B, C, H, W]
     noise: Tensor  # [R B, C, H, W]
     p_draw: TimeDraw  # times and weights of the prior's loss, [R B]
+    q_draw: TimeDraw  # those of the cross entropy: p_draw itself, except in algorithm 2
+    variate: Tensor  # control variate of the cross entropy for q_draw and each latent group, [R B, G]
     constant: float  # the constant term of the cross entropy
     beta: float  # the KL coefficient
 
@@ -59,40 +63,43 @@ def algorithm_1(prior: ScorePrior, s: Sample, balance: bool = False) -> Losses:
     """
     groups = s.posterior.groups
     error = s.p_draw.weight[:, None] * squared_error(prior, s.z0, s.noise, s.p_draw.t, groups)  # [R B, G]
-    cross_entropy = error.sum(dim=1).mean()
+    variate = s.variate.view(-1, *s.negative_entropy.shape).mean(dim=0)  # [B, G]
+    loss_prior = error.sum(dim=1).mean()
     shares = torch.tensor(groups, device=s.z0.device) / sum(groups)
     kl = s.negative_entropy + error.view(-1, *s.negative_entropy.shape).mean(dim=0) + s.constant * shares
     kl = torch.cat([kl, s.lower_scales_kl], dim=1)
     gamma = balancing(kl, s.beta, len(groups)) if balance else 1.0
-    return Losses(s.reconstruction + s.beta * (kl * gamma).sum(dim=1).mean(), cross_entropy, cross_entropy)
+    # gamma, which scales the prior's gradient too, comes from the KLs without the control variate
+    kl = kl + nn.functional.pad(variate, (0, s.lower_scales_kl.shape[1]))
+    loss = s.reconstruction + s.beta * (kl * gamma).sum(dim=1).mean()
+    return Losses(loss, loss_prior, loss_prior + variate.sum(dim=1).mean())
 
 
-def algorithm_2(prior: ScorePrior, s: Sample, q_draw: TimeDraw, q_prior: ScorePrior, joint: bool) -> Losses:
+def algorithm_2(prior: ScorePrior, s: Sample, q_prior: ScorePrior, joint: bool) -> Losses:
     """The VAE's loss has its own times, drawn for w_ll, and its own pass through the score network.
 
     Args:
-        q_draw: times and weights of the VAE's loss.
         q_prior: the prior that the VAE's pass sees: ``prior``, or its average.
         joint: one pass with twice the batch; otherwise two passes, one after the other.
     """
-    z_q = prior.sde.diffuse(s.z0, s.noise, q_draw.t[:, None, None, None])
+    z_q = prior.sde.diffuse(s.z0, s.noise, s.q_draw.t[:, None, None, None])
     z_p = prior.sde.diffuse(s.z0.detach(), s.noise, s.p_draw.t[:, None, None, None])
     leaf = z_q.detach().requires_grad_()  # q's graph through the network ends here and is freed before p's starts
 
     def q_loss(predicted: Tensor) -> tuple[Tensor, Tensor]:
-        loss = (q_draw.weight * (s.noise - predicted).square().sum(dim=(1, 2, 3))).mean()
+        loss = (s.q_draw.weight * (s.noise - predicted).square().sum(dim=(1, 2, 3))).mean()
         return loss, torch.autograd.grad(loss, leaf, retain_graph=joint)[0]
 
     if joint:
-        predicted_q, predicted_p = prior(torch.cat([leaf, z_p]), torch.cat([q_draw.t, s.p_draw.t])).chunk(2)
+        predicted_q, predicted_p = prior(torch.cat([leaf, z_p]), torch.cat([s.q_draw.t, s.p_draw.t])).chunk(2)
         cross_entropy, gradient = q_loss(predicted_q)
     else:
         with _frozen(q_prior):
-            cross_entropy, gradient = q_loss(q_prior(leaf, q_draw.t))
+            cross_entropy, gradient = q_loss(q_prior(leaf, s.q_draw.t))
         predicted_p = prior(z_p, s.p_draw.t)
     loss_prior = (s.p_draw.weight * (s.noise - predicted_p).square().sum(dim=(1, 2, 3))).mean()
     linear = (z_q * gradient).sum()  # has the cross entropy's gradient, but not its value
-    cross_entropy = cross_entropy.detach() + linear - linear.detach()
+    cross_entropy = cross_entropy.detach() + linear - linear.detach() + s.variate.sum(dim=1).mean()
     return Losses(
         s.reconstruction + s.beta * (s.kl_without_prior + cross_entropy) + loss_prior, loss_prior, cross_entropy
     )
@@ -103,19 +110,23 @@ def algorithm_3(prior: ScorePrior, s: Sample) -> Losses:
 
     The two losses differ by a factor per image, so the backward pass of the prior's loss gives both gradients. Before
     it reaches the encoder, an image's gradient is multiplied by beta w_ll / w_p. (The paper does two backward passes.)
+    The control variate's gradient is added beside it.
     """
     factor = s.beta * s.p_draw.likelihood_weight / s.p_draw.weight
     error = squared_error(prior, s.z0, s.noise, s.p_draw.t, factor=factor).sum(dim=1)
     loss_prior = (s.p_draw.weight * error).mean()
-    cross_entropy = (s.p_draw.likelihood_weight * error.detach()).mean()
-    return Losses(s.reconstruction + s.beta * s.kl_without_prior + loss_prior, loss_prior, cross_entropy)
+    variate = s.variate.sum(dim=1).mean()
+    cross_entropy = (s.p_draw.likelihood_weight * error.detach()).mean() + variate
+    loss = s.reconstruction + s.beta * (s.kl_without_prior + variate) + loss_prior
+    return Losses(loss, loss_prior, cross_entropy)
 
 
 def frozen_vae(prior: ScorePrior, s: Sample) -> Losses:
     """Only the prior's loss, on samples from a frozen VAE (the paper's two-stage ablation)."""
     error = squared_error(prior, s.z0, s.noise, s.p_draw.t).sum(dim=1)
     loss_prior = (s.p_draw.weight * error).mean()
-    return Losses(loss_prior, loss_prior, (s.p_draw.likelihood_weight * error).mean())
+    cross_entropy = (s.p_draw.likelihood_weight * error + s.variate.sum(dim=1)).mean()
+    return Losses(loss_prior, loss_prior, cross_entropy)
 
 
 def squared_error(

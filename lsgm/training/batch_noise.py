@@ -36,6 +36,22 @@ class BatchNoise:
         """Samples of U[0, 1), [repeats * count], in the same order."""
         return self._own(torch.rand(repeats * self._total, **self._kind), repeats)
 
+    def stratified(self, repeats: int = 1) -> Tensor:
+        """Stratified samples of [0, 1), [repeats * count], in the same order: one in each of repeats * total cells.
+
+        Sample r of an image lies in a random cell of the r-th of ``repeats`` equal parts of [0, 1), so that an image's
+        samples together are uniform.
+        """
+        cells = repeats * self._total
+        permutations = [self._permutation() + r * self._total for r in range(repeats)]
+        rho = (torch.cat(permutations) + torch.rand(cells, **self._kind).double()) / cells
+        dtype = self._kind["dtype"]
+        return self._own(rho.to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2), repeats)
+
+    def _permutation(self) -> Tensor:
+        kind = {key: value for key, value in self._kind.items() if key != "dtype"}
+        return torch.randperm(self._total, **kind)
+
     def _own(self, draws: Tensor, repeats: int) -> Tensor:
         return draws.unflatten(0, (repeats, self._total))[:, self._rows].flatten(0, 1)
 

@@ -15,6 +15,7 @@ from lsgm.gaussian import kl_to_standard
 from lsgm.model import LSGM
 from lsgm.networks.posterior import Posterior
 from lsgm.prior import ScorePrior
+from lsgm.sde import SDE
 from lsgm.training.algorithms import (
     Sample,
     algorithm_1,
@@ -25,9 +26,11 @@ from lsgm.training.algorithms import (
     per_group,
 )
 from lsgm.training.batch_noise import BatchNoise, all_of
+from lsgm.training.control_variate import ControlVariate
 from lsgm.weighting import TimeSampler
 
 Algorithm = Literal[1, 2, 3]
+CrossEntropy = Literal["control_variate", "sampled"]
 
 
 @dataclass
@@ -67,6 +70,8 @@ class LSGMObjective:
             encoder's too, but need more passes through the score network.
         balance: balance the KLs of the groups (algorithm 1 only).
         train_vae: False: only the prior's loss, on samples from a frozen VAE.
+        cross_entropy: its estimator: with a `control_variate`, or `sampled`, as in the paper.
+        stratified_t: stratify the samples of t over the batch; False: independent samples, as in the paper.
     """
 
     def __init__(
@@ -80,15 +85,21 @@ class LSGMObjective:
         time_samples: int = 1,
         balance: bool = False,
         train_vae: bool = True,
+        cross_entropy: CrossEntropy = "control_variate",
+        stratified_t: bool = True,
     ) -> None:
-        self.p, self.algorithm, self.q, self.joint, self.q_prior = p, algorithm, q, joint, q_prior
+        self.p, self.algorithm, self.joint, self.q_prior = p, algorithm, joint, q_prior
         self.time_samples, self.balance, self.train_vae = time_samples, balance, train_vae
+        self.stratified_t = stratified_t
+        self.q = q if algorithm == 2 and train_vae else None
+        assert self.q is not None or algorithm != 2 or not train_vae
+        self.control_variate = ControlVariate(self.q or p) if cross_entropy == "control_variate" else None
 
     def __call__(self, model: LSGM, x: Tensor, beta: float, random: BatchNoise | None = None) -> Objective:
         """The objective for images ``x`` [B, C, H, W] in [0, 1]."""
         prior, random = model.prior, random or all_of(x)
         assert isinstance(prior, ScorePrior)
-        s = self._sample(model, x, beta, random)
+        s = self._sample(model, prior.sde, x, beta, random)
         if not self.train_vae:
             losses = frozen_vae(prior, s)
         elif self.algorithm == 1:
@@ -96,9 +107,7 @@ class LSGMObjective:
         elif self.algorithm == 3:
             losses = algorithm_3(prior, s)
         else:
-            assert self.q is not None
-            q_draw = self.q(random.uniform(self.time_samples))
-            losses = algorithm_2(prior, s, q_draw, self.q_prior or prior, self.joint)
+            losses = algorithm_2(prior, s, self.q_prior or prior, self.joint)
         terms = {
             "reconstruction": s.reconstruction.detach(),
             "negative_entropy": s.negative_entropy.detach().sum(dim=1).mean(),
@@ -109,7 +118,7 @@ class LSGMObjective:
         terms = {"nelbo": torch.stack(list(terms.values())).sum()} | terms
         return Objective(losses.loss, terms | {"loss_prior": losses.loss_prior.detach()} | _kl_vectors(s.posterior))
 
-    def _sample(self, model: LSGM, x: Tensor, beta: float, random: BatchNoise) -> Sample:
+    def _sample(self, model: LSGM, sde: SDE, x: Tensor, beta: float, random: BatchNoise) -> Sample:
         """Draw z0 ~ q(z0 | x), t and noise."""
         with torch.set_grad_enabled(self.train_vae):
             posterior, parameters = model.vae.encode(2 * x - 1, _noise(model, random))
@@ -117,14 +126,24 @@ class LSGMObjective:
         negative_entropy = per_group(posterior.log_q, posterior.groups)
         lower_scales_kl = posterior.lower_scales_kl()
         z0 = posterior.z.repeat(self.time_samples, 1, 1, 1)
+        rho = random.stratified if self.stratified_t else random.uniform
+        p_draw = self.p(rho(self.time_samples))
+        noise = random.normal(model.latent_shape, self.time_samples)
+        q_draw = self.q(rho(self.time_samples)) if self.q is not None else p_draw
+        if self.control_variate is None:
+            variate = z0.new_zeros(len(z0), len(posterior.groups))
+        else:
+            variate = per_group(self.control_variate(sde, z0, noise, q_draw), posterior.groups)
         return Sample(
             posterior,
             reconstruction,
             negative_entropy,
             lower_scales_kl,
             z0,
-            p_draw=self.p(random.uniform(self.time_samples)),
-            noise=random.normal(model.latent_shape, self.time_samples),
+            noise,
+            p_draw,
+            q_draw,
+            variate,
             constant=self.p.cross_entropy_constant() * z0[0].numel(),
             beta=beta,
         )

@@ -194,6 +194,8 @@ def _objective(
         time_samples=config.time_samples,
         balance=config.kl_balance,
         train_vae=config.train_vae,
+        cross_entropy=config.cross_entropy,
+        stratified_t=config.stratified_t,
     )
 
     def objective(x: Tensor, step: int, steps: int, random: BatchNoise) -> Objective:

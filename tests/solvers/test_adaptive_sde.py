@@ -9,11 +9,11 @@ from torch import nn
 
 from lsgm.config import SampleConfig
 from lsgm.errors import SolverError
+from lsgm.noise_schedule import NoiseSchedule
 from lsgm.per_sample_noise import PerSampleNoise
 from lsgm.prior import ScorePrior
 from lsgm.solvers import adaptive_sde as module
 from lsgm.solvers.adaptive_sde import adaptive_sde
-from lsgm.solvers.schedule import NoiseSchedule
 
 SHAPE = (2, 2, 1)
 

@@ -8,10 +8,11 @@ import torch
 
 from lsgm.config import EstimatorConfig
 from lsgm.errors import LSGMError
+from lsgm.noise_schedule import NoiseSchedule, time_at_noise_level
+from lsgm.normal_error import gauss_legendre, normal_error
 from lsgm.per_sample_noise import PerSampleNoise
-from lsgm.solvers.bound import gauss_legendre, normal_error, variational_bound
+from lsgm.solvers.bound import variational_bound
 from lsgm.solvers.likelihood import estimate_log_prob
-from lsgm.solvers.schedule import NoiseSchedule, time_at_noise_level
 
 D, TIME_EPS = 4, 0.01
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import schedulers
 
+from lsgm.noise_schedule import NoiseSchedule
 from lsgm.solvers.adams_bashforth import adams_bashforth
 from lsgm.solvers.exponential import exponential_multistep
 from lsgm.solvers.runge_kutta import runge_kutta
-from lsgm.solvers.schedule import NoiseSchedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 

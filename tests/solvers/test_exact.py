@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lsgm.solvers.schedule import NoiseSchedule, time_grid
+from lsgm.noise_schedule import NoiseSchedule
+from lsgm.solvers.schedule import time_grid
 
 D = 4
 

@@ -8,11 +8,12 @@ import torch
 from scipy.integrate import quad
 
 from lsgm.errors import LSGMError
+from lsgm.noise_schedule import NoiseSchedule, time_at_noise_level
 from lsgm.sde import VPSDE
 from lsgm.solvers.adams_bashforth import weights
 from lsgm.solvers.exponential import SERIES, moments
 from lsgm.solvers.forms import ode
-from lsgm.solvers.schedule import GRIDS, NoiseSchedule, time_at_noise_level, time_grid
+from lsgm.solvers.schedule import GRIDS, time_grid
 
 EQUAL_IN = {
     "t": lambda s: s.t,

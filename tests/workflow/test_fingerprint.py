@@ -145,6 +145,8 @@ CHANGES: dict[str, set[str]] = {
     "networks.kernels": {*MODELS, "evaluate"},
     "networks.convvae": set(),  # the tiny model has the other backbone
     "networks.ncsnpp": PRIORS,
+    "noise_schedule": PRIORS,
+    "normal_error": PRIORS,
     "prior": PRIORS,
     "sde": PRIORS,
     "weighting": {"train"},

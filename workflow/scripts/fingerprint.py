@@ -44,6 +44,8 @@ IGNORED = {
 WITH_A_PRIOR = {"train", "sample", "nelbo", "illustrate"}
 ONLY_FOR = {
     "lsgm.data.download": {"prepare"},  # elsewhere it fetches weights, which are known by their hash
+    "lsgm.noise_schedule": WITH_A_PRIOR,
+    "lsgm.normal_error": WITH_A_PRIOR,
     "lsgm.prior": WITH_A_PRIOR,
     "lsgm.sde": WITH_A_PRIOR,
     "lsgm.weighting": {"train"},
