@@ -105,10 +105,10 @@ class _Normalize(torch.autograd.Function):
 
 def _joined(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance over all processes, which have equally many pixels, in one collective."""
-    own = torch.stack([mean, variance])
-    every = own.new_empty(dist.get_world_size(), *own.shape)
+    own = torch.cat([mean, variance])
+    every = own.new_empty(dist.get_world_size() * len(own))
     dist.all_gather_into_tensor(every, own)
-    means, variances = every.unbind(dim=1)
+    means, variances = every.view(-1, 2, len(mean)).unbind(dim=1)
     return means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
 
 

@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-LARGE = 1 << 14  # elements; tensors of at least this size are reduced in place, without packing
+BUCKET = 1 << 18  # elements of a gradient that are reduced together
 TIMEOUT = timedelta(minutes=30)  # of a collective; the first one may wait for a slow compilation
 
 
@@ -60,22 +61,76 @@ def barrier() -> None:
 
 @torch.no_grad()
 def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place; small ones of one dtype share a collective."""
+    """Replace each tensor by its mean over all processes, in place; those of one dtype share a collective."""
     if not dist.is_initialized():
         return
-    small: dict[torch.dtype, list[Tensor]] = {}
+    of_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
-        if tensor.numel() >= LARGE and tensor.is_contiguous():  # such as a network's gradients, which are one vector
-            dist.all_reduce(tensor)
-            tensor /= dist.get_world_size()
-        else:
-            small.setdefault(tensor.dtype, []).append(tensor)
-    for group in small.values():
+        of_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for group in of_dtype.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in group])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
         parts = flat.split([tensor.numel() for tensor in group])
         torch._foreach_copy_(group, [part.view_as(t) for part, t in zip(parts, group, strict=True)])
+
+
+class GradientReducer:
+    """Averages gradients over all processes, in place, while the backward pass goes on.
+
+    A network's gradients are one vector (:mod:`lsgm.training.flat`). It is reduced in buckets, each of them as soon as
+    all gradients in it are there. All processes run the same graph, and so start the buckets in the same order.
+
+    Args:
+        networks: whose weights' gradients are views of the vectors' gradients.
+        vectors: the weights of the networks, as the optimizers have them.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module], vectors: Iterable[Tensor]) -> None:
+        self.armed = False  # whether the backward pass that runs is the last one of the step
+        self._buckets: list[Tensor] = []
+        self._sizes: list[int] = []  # number of weights in each bucket
+        self._missing: list[int] = []
+        self._running: dict[int, dist.Work | None] = {}
+        if not dist.is_initialized():
+            return
+        weights = [p for network in networks for p in network.parameters() if p.grad is not None]
+        for vector in vectors:
+            assert vector.grad is not None
+            memory = vector.grad.untyped_storage().data_ptr()
+            own = [p for p in weights if p.grad is not None and p.grad.untyped_storage().data_ptr() == memory]
+            starts = [p.grad.storage_offset() for p in own if p.grad is not None]
+            first = 0
+            for i, p in enumerate(own):
+                p.register_post_accumulate_grad_hook(partial(self._arrived, len(self._buckets)))
+                end = starts[i + 1] if i + 1 < len(own) else len(vector)
+                if end - starts[first] >= BUCKET or end == len(vector):
+                    self._buckets.append(vector.grad[starts[first] : end])
+                    self._sizes.append(i + 1 - first)
+                    first = i + 1
+        self._missing = list(self._sizes)
+
+    def _arrived(self, bucket: int, _: Tensor) -> None:
+        if self.armed:
+            self._missing[bucket] -= 1
+            if self._missing[bucket] == 0:
+                self._start(bucket)
+
+    def _start(self, bucket: int) -> None:
+        self._running[bucket] = dist.all_reduce(self._buckets[bucket], async_op=True)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Wait until all gradients are averaged; also those that the backward pass did not reach."""
+        for bucket in range(len(self._buckets)):
+            if bucket not in self._running:
+                self._start(bucket)
+        for bucket, work in self._running.items():
+            if work is not None:
+                work.wait()
+            self._buckets[bucket] /= dist.get_world_size()
+        self._running.clear()
+        self._missing, self.armed = list(self._sizes), False
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from lsgm.errors import LSGMError
 from lsgm.networks.weight_norm import NormalizedWeights
 from lsgm.per_sample_noise import mix
 from lsgm.training.batch_noise import BatchNoise
-from lsgm.training.distributed import Ranks, all_reduce_max, all_reduce_mean
+from lsgm.training.distributed import GradientReducer, Ranks, all_reduce_max, all_reduce_mean
 from lsgm.training.divergence import DivergenceGuard
 from lsgm.training.objective import Objective
 from lsgm.training.regularization import SpectralRegularizer
@@ -103,6 +103,7 @@ class TrainingStep:
         self.buffers = [b for network in task.networks.values() for b in network.buffers() if b.is_floating_point()]
         self.buffers_before = [b.clone() for b in self.buffers]
         self.weights = NormalizedWeights(*task.networks.values())
+        self.reducer = GradientReducer(task.networks.values(), self.parameters())
 
     def __call__(self, step: int, guard: DivergenceGuard, flags: Callable[[], tuple[bool, bool]]) -> Outcome:
         """Take the step ``step`` if it is good and no process is spoiled.
@@ -139,15 +140,16 @@ class TrainingStep:
                     weighted = [weight * regularizer() for weight, regularizer in task.regularizers]
                     spectral = guard.spectral_factor * parts * torch.stack(weighted).sum()
                     loss, terms = loss + spectral, {**terms, "spectral": spectral.detach()}
-                # 5. Gradients.
+                # 5. Gradients; those of the last part are averaged over all processes meanwhile.
+                self.reducer.armed = part == parts - 1
                 self.scaler.scale(loss / parts).backward()
             for name, term in {"loss": loss.detach(), **terms}.items():
                 sums[name] = sums[name] + term / parts if name in sums else term / parts
 
         # 6. Means over all processes, and the norm of the gradient.
         all_reduce_mean(sums.values())
+        self.reducer.finish()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        all_reduce_mean(gradients)
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm(gradients).float()
