@@ -172,13 +172,13 @@ for line in sys.stdin:
 
 
 class Stepper:
-    """A process that takes training steps with the code in a folder."""
+    """A process that takes training steps with the code in a folder, in an environment with these variables."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         path = os.pathsep.join([str(folder), str(folder / "benchmarks")])
         self.process = subprocess.Popen(
             [sys.executable, "-c", STEPPER, *arguments],
-            cwd=folder, env={**os.environ, "PYTHONPATH": path}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            cwd=folder, env={**os.environ, **variables, "PYTHONPATH": path}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def steps(self, count: int) -> float:
