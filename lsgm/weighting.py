@@ -154,9 +154,12 @@ def tabulated(sde: SDE, weighting: Weighting, time_eps: float, nodes: int = 8192
     density = coefficient(sde, weighting, t) * sde.alpha_bar(t)
     width, slope = t.diff(), density.diff() / t.diff()
     mass = torch.cat([t.new_zeros(1), (0.5 * (density[1:] + density[:-1]) * width).cumsum(0)])
+    tables = {t.device: (t, density, slope, mass)}
 
     def time_at(rho: Tensor) -> Tensor:
-        nodes_, start, rise, cumulative = (x.to(rho.device) for x in (t, density, slope, mass))
+        if rho.device not in tables:  # copied once: every copy to a GPU waits for it
+            tables[rho.device] = (t.to(rho.device), density.to(rho.device), slope.to(rho.device), mass.to(rho.device))
+        nodes_, start, rise, cumulative = tables[rho.device]
         target = rho * cumulative[-1]
         cell = (torch.searchsorted(cumulative, target, right=True) - 1).clamp(0, len(rise) - 1)
         # the root u of slope u^2 / 2 + density u = what is left, in its stable form
