@@ -1,6 +1,6 @@
 """Training beside a busy process: images per second on a quiet machine and on a busy one, by how long threads spin.
 
-    python benchmarks/contention.py [--others 1] [--rounds 7] [--variables OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=100 ...]
+    python benchmarks/contention.py [--others 1] [--rounds 7] [--variables OMP_WAIT_POLICY=passive ...]
 
 Steps of the demo's second stage, in processes that start as `lsgm train` does, one for each setting of OpenMP. In every
 round each takes its steps on the quiet machine, then each beside busy processes (loops of plain Python). `lsgm` is

@@ -178,7 +178,8 @@ class Stepper:
         path = os.pathsep.join([str(folder), str(folder / "benchmarks")])
         self.process = subprocess.Popen(
             [sys.executable, "-c", STEPPER, *arguments],
-            cwd=folder, env={**os.environ, **variables, "PYTHONPATH": path}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            cwd=folder, env={**os.environ, **variables, "PYTHONPATH": path},
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def steps(self, count: int) -> float:

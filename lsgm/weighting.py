@@ -61,6 +61,7 @@ class TimeSampler:
         self.weighting = weighting
         self.sampling = sampling
         self.time_eps = time_eps
+        self._smallest_variance = sde.variance(torch.tensor(time_eps, dtype=torch.float64)).item()
         self.proposal: Proposal | None = None  # uniform
         if sampling == "importance" and weighting != "rescale":
             settings = (sde.proposal, weighting, time_eps)
@@ -80,8 +81,7 @@ class TimeSampler:
 
     def cross_entropy_constant(self) -> float:
         """The constant of theorem 1 in nats per latent dimension: (1 + log(2 pi sigma^2)) / 2 at t = time_eps."""
-        variance = self.sde.variance(torch.tensor(self.time_eps, dtype=torch.float64)).item()
-        return 0.5 * (1 + math.log(math.tau * variance))
+        return 0.5 * (1 + math.log(math.tau * self._smallest_variance))
 
 
 def coefficient(sde: SDE, weighting: Weighting, t: Tensor) -> Tensor:
