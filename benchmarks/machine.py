@@ -12,7 +12,6 @@ import torch
 
 from lsgm.runtime import device_name
 
-
 # Dense peak rates in TFLOP/s by a part of the GPU's name, from NVIDIA's data sheets: half precisions, tf32, float32.
 PEAKS = {
     "H100 PCIe": (756, 378, 51), "H100": (989, 494, 67), "H200": (989, 494, 67), "A100": (312, 156, 19.5),

@@ -8,7 +8,7 @@ weights, history.
 conv." is the work per second in units of the machine's own 3x3 convolution, measured between the steps: it says how
 much is left, not how two machines compare. FLOPs are three times those of convolutions and matrix products in the
 forward pass. "MFU" is their rate over the GPU's peak at the training's precision (on other devices over the rate of a
-float32 matrix product). Run it where nothing else runs. The images are the store in --data, as `lsgm prepare` writes it.
+float32 matrix product). Run it where nothing else runs. The images are the store in --data, that `lsgm prepare` wrote.
 
 `--against` compares with another revision of this project: its worktree and this one each have a process, and the two
 take their steps in turns, so that a machine whose speed drifts is fair to both. A model of params.yaml has each
