@@ -12,6 +12,11 @@ import torch
 
 from lsgm.runtime import device_name
 
+# Dense peak rates in TFLOP/s by a part of the GPU's name, from NVIDIA's data sheets: half precisions, tf32, float32.
+PEAKS = {
+    "H100 PCIe": (756, 378, 51), "H100": (989, 494, 67), "H200": (989, 494, 67), "A100": (312, 156, 19.5),
+}  # fmt: skip
+
 
 def machine(device: torch.device) -> str:
     """One line: processor or GPU, what a float32 matrix product and a convolution reach on it just now, versions."""
@@ -44,6 +49,15 @@ def convolution_rate(device: torch.device, runs: int = 7) -> float:
 
     seconds = median_seconds(both, device, runs, warm_up=min(2, runs - 1))[0]
     return 3 * 2 * x.numel() * weight[0].numel() / seconds / 1e9
+
+
+def peak_rate(device: torch.device, precision: str) -> float:
+    """The peak rate of ``device`` at a training's precision, in GFLOP/s: of an unknown one, its float32 matmul's."""
+    name = device_name(device)
+    for part, (half, tf32, single) in PEAKS.items():
+        if part in name:
+            return 1e3 * {"bf16": half, "fp16": half, "tf32": tf32}.get(precision, single)
+    return matmul_rate(device)
 
 
 def cpuinfo() -> list[str]:

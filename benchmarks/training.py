@@ -7,7 +7,8 @@ weights, history.
 `demo` is mnist_demo of params.yaml; `small` and `medium` are two sizes for batches of 32 binary 32x32 images. "of
 conv." is the work per second in units of the machine's own 3x3 convolution, measured between the steps: it says how
 much is left, not how two machines compare. FLOPs are three times those of convolutions and matrix products in the
-forward pass. Run it where nothing else runs. The images are the store in --data, as `lsgm prepare` writes it.
+forward pass. "MFU" is their rate over the GPU's peak at the training's precision (on other devices over the rate of a
+float32 matrix product). Run it where nothing else runs. The images are the store in --data, that `lsgm prepare` wrote.
 
 `--against` compares with another revision of this project: its worktree and this one each have a process, and the two
 take their steps in turns, so that a machine whose speed drifts is fair to both. A model of params.yaml has each
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import convolution_rate, machine, table
+from machine import convolution_rate, machine, peak_rate, table
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -116,7 +117,7 @@ def main() -> None:
         for what in args.stages:
             rows.append(measure(name, what, options, args.data, where, args.steps, args.profile))
             print(" | ".join(rows[-1]), flush=True)
-    header = ["step", "batch", "ms", "images/s", "GFLOP", "GFLOP/s", "of conv."]
+    header = ["step", "batch", "ms", "images/s", "GFLOP", "GFLOP/s", "of conv.", "MFU"]
     print(table(header, rows))
 
 
@@ -150,7 +151,8 @@ def measure(
     flops = 3 * counter.get_total_flops() / 1e9 * batch / share
     of_convolution = flops / median / statistics.median(rates)
     row = [f"{name}, {what}", str(batch), f"{1e3 * median:.0f} ± {5e2 * (high - low):.0f}", f"{batch / median:.0f}"]
-    return [*row, f"{flops:.1f}", f"{flops / median:.0f}", f"{of_convolution:.0%}"]
+    mfu = flops / median / peak_rate(where, engine.config.precision)
+    return [*row, f"{flops:.1f}", f"{flops / median:.0f}", f"{of_convolution:.0%}", f"{mfu:.1%}"]
 
 
 # Runs in the environment of one revision: builds its engine, then takes a step for every line that it is sent.
@@ -172,13 +174,14 @@ for line in sys.stdin:
 
 
 class Stepper:
-    """A process that takes training steps with the code in a folder."""
+    """A process that takes training steps with the code in a folder, in an environment with these variables."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         path = os.pathsep.join([str(folder), str(folder / "benchmarks")])
         self.process = subprocess.Popen(
             [sys.executable, "-c", STEPPER, *arguments],
-            cwd=folder, env={**os.environ, "PYTHONPATH": path}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            cwd=folder, env={**os.environ, **variables, "PYTHONPATH": path},
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def steps(self, count: int) -> float:

@@ -27,7 +27,7 @@ from lsgm.config.stages import (
 )
 from lsgm.errors import LSGMError, Stopped
 from lsgm.progress import clock, log, set_up_logging
-from lsgm.runtime import device, keep_freed_memory, usage
+from lsgm.runtime import device, keep_freed_memory, limit_spinning, usage
 
 SAMPLE_OPTIONS = ("count", "solver", "steps", "seed", "batch")
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc", re.IGNORECASE)
@@ -240,6 +240,7 @@ def _add_tools(commands: Commands) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command: 0 on success, 1 on a user's error, 2 on wrong arguments, 75 if stopped and resumable."""
+    limit_spinning()
     args = parser().parse_args(argv)
     handler = signal.getsignal(signal.SIGTERM)
     on_main_thread = threading.current_thread() is threading.main_thread()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,23 @@ if TYPE_CHECKING:
     import torch
 
 # torch takes seconds to import: `lsgm --help` must not wait for it.
+
+# How long a thread of each OpenMP runtime waits in a loop before it sleeps: GNU's in turns of the loop (300,000 by
+# default), LLVM's and Intel's in milliseconds (200 by default).
+SPINNING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+
+
+def limit_spinning() -> None:
+    """Let idle OpenMP threads sleep soon. Call it before PyTorch is imported, which is when these runtimes read it.
+
+    A training step has a thousand short parallel regions. After each, threads wait in a loop for the next one. On a
+    busy machine such a loop uses up the turn that the system gave to the thread, which then has to wait for another
+    one while the rest of the team waits for it. benchmarks/contention.py measures the effect. Variables that the user
+    set stay, and with ``OMP_WAIT_POLICY`` set nothing is changed.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in SPINNING.items():
+            os.environ.setdefault(name, value)
 
 
 def device(name: str) -> torch.device:

@@ -62,6 +62,7 @@ class TimeSampler:
         self.weighting = weighting
         self.sampling = sampling
         self.time_eps = time_eps
+        self._smallest_variance = sde.variance(torch.tensor(time_eps, dtype=torch.float64)).item()
         self.proposal: Proposal | None = None  # uniform
         if sampling == "importance" and weighting != "rescale":
             settings = (sde.proposal, weighting, time_eps)
@@ -81,8 +82,7 @@ class TimeSampler:
 
     def cross_entropy_constant(self) -> float:
         """The constant of theorem 1 in nats per latent dimension: (1 + log(2 pi sigma^2)) / 2 at t = time_eps."""
-        variance = self.sde.variance(torch.tensor(self.time_eps, dtype=torch.float64)).item()
-        return 0.5 * (1 + math.log(math.tau * variance))
+        return 0.5 * (1 + math.log(math.tau * self._smallest_variance))
 
     def normal_cross_entropy(self) -> tuple[float, float]:
         """(A, B): given z0, the mean of likelihood_weight ||noise - normal_noise||^2 is A D + B ||z0||^2, in nats.
@@ -164,9 +164,12 @@ def tabulated(sde: SDE, weighting: Weighting, time_eps: float, nodes: int = 8192
     density = coefficient(sde, weighting, t) * sde.alpha_bar(t)
     width, slope = t.diff(), density.diff() / t.diff()
     mass = torch.cat([t.new_zeros(1), (0.5 * (density[1:] + density[:-1]) * width).cumsum(0)])
+    tables = {t.device: (t, density, slope, mass)}
 
     def time_at(rho: Tensor) -> Tensor:
-        nodes_, start, rise, cumulative = (x.to(rho.device) for x in (t, density, slope, mass))
+        if rho.device not in tables:  # copied once: every copy to a GPU waits for it
+            tables[rho.device] = (t.to(rho.device), density.to(rho.device), slope.to(rho.device), mass.to(rho.device))
+        nodes_, start, rise, cumulative = tables[rho.device]
         target = rho * cumulative[-1]
         cell = (torch.searchsorted(cumulative, target, right=True) - 1).clamp(0, len(rise) - 1)
         # the root u of slope u^2 / 2 + density u = what is left, in its stable form

@@ -125,7 +125,9 @@ class Batches:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
             order = torch.randperm(len(self.images), generator=generator)
-            self._order = epoch, order if self._stream is not None else order.to(self.device)
+            if self._stream is None and self.device.type == "cuda":
+                order = order.pin_memory()  # the copy does not wait for the GPU
+            self._order = epoch, order if self._stream is not None else order.to(self.device, non_blocking=True)
         return self._order[1]
 
     def _index(self, number: int, first: int, last: int) -> Tensor:

@@ -63,18 +63,17 @@ class DivergenceGuard:
 def diagnosis(terms: Mapping[str, Tensor], norm: float, networks: Mapping[str, nn.Module]) -> str:
     """Describe a bad step: the terms that are not finite, and the layer with the largest gradient."""
     wrong = [name for name, value in terms.items() if not torch.isfinite(value).all()]
-    worst, size = "", -1.0
-    for name, network in networks.items():
-        for key, p in network.named_parameters():
-            if p.grad is not None:
-                value = p.grad.norm().item()
-                if not math.isfinite(value):
-                    worst, size = f"{name}.{key}", value
-                    break
-                if value > size:
-                    worst, size = f"{name}.{key}", value
+    norms = {
+        f"{name}.{key}": p.grad.norm()
+        for name, network in networks.items()
+        for key, p in network.named_parameters()
+        if p.grad is not None
+    }
+    sizes = dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))  # in one transfer to the host
+    bad = (name for name, size in sizes.items() if not math.isfinite(size))
+    worst = next(bad, max(sizes, key=sizes.__getitem__))
     text = f"not finite: {', '.join(wrong)}; " if wrong else ""
-    return f"{text}gradient norm {norm:.3g}, largest in {worst}: {size:.3g}"
+    return f"{text}gradient norm {norm:.3g}, largest in {worst}: {sizes[worst]:.3g}"
 
 
 def not_finite(state: Mapping[str, Any], device: torch.device) -> str:

@@ -90,7 +90,7 @@ def build(
             step, steps, config.kl_const_portion, config.kl_anneal_portion, config.kl_const_coeff, config.kl_max_coeff
         )
         value = vae_objective(model, x, beta, random)
-        value.terms["kl_coeff"] = torch.tensor(beta, device=x.device)
+        value.terms["kl_coeff"] = torch.full((), beta, device=x.device)  # without a copy from the host
         return value
 
     task = Task(

@@ -201,7 +201,7 @@ def _objective(
     def objective(x: Tensor, step: int, steps: int, random: BatchNoise) -> Objective:
         beta = linear_anneal(step, steps, 0.0, anneal.portion, anneal.start, anneal.end) if anneal else 1.0
         value = lsgm_objective(model, x, beta, random)
-        value.terms["kl_coeff"] = torch.tensor(beta, device=x.device)
+        value.terms["kl_coeff"] = torch.full((), beta, device=x.device)  # without a copy from the host
         if prior.mixing_logit is not None:
             value.terms["alpha_mean"] = torch.sigmoid(prior.mixing_logit.detach()).mean()
         return value

@@ -202,6 +202,7 @@ def test_real_images_keep_their_mean(mnist_store: ImageStore) -> None:
     assert x.mean().item() == pytest.approx(images.mean() / 255, abs=5 * 0.5 / images.size**0.5)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_order_of_the_images_is_the_same_on_a_gpu() -> None:
     cpu, gpu = (Batches(numbered(40), 8, torch.device(kind), seed=1) for kind in ("cpu", "cuda"))
@@ -211,6 +212,7 @@ def test_the_order_of_the_images_is_the_same_on_a_gpu() -> None:
             assert torch.equal(a, b.cpu())
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("binarize", [True, False])
 def test_a_set_that_streams_to_a_gpu_gives_the_same_batches(mapped: np.ndarray, binarize: bool) -> None:

@@ -13,7 +13,7 @@ from lsgm.model import LSGM
 from lsgm.registry import load
 from lsgm.solvers import cuda_graph, sampling
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 FIXED: list[dict[str, Any]] = [
     *({"form": form, "order": order} for form in ("velocity", "noise", "data", "drift") for order in (1, 2, 3)),
