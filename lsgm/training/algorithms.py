@@ -65,7 +65,7 @@ def algorithm_1(prior: ScorePrior, s: Sample, balance: bool = False) -> Losses:
     error = s.p_draw.weight[:, None] * squared_error(prior, s.z0, s.noise, s.p_draw.t, groups)  # [R B, G]
     variate = s.variate.view(-1, *s.negative_entropy.shape).mean(dim=0)  # [B, G]
     loss_prior = error.sum(dim=1).mean()
-    shares = torch.tensor(groups, device=s.z0.device) / sum(groups)
+    shares = per_group(torch.ones_like(s.z0[:1]), groups) / s.z0[0].numel()
     kl = s.negative_entropy + error.view(-1, *s.negative_entropy.shape).mean(dim=0) + s.constant * shares
     kl = torch.cat([kl, s.lower_scales_kl], dim=1)
     gamma = balancing(kl, s.beta, len(groups)) if balance else 1.0

@@ -155,7 +155,8 @@ class TrainingStep:
         norm = torch.nn.utils.get_total_norm(gradients).float()
 
         # 7. In one transfer to the host: is the step good, and must any process stop, or is any spoiled?
-        facts = torch.stack([sums["loss"].float(), norm, *norm.new_tensor([float(flag) for flag in flags()])])
+        told = [torch.full((), float(flag), device=norm.device) for flag in flags()]  # without a transfer
+        facts = torch.stack([sums["loss"].float(), norm, *told])
         all_reduce_max(facts)
         worst, size, stops, spoils = facts.tolist()
         good = not spoils and guard.is_good(worst, size)
