@@ -171,11 +171,12 @@ class TrainConfig(ScheduleConfig):
     time_samples: Few = Field(
         1, description="number of samples of (t, noise) per image and step, which estimate the cross entropy"
     )
-    cross_entropy: Literal["control_variate", "sampled"] = Field(
+    cross_entropy: Literal["marginal", "control_variate", "sampled"] = Field(
         "control_variate",
-        description="how the cross entropy is estimated. control_variate: its part for the prior N(0, I) is computed "
-        "exactly and only the rest from samples, which gives the same mean with less noise; sampled: all of it from "
-        "samples, as in the paper",
+        description="how the cross entropy is estimated, always with the same mean. sampled: all of it from samples, "
+        "as in the paper; control_variate: its part for the prior N(0, I) is computed exactly and only the rest from "
+        "samples, which is less noisy; marginal: in addition the last latent group is integrated out instead of "
+        "drawn, which also makes the prior's gradient less noisy",
     )
     stratified_t: bool = Field(
         True,

@@ -62,9 +62,10 @@ class ConvVAE(nn.Module):
         mu, log_sigma = self.encoder(x).chunk(2, dim=1)
         mu, log_sigma = soft_clamp(mu), soft_clamp(log_sigma, self.log_sigma_clamp)
         draw = torch.randn_like(mu) if noise is None else noise[0]
-        z = torch.addcmul(mu, log_sigma.exp(), draw)
+        sigma = log_sigma.exp()
+        z = torch.addcmul(mu, sigma, draw)
         log_q = log_prob_of_noise(draw, log_sigma)
-        return Posterior(z, log_q, self.latent_groups), self.decode(z)
+        return Posterior(z, log_q, self.latent_groups, mean=mu, std=sigma), self.decode(z)
 
     def decode(self, z: Tensor, lower_scales: Sequence[Tensor] = ()) -> Tensor:
         """The likelihood's parameters for latents [B, C, h, w]."""

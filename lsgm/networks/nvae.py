@@ -157,21 +157,25 @@ class NVAE(nn.Module):
         draws = [*noise[0].split(self.latent_groups, dim=1), *noise[1:]]
         zs: list[Tensor] = []
         log_qs: list[Tensor] = []
+        gaussian: dict[str, Tensor] = {}  # of the top scale's last group
         h = self._top(x.shape[0])
         for g, (state, draw) in enumerate(zip(reversed(states), draws, strict=True)):
             if g > 0:
                 state = state + self.encoder_combiners[g - 1](h)
             mu, log_sigma = self.posterior_heads[g](F.elu(state)).chunk(2, dim=1)
             mu, log_sigma = soft_clamp(mu), soft_clamp(log_sigma, self.log_sigma_clamp)
-            z = torch.addcmul(mu, log_sigma.exp(), draw)
+            sigma = log_sigma.exp()
+            z = torch.addcmul(mu, sigma, draw)
             if self.flows:
                 z = self.flows[g](z)
+            elif g == self.groups_per_scale - 1:
+                gaussian = {"mean": mu, "std": sigma}
             zs.append(z)
             log_qs.append(log_prob_of_noise(draw, log_sigma))
             h = self._decode_group(g, h, z)
         n = self.groups_per_scale
         top, log_q = torch.cat(zs[:n], dim=1), torch.cat(log_qs[:n], dim=1)
-        posterior = Posterior(top, log_q, self.latent_groups, tuple(zs[n:]), tuple(log_qs[n:]))
+        posterior = Posterior(top, log_q, self.latent_groups, tuple(zs[n:]), tuple(log_qs[n:]), **gaussian)
         return posterior, self._image(h)
 
     def decode(self, z: Tensor, lower_scales: Sequence[Tensor] = ()) -> Tensor:

@@ -25,6 +25,10 @@ class Posterior:
     groups: tuple[int, ...]  # channels of each group of the top scale, first drawn first; they sum to C
     lower_scales: tuple[Tensor, ...] = ()  # latents of each group of the lower scales, [B, C_g, H_g, W_g]
     lower_scales_log_q: tuple[Tensor, ...] = ()
+    # Of N(mean, std^2), from which the last group of the top scale was drawn given those before it, [B, C_g, H, W];
+    # None: it is not a Gaussian (or the backbone does not say).
+    mean: Tensor | None = None
+    std: Tensor | None = None
 
     def kl_per_channel(self) -> Tensor:
         """log q - log N(0, I) of each of the prior's channels at the sample, [C], mean over the batch."""

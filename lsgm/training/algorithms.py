@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lsgm.networks.posterior import Posterior
 from lsgm.prior import ScorePrior
+from lsgm.training.diffusion import Start
 from lsgm.training.distributed import all_reduce_mean
 from lsgm.weighting import TimeDraw
 
@@ -33,7 +34,7 @@ class Sample:
     reconstruction: Tensor  # -log p(x | z0), mean over the batch
     negative_entropy: Tensor  # log q(z0 | x) of each latent group, [B, G]
     lower_scales_kl: Tensor  # KL to N(0, I) of each group of lower scales, which the prior does not cover, [B, F]
-    z0: Tensor  # [R B, C, H, W]
+    start: Start  # z0, or the Gaussian it is drawn from, [R B, C, H, W]
     noise: Tensor  # [R B, C, H, W]
     p_draw: TimeDraw  # times and weights of the prior's loss, [R B]
     q_draw: TimeDraw  # those of the cross entropy: p_draw itself, except in algorithm 2
@@ -62,15 +63,13 @@ def algorithm_1(prior: ScorePrior, s: Sample, balance: bool = False) -> Losses:
     ``balance``: balance the KLs of the groups, as in the first stage (NVAE, section 3.2).
     """
     groups = s.posterior.groups
-    error = s.p_draw.weight[:, None] * squared_error(prior, s.z0, s.noise, s.p_draw.t, groups)  # [R B, G]
+    error = s.p_draw.weight[:, None] * squared_error(prior, s.start, s.noise, s.p_draw.t, groups)  # [R B, G]
     variate = s.variate.view(-1, *s.negative_entropy.shape).mean(dim=0)  # [B, G]
     loss_prior = error.sum(dim=1).mean()
-    shares = per_group(torch.ones_like(s.z0[:1]), groups) / s.z0[0].numel()
-    kl = s.negative_entropy + error.view(-1, *s.negative_entropy.shape).mean(dim=0) + s.constant * shares
+    shares = per_group(torch.ones_like(s.noise[:1]), groups) / s.noise[0].numel()
+    kl = s.negative_entropy + error.view(-1, *s.negative_entropy.shape).mean(dim=0) + variate + s.constant * shares
     kl = torch.cat([kl, s.lower_scales_kl], dim=1)
     gamma = balancing(kl, s.beta, len(groups)) if balance else 1.0
-    # gamma, which scales the prior's gradient too, comes from the KLs without the control variate
-    kl = kl + nn.functional.pad(variate, (0, s.lower_scales_kl.shape[1]))
     loss = s.reconstruction + s.beta * (kl * gamma).sum(dim=1).mean()
     return Losses(loss, loss_prior, loss_prior + variate.sum(dim=1).mean())
 
@@ -82,23 +81,25 @@ def algorithm_2(prior: ScorePrior, s: Sample, q_prior: ScorePrior, joint: bool) 
         q_prior: the prior that the VAE's pass sees: ``prior``, or its average.
         joint: one pass with twice the batch; otherwise two passes, one after the other.
     """
-    z_q = prior.sde.diffuse(s.z0, s.noise, s.q_draw.t[:, None, None, None])
-    z_p = prior.sde.diffuse(s.z0.detach(), s.noise, s.p_draw.t[:, None, None, None])
-    leaf = z_q.detach().requires_grad_()  # q's graph through the network ends here and is freed before p's starts
+    ends = s.start.diffuse(prior.sde, s.noise, s.q_draw.t)
+    z_p, target_p = s.start.detach().diffuse(prior.sde, s.noise, s.p_draw.t)
+    # q's graph through the network ends at z_q and its target and is freed before p's starts
+    z_q, target_q = (end.detach().requires_grad_() for end in ends)
 
-    def q_loss(predicted: Tensor) -> tuple[Tensor, Tensor]:
-        loss = (s.q_draw.weight * (s.noise - predicted).square().sum(dim=(1, 2, 3))).mean()
-        return loss, torch.autograd.grad(loss, leaf, retain_graph=joint)[0]
+    def q_loss(predicted: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = (s.q_draw.weight * (target_q - predicted).square().sum(dim=(1, 2, 3))).mean()
+        return loss, torch.autograd.grad(loss, (z_q, target_q), retain_graph=joint)
 
     if joint:
-        predicted_q, predicted_p = prior(torch.cat([leaf, z_p]), torch.cat([s.q_draw.t, s.p_draw.t])).chunk(2)
-        cross_entropy, gradient = q_loss(predicted_q)
+        predicted_q, predicted_p = prior(torch.cat([z_q, z_p]), torch.cat([s.q_draw.t, s.p_draw.t])).chunk(2)
+        cross_entropy, gradients = q_loss(predicted_q)
     else:
         with _frozen(q_prior):
-            cross_entropy, gradient = q_loss(q_prior(leaf, s.q_draw.t))
+            cross_entropy, gradients = q_loss(q_prior(z_q, s.q_draw.t))
         predicted_p = prior(z_p, s.p_draw.t)
-    loss_prior = (s.p_draw.weight * (s.noise - predicted_p).square().sum(dim=(1, 2, 3))).mean()
-    linear = (z_q * gradient).sum()  # has the cross entropy's gradient, but not its value
+    loss_prior = (s.p_draw.weight * (target_p - predicted_p).square().sum(dim=(1, 2, 3))).mean()
+    # has the cross entropy's gradient, but not its value
+    linear = torch.stack([(end * gradient).sum() for end, gradient in zip(ends, gradients, strict=True)]).sum()
     cross_entropy = cross_entropy.detach() + linear - linear.detach() + s.variate.sum(dim=1).mean()
     return Losses(
         s.reconstruction + s.beta * (s.kl_without_prior + cross_entropy) + loss_prior, loss_prior, cross_entropy
@@ -113,7 +114,7 @@ def algorithm_3(prior: ScorePrior, s: Sample) -> Losses:
     The control variate's gradient is added beside it.
     """
     factor = s.beta * s.p_draw.likelihood_weight / s.p_draw.weight
-    error = squared_error(prior, s.z0, s.noise, s.p_draw.t, factor=factor).sum(dim=1)
+    error = squared_error(prior, s.start, s.noise, s.p_draw.t, factor=factor).sum(dim=1)
     loss_prior = (s.p_draw.weight * error).mean()
     variate = s.variate.sum(dim=1).mean()
     cross_entropy = (s.p_draw.likelihood_weight * error.detach()).mean() + variate
@@ -123,7 +124,7 @@ def algorithm_3(prior: ScorePrior, s: Sample) -> Losses:
 
 def frozen_vae(prior: ScorePrior, s: Sample) -> Losses:
     """Only the prior's loss, on samples from a frozen VAE (the paper's two-stage ablation)."""
-    error = squared_error(prior, s.z0, s.noise, s.p_draw.t).sum(dim=1)
+    error = squared_error(prior, s.start, s.noise, s.p_draw.t).sum(dim=1)
     loss_prior = (s.p_draw.weight * error).mean()
     cross_entropy = (s.p_draw.likelihood_weight * error + s.variate.sum(dim=1)).mean()
     return Losses(loss_prior, loss_prior, cross_entropy)
@@ -131,7 +132,7 @@ def frozen_vae(prior: ScorePrior, s: Sample) -> Losses:
 
 def squared_error(
     prior: ScorePrior,
-    z0: Tensor,
+    start: Start,
     noise: Tensor,
     t: Tensor,
     groups: tuple[int, ...] | None = None,
@@ -139,12 +140,13 @@ def squared_error(
 ) -> Tensor:
     """||noise - eps(z_t, t)||^2 of each latent group, [B, G], for times [B]; by default all latents are one group.
 
-    ``factor`` [B] multiplies the gradient with respect to ``z0``.
+    Of a Gaussian ``start`` ||E[noise | z_t] - eps(z_t, t)||^2. ``factor`` [B] multiplies the gradient with respect to
+    ``start``.
     """
-    z_t = prior.sde.diffuse(z0, noise, t[:, None, None, None])
+    z_t, target = start.diffuse(prior.sde, noise, t)
     if factor is not None:
-        z_t = _ScaleGradient.apply(z_t, factor[:, None, None, None])
-    return per_group((noise - prior(z_t, t)).square(), groups or (z0.shape[1],))
+        z_t, target = (_ScaleGradient.apply(v, factor[:, None, None, None]) for v in (z_t, target))
+    return per_group((target - prior(z_t, t)).square(), groups or (noise.shape[1],))
 
 
 def per_group(x: Tensor, groups: tuple[int, ...]) -> Tensor:

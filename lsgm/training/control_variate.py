@@ -14,6 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lsgm.sde import SDE
+from lsgm.training.diffusion import Start
 from lsgm.weighting import TimeDraw, TimeSampler
 
 
@@ -27,8 +28,11 @@ class ControlVariate:
     def __init__(self, sampler: TimeSampler) -> None:
         self.a, self.b = sampler.normal_cross_entropy()
 
-    def __call__(self, sde: SDE, z0: Tensor, noise: Tensor, draw: TimeDraw) -> Tensor:
-        """A + B z0^2 - w_ll (noise - eps_normal(z_t, t))^2 in nats, elementwise [B, C, H, W]."""
-        t, weight = draw.t[:, None, None, None], draw.likelihood_weight[:, None, None, None]
-        error = noise - sde.normal_noise(sde.diffuse(z0, noise, t), t)
-        return self.a + self.b * z0.square() - weight * error.square()
+    def __call__(self, sde: SDE, start: Start, noise: Tensor, draw: TimeDraw) -> Tensor:
+        """A + B z0^2 - w_ll (noise - eps_normal(z_t, t))^2 in nats, elementwise [B, C, H, W].
+
+        Of a Gaussian ``start`` the expectation over z0, up to the part of the noise that is not in the target.
+        """
+        z_t, target = start.diffuse(sde, noise, draw.t)
+        error = target - sde.normal_noise(z_t, draw.t[:, None, None, None])
+        return self.a + self.b * start.second_moment() - draw.likelihood_weight[:, None, None, None] * error.square()

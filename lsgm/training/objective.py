@@ -27,10 +27,11 @@ from lsgm.training.algorithms import (
 )
 from lsgm.training.batch_noise import BatchNoise, all_of
 from lsgm.training.control_variate import ControlVariate
+from lsgm.training.diffusion import Start
 from lsgm.weighting import TimeSampler
 
 Algorithm = Literal[1, 2, 3]
-CrossEntropy = Literal["control_variate", "sampled"]
+CrossEntropy = Literal["marginal", "control_variate", "sampled"]
 
 
 @dataclass
@@ -70,7 +71,7 @@ class LSGMObjective:
             encoder's too, but need more passes through the score network.
         balance: balance the KLs of the groups (algorithm 1 only).
         train_vae: False: only the prior's loss, on samples from a frozen VAE.
-        cross_entropy: its estimator: with a `control_variate`, or `sampled`, as in the paper.
+        cross_entropy: its estimator: `marginal`, with a `control_variate`, or `sampled`, as in the paper.
         stratified_t: stratify the samples of t over the batch; False: independent samples, as in the paper.
     """
 
@@ -93,7 +94,8 @@ class LSGMObjective:
         self.stratified_t = stratified_t
         self.q = q if algorithm == 2 and train_vae else None
         assert self.q is not None or algorithm != 2 or not train_vae
-        self.control_variate = ControlVariate(self.q or p) if cross_entropy == "control_variate" else None
+        self.control_variate = None if cross_entropy == "sampled" else ControlVariate(self.q or p)
+        self.marginal = cross_entropy == "marginal"
 
     def __call__(self, model: LSGM, x: Tensor, beta: float, random: BatchNoise | None = None) -> Objective:
         """The objective for images ``x`` [B, C, H, W] in [0, 1]."""
@@ -125,26 +127,26 @@ class LSGMObjective:
             reconstruction = -model.likelihood.log_prob(x, parameters).mean()
         negative_entropy = per_group(posterior.log_q, posterior.groups)
         lower_scales_kl = posterior.lower_scales_kl()
-        z0 = posterior.z.repeat(self.time_samples, 1, 1, 1)
+        start = Start.of(posterior, self.time_samples, self.marginal)
         rho = random.stratified if self.stratified_t else random.uniform
         p_draw = self.p(rho(self.time_samples))
         noise = random.normal(model.latent_shape, self.time_samples)
         q_draw = self.q(rho(self.time_samples)) if self.q is not None else p_draw
         if self.control_variate is None:
-            variate = z0.new_zeros(len(z0), len(posterior.groups))
+            variate = noise.new_zeros(len(noise), len(posterior.groups))
         else:
-            variate = per_group(self.control_variate(sde, z0, noise, q_draw), posterior.groups)
+            variate = per_group(self.control_variate(sde, start, noise, q_draw), posterior.groups)
         return Sample(
             posterior,
             reconstruction,
             negative_entropy,
             lower_scales_kl,
-            z0,
+            start,
             noise,
             p_draw,
             q_draw,
             variate,
-            constant=self.p.cross_entropy_constant() * z0[0].numel(),
+            constant=self.p.cross_entropy_constant() * noise[0].numel(),
             beta=beta,
         )
 
