@@ -11,8 +11,8 @@ forward pass. "MFU" is their rate over the GPU's peak at the training's precisio
 float32 matrix product). Run it where nothing else runs. The images are the store in --data, that `lsgm prepare` wrote.
 
 `--against` compares with another revision of this project: its worktree and this one each have a process, and the two
-take their steps in turns, so that a machine whose speed drifts is fair to both. A model of params.yaml has each
-revision's own settings.
+take their steps in turns, so that a machine whose speed drifts is fair to both. OpenMP's threads wait as `lsgm` sets
+them in both. A model of params.yaml has each revision's own settings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lsgm import checkpoint
 from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.params import load_params
-from lsgm.runtime import device, keep_freed_memory
+from lsgm.runtime import device, keep_freed_memory, limit_spinning
 from lsgm.training import pretrain, train
 from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.engine import Engine
@@ -213,6 +213,7 @@ def worktree(revision: str) -> Iterator[Path]:
 def compare(args: argparse.Namespace) -> None:
     """The table of `--against`: three steps of one revision, three of the other, and so on."""
     here, rows = Path(__file__).resolve().parents[1], []
+    limit_spinning()  # of both: what it costs and brings is for contention.py
     with worktree(args.against) as there:
         for name in args.models:
             for what in args.stages:
