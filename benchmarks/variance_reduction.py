@@ -32,6 +32,7 @@ from lsgm.prior import ScorePrior
 from lsgm.sde import SDE, VESDE, VPSDE, GeometricVPSDE, SubVPSDE
 from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.control_variate import ControlVariate
+from lsgm.training.diffusion import Start
 from lsgm.weighting import Sampling, TimeSampler, Weighting
 
 WEIGHTINGS: tuple[Weighting, ...] = ("ll", "un", "re")
@@ -93,7 +94,7 @@ def estimators(sde: SDE, eps: float, z0: Tensor, predict: Predict, draws: int) -
             draw = sampler(random.stratified() if stratified else random.uniform())
             noise, leaf = random.normal(tuple(z0.shape[1:])), z0.clone().requires_grad_()
             error = (noise - predict(sde, sde.diffuse(leaf, noise, draw.t[:, None, None, None]), draw.t)).square()
-            parts = (draw.weight[:, None, None, None] * error).sum(), control(sde, leaf, noise, draw).sum()
+            parts = (draw.weight[:, None, None, None] * error).sum(), control(sde, Start(leaf), noise, draw).sum()
             sampled, variate = (torch.stack([*torch.autograd.grad(part, leaf)]).flatten(1) for part in parts)
             found.append((torch.stack(parts).detach() / len(z0), torch.stack([sampled, variate]).view(2, len(z0), -1)))
         for kind in (lambda x: x[:, 0], lambda x: x.sum(dim=1)):  # sampled, with the control variate

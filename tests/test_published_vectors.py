@@ -19,6 +19,7 @@ from lsgm.solvers.ancestral import Discretization
 from lsgm.solvers.probability_flow import log_prob
 from lsgm.solvers.sampling import rk45_sample
 from lsgm.training.algorithms import squared_error
+from lsgm.training.diffusion import Start
 from lsgm.training.ema import EMA
 from lsgm.training.objective import LSGMObjective, VAEObjective
 from lsgm.training.regularization import SpectralRegularizer
@@ -299,7 +300,7 @@ def test_end_to_end_loss_and_gradients(model, vectors, run, joint):
         model.prior.zero_grad()
         draw = objective.p(objectives["rho_p"])
         noise = objectives["noise_disjoint_p"]
-        error = squared_error(model.prior, vectors["vae"]["eps_top"], noise, draw.t).sum(dim=1)
+        error = squared_error(model.prior, Start(vectors["vae"]["eps_top"]), noise, draw.t).sum(dim=1)
         loss_prior = (draw.weight * error).mean()
         loss_prior.backward()
         close(loss_prior, expected["p_loss"], 1e-4)
@@ -317,7 +318,7 @@ def test_objectives_of_each_image(model, vectors, mode):
     expected = objectives["per_sample_reweight"][mode]
     sampler = Published(VPSDE(0.1, 20.0), *MODES[mode], 0.01)
     draw = sampler(objectives["rho_p"])
-    error = squared_error(model.prior, vae["eps_top"], objectives["noise"], draw.t, (4, 4))
+    error = squared_error(model.prior, Start(vae["eps_top"]), objectives["noise"], draw.t, (4, 4))
     close(draw.t, expected["t"], 1e-4)
     close(error.sum(dim=1), expected["l2_sum"], 1e-5)
     close(draw.weight * error.sum(dim=1), expected["p_objective"], 1e-4)

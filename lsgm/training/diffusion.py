@@ -10,8 +10,8 @@ and what is left of the noise given z_t and x is known,
     E[noise of the diffusion | z_t, x] = sigma noise / s.
 
 With this target the squared error has the same gradient in expectation, both the prior's and the encoder's, without the
-variance m^2 std^2 / s^2 that no prediction can explain (Rao-Blackwell; LSGM does not have it). With several latent groups
-this holds for the last one, given the groups before it, whose std is 0 here.
+variance m^2 std^2 / s^2 that no prediction can explain (Rao-Blackwell; LSGM does not have it). With several latent
+groups this holds for the last one, given the groups before it, whose std is 0 here.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class Start(NamedTuple):
     @classmethod
     def of(cls, posterior: Posterior, repeats: int, marginal: bool) -> Start:
         """The start for each of ``repeats`` times [B]: the drawn z0, with ``marginal`` the last group's Gaussian."""
-        z, mean, std = posterior.z, posterior.mean, posterior.std
-        if not marginal or mean is None or std is None:
+        z = posterior.z
+        if not marginal or posterior.mean is None or posterior.std is None:
             return cls(z.repeat(repeats, 1, 1, 1))
+        mean, std = posterior.mean, posterior.std
         drawn = z[:, : z.shape[1] - mean.shape[1]]
         mean, std = torch.cat([drawn, mean], dim=1), torch.cat([torch.zeros_like(drawn), std], dim=1)
         return cls(mean.repeat(repeats, 1, 1, 1), std.repeat(repeats, 1, 1, 1))

@@ -12,6 +12,7 @@ from lsgm.model import LSGM
 from lsgm.prior import ScorePrior
 from lsgm.sde import VPSDE
 from lsgm.training.algorithms import squared_error
+from lsgm.training.diffusion import Start
 from lsgm.training.objective import LSGMObjective, VAEObjective
 from lsgm.training.schedule import linear_anneal
 from lsgm.weighting import TimeDraw, TimeSampler
@@ -46,7 +47,7 @@ def test_cross_entropy_of_a_gaussian_encoder(sampling):
     rho = torch.rand(n, generator=generator, dtype=torch.float64)
     z0 = mu + s * draws[0]
     draw = TimeSampler(sde, "ll", sampling, eps)(rho)
-    values = (draw.weight * squared_error(prior, z0, draws[1], draw.t).sum(dim=1)).detach()
+    values = (draw.weight * squared_error(prior, Start(z0), draws[1], draw.t).sum(dim=1)).detach()
     t = torch.tensor(eps, dtype=torch.float64)
     m2, v = sde.mean_coefficient(t).item() ** 2, sde.variance(t).item()
     expected = 0.5 * (math.log(2 * math.pi) + m2 * (mu**2 + s**2) + v)
@@ -166,7 +167,7 @@ def test_one_backward_pass_of_algorithm_3_is_the_two_of_the_paper(double, weight
     torch.manual_seed(3)
     posterior, parameters = double.vae.encode(2 * IMAGES - 1)
     draw = p(rho)
-    error = squared_error(double.prior, posterior.z, torch.randn_like(posterior.z), draw.t).sum(dim=1)
+    error = squared_error(double.prior, Start(posterior.z), torch.randn_like(posterior.z), draw.t).sum(dim=1)
     kl = posterior.log_q.sum(dim=(1, 2, 3)) + draw.likelihood_weight * error
     loss_q = (beta * kl - double.likelihood.log_prob(IMAGES, parameters)).mean()
     of_q = dict(double.vae.named_parameters(prefix="vae"))
