@@ -37,18 +37,18 @@ ARGUMENTS = {
 
 
 def available(x: Tensor) -> bool:
-    """Whether the kernels can work on ``x``: float32 numbers in this machine's memory, and no compilation."""
+    """Whether the kernels can work on ``x``: float32 numbers in the host's memory, outside of `torch.compile`."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)  # no tensor that only pretends to have memory
+        and type(x) in (Tensor, torch.nn.Parameter)  # FakeTensor has no memory
         and library() is not None
     )
 
 
 def fits(x: Tensor, multiple_of: int = 4) -> bool:
-    """Whether the kernels take the feature map ``x`` [B, C, H, W], with a multiple of so many channels."""
+    """Whether the kernels accept the feature map ``x`` [B, C, H, W]; C must be a multiple of ``multiple_of``."""
     return (
         available(x)
         and x.shape[1] % multiple_of == 0
@@ -58,7 +58,7 @@ def fits(x: Tensor, multiple_of: int = 4) -> bool:
 
 
 def call(name: str, *arguments: Tensor | float | None) -> None:
-    """Call a kernel; tensors are passed as the addresses of their numbers. Only where :func:`fits` says yes."""
+    """Whether the kernels accept the feature map ``x`` [B, C, H, W]; ``multiple_of`` must divide C."""
     loaded = library()
     assert loaded is not None
     getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
@@ -66,12 +66,12 @@ def call(name: str, *arguments: Tensor | float | None) -> None:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they cannot be had."""
+    """The compiled kernels; None if they are switched off or cannot be compiled."""
     if os.environ.get("LSGM_KERNELS") == "0" or sys.platform != "linux":
         return None
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
-        log.info("no C compiler (cc): training uses PyTorch's own operations, which are slower on CPUs")
+        log.info("no C compiler found (cc): training on this CPU is slower than it could be; install one, such as gcc")
         return None
     try:
         loaded = ctypes.CDLL(str(compiled(compiler)))

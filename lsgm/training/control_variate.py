@@ -31,7 +31,7 @@ class ControlVariate:
     def __call__(self, sde: SDE, start: Start, noise: Tensor, draw: TimeDraw) -> Tensor:
         """A + B z0^2 - w_ll (noise - eps_normal(z_t, t))^2 in nats, elementwise [B, C, H, W].
 
-        Of a Gaussian ``start`` the expectation over z0, up to the part of the noise that is not in the target.
+        For a Gaussian ``start``, z0^2 is its second moment, and the error is that of the target of ``start``.
         """
         z_t, target = start.diffuse(sde, noise, draw.t)
         error = target - sde.normal_noise(z_t, draw.t[:, None, None, None])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lsgm.errors import LSGMError
 from lsgm.prior import ScorePrior
 from lsgm.sde import VESDE, VPSDE, GeometricVPSDE, SubVPSDE
 from lsgm.training.diffusion import Start
@@ -105,3 +106,10 @@ def test_same_means_and_smaller_variances(sde, algorithm, weighting, more):
         error = ((one.var(dim=0) + other.var(dim=0)) / len(one)).sqrt()
         assert ((one.mean(dim=0) - other.mean(dim=0)).abs() < 5 * error).all()
         assert one.var(dim=0).sum() < other.var(dim=0).sum()
+
+
+def test_a_posterior_that_is_no_gaussian_is_refused():
+    posterior = SimpleNamespace(z=torch.zeros(2, *SHAPE), mean=None, std=None)
+    assert Start.of(posterior, 3, marginal=False).mean.shape == (6, *SHAPE)
+    with pytest.raises(LSGMError, match=r"num_nf: 0.*use cross_entropy: control_variate"):
+        Start.of(posterior, 1, marginal=True)

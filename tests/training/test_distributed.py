@@ -18,6 +18,7 @@ from lsgm.config.mistakes import parse
 from lsgm.config.stages import PretrainStage, TrainStage
 from lsgm.data import prepare, registry
 from lsgm.training import distributed
+from lsgm.training.flat import flatten
 
 BLOCKS = {"blocks": 2, "cells": 1}
 VAE = {
@@ -186,3 +187,29 @@ def test_nan_and_infinity_anywhere_are_infinity_everywhere():
         assert facts.tolist() == [torch.inf, torch.inf, 1.0]
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_gradients_are_reduced_in_buckets_as_they_come(monkeypatch):
+    """Each element once, the last layer's first, and those that the backward pass does not reach at the end."""
+    started = []
+    monkeypatch.setattr(distributed, "BUCKET", 40)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda bucket, async_op: started.append(bucket))
+    network = torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(4)))
+    vector = flatten(network)
+    reducer = distributed.GradientReducer([network], [vector])
+    network[:3](torch.ones(1, 6)).sum().backward()  # an earlier part of the step
+    assert not started
+    reducer.armed = True
+    network[:3](torch.ones(1, 6)).sum().backward()
+    during = len(started)
+    expected = vector.grad / 2
+    reducer.finish()
+    starts = [bucket.storage_offset() for bucket in started]
+    assert during == 3 and starts[0] == max(starts[:3])
+    assert starts[3:] == sorted(starts)[-2:]  # the last layer, which had no part in it
+    ends = {bucket.storage_offset() + len(bucket) for bucket in started}
+    assert {0, *ends} == {*starts, len(vector)} and sum(map(len, started)) == len(vector)
+    torch.testing.assert_close(vector.grad, expected)
+    assert not reducer.armed

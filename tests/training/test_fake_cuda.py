@@ -70,13 +70,16 @@ def objective(name: str, step: str) -> tuple[Objective, list[str]]:
             ("ll", settings.train.q_sampling),
         )
     )
+    estimator: Any = "control_variate" if getattr(PARAMS.vae(name), "num_nf", 0) else "marginal"
+    algorithm: Any = 1 if step == "VAE" else int(step[-1])
+    lsgm = LSGMObjective(
+        *(p, algorithm), q=q, time_samples=settings.train.time_samples, balance=algorithm == 1, cross_entropy=estimator
+    )
     with FakeTensorMode(allow_non_fake_inputs=True), HostCopies() as copies:
         on_fake_gpu(model)
         x = torch.zeros(2, image.channels, image.padded_size, image.padded_size, device="cuda")
         if step == "VAE":
             return VAEObjective()(model, x, 0.7), copies.found
-        algorithm: Any = int(step[-1])
-        lsgm = LSGMObjective(p, algorithm, q=q, time_samples=settings.train.time_samples, balance=algorithm == 1)
         return lsgm(model, x, 0.7), copies.found
 
 
@@ -84,7 +87,9 @@ def objective(name: str, step: str) -> tuple[Objective, list[str]]:
 def gradients_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Algorithm 2 asks for a gradient on the way. PyTorch computes one on a device that is there only."""
     if not torch.cuda.is_available():
-        monkeypatch.setattr(torch.autograd, "grad", lambda loss, leaf, **options: (torch.zeros_like(leaf),))
+        monkeypatch.setattr(
+            torch.autograd, "grad", lambda loss, leaves, **options: tuple(map(torch.zeros_like, leaves))
+        )
 
 
 @pytest.mark.parametrize("step", STEPS)
