@@ -58,7 +58,7 @@ def fits(x: Tensor, multiple_of: int = 4) -> bool:
 
 
 def call(name: str, *arguments: Tensor | float | None) -> None:
-    """Whether the kernels accept the feature map ``x`` [B, C, H, W]; ``multiple_of`` must divide C."""
+    """Call a kernel, tensors by their addresses. Check :func:`available` or :func:`fits` first."""
     loaded = library()
     assert loaded is not None
     getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
