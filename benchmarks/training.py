@@ -41,8 +41,10 @@ from lsgm.params import load_params
 from lsgm.runtime import device, keep_freed_memory, limit_spinning
 from lsgm.training import pretrain, train
 from lsgm.training.batch_noise import BatchNoise
+from lsgm.training.distributed import Ranks
 from lsgm.training.engine import Engine
 
+SINGLE = Ranks()
 BLOCKS = {"blocks": 2, "cells": 2}
 VAE = {"arch": "res_mbconv", "channel_mult": [1, 2, 2], "groups_per_scale": 2, "cells_per_cond": 1,
        "preprocess": BLOCKS, "postprocess": BLOCKS, "likelihood": "bernoulli"}  # fmt: skip
@@ -84,14 +86,16 @@ def configs(name: str, what: str, options: dict[str, Any]) -> tuple[PretrainStag
     return parse(PretrainStage, first, "pretrain"), settings and parse(TrainStage, second, "train")
 
 
-def build(first: PretrainStage, second: TrainStage | None, data: Path, where: torch.device) -> Engine:
+def build(
+    first: PretrainStage, second: TrainStage | None, data: Path, where: torch.device, ranks: Ranks = SINGLE
+) -> Engine:
     """The engine of the second stage (from a VAE that was never trained), or of the first where there is none."""
-    engine, model = pretrain.build(first, data, where)
+    engine, model = pretrain.build(first, data, where, ranks)
     if second is None:
         return engine
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(model, folder, stages=[first], summary={})
-        return train.build(second, data, Path(folder), where)[0]
+        return train.build(second, data, Path(folder), where, ranks)[0]
 
 
 def main() -> None:
@@ -162,9 +166,11 @@ from pathlib import Path
 import lsgm.runtime as runtime
 getattr(runtime, "limit_spinning", lambda: None)()  # before PyTorch is imported
 import training
+from lsgm.training import distributed
 name, what, data, device = sys.argv[1:]
 runtime.keep_freed_memory()
-engine = training.build(*training.configs(name, what, {}), Path(data), runtime.device(device))
+ranks, device = distributed.start(runtime.device(device))
+engine = training.build(*training.configs(name, what, {}), Path(data), device, *([ranks] if ranks.world > 1 else []))
 for line in sys.stdin:
     start = time.perf_counter()
     for _ in range(int(line)):
@@ -186,11 +192,20 @@ class Stepper:
 
     def steps(self, count: int) -> float:
         """Take ``count`` steps; returns seconds per step."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        self.begin(count)
+        return self.finish() / count
+
+    def begin(self, count: int) -> None:
+        """Start to take ``count`` steps."""
+        assert self.process.stdin is not None
         print(count, file=self.process.stdin, flush=True)
+
+    def finish(self) -> float:
+        """Wait for the steps; returns seconds."""
+        assert self.process.stdout is not None
         while line := self.process.stdout.readline():
             try:
-                return float(line) / count
+                return float(line)
             except ValueError:  # a log line
                 continue
         raise SystemExit("a process ended early; its message is above")

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lsgm.networks import kernels
+from lsgm.networks.gather import gather
 from lsgm.networks.layers import no_autocast, wide
 
 BATCH_NORM_EPS = 1e-5
@@ -97,18 +98,14 @@ class _Normalize(torch.autograd.Function):
         dz, sums = ctx.operations.gradient_sums(x, gradient, of)
         total, pixels = sums, x.numel() // x.shape[1]
         if dist.is_initialized():
-            total = sums.clone()
-            dist.all_reduce(total)
+            total = gather(sums.flatten()).sum(dim=0).view_as(sums)
             pixels *= dist.get_world_size()
         return ctx.operations.gradient(x, dz, of, total / pixels), sums[1], sums[0], None, None
 
 
 def _joined(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance over all processes, which have equally many pixels, in one collective."""
-    own = torch.cat([mean, variance])
-    every = own.new_empty(dist.get_world_size() * len(own))
-    dist.all_gather_into_tensor(every, own)
-    means, variances = every.view(-1, 2, len(mean)).unbind(dim=1)
+    means, variances = gather(torch.cat([mean, variance])).view(-1, 2, len(mean)).unbind(dim=1)
     return means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
 
 

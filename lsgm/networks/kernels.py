@@ -33,7 +33,9 @@ ARGUMENTS = {
     "channel_sums": [POINTER, POINTER, *[SIZE] * 3, POINTER],
     "scale_channels": [*[POINTER] * 4, *[SIZE] * 3, POINTER],
     "power_iteration": [POINTER, *[SIZE] * 4, *[POINTER] * 3],
+    "gather": [POINTER, POINTER, *[SIZE] * 6, POINTER],
 }
+RESULTS = {"gather": SIZE}
 
 
 def available(x: Tensor) -> bool:
@@ -57,11 +59,12 @@ def fits(x: Tensor, multiple_of: int = 4) -> bool:
     )
 
 
-def call(name: str, *arguments: Tensor | float | None) -> None:
+def call(name: str, *arguments: Tensor | float | None) -> int | None:
     """Call a kernel, tensors by their addresses. Check :func:`available` or :func:`fits` first."""
     loaded = library()
     assert loaded is not None
-    getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    result: int | None = getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    return result
 
 
 @functools.cache
@@ -81,7 +84,7 @@ def library() -> ctypes.CDLL | None:
         return None
     for name, arguments in ARGUMENTS.items():
         function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, RESULTS.get(name)
     return loaded
 
 
