@@ -40,14 +40,23 @@ class BatchNorm(nn.SyncBatchNorm):
             return F.silu(y) if self.swish else y
         with no_autocast(x):
             y, mean, variance = _Normalize.apply(wide(x), self.weight, self.bias, self.eps, self.swish)
-        if self.momentum and self.running_mean is not None and self.running_var is not None:
-            n = x.numel() // x.shape[1] * (dist.get_world_size() if several else 1)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
+        self.track(mean, variance, x.numel() // x.shape[1])
         return y.to(x.dtype)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, pixels: int) -> None:
+        """Move the running statistics towards those of a batch, of so many pixels in each process."""
+        if not self.momentum or self.running_mean is None or self.running_var is None:
+            return
+        n = pixels * (dist.get_world_size() if dist.is_initialized() else 1)
+        running = (self.running_mean, self.running_var)
+        if kernels.available(mean):
+            kernels.call("track", mean, variance, len(mean), n, self.momentum, *running)
+        else:
+            running[0].lerp_(mean, self.momentum)
+            running[1].lerp_(variance * (n / (n - 1)), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
 
 
 class BatchNormSwish(BatchNorm):
@@ -83,8 +92,7 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.operations = _Kernels if kernels.fits(x) else _Operations
         mean, variance = ctx.operations.statistics(x)
-        if dist.is_initialized():
-            mean, variance = _joined(mean, variance)
+        mean, variance = joined(mean, variance)
         ctx.save_for_backward(x, mean, variance, weight, bias)
         ctx.settings = (eps, swish)
         ctx.mark_non_differentiable(mean, variance)
@@ -96,15 +104,21 @@ class _Normalize(torch.autograd.Function):
         x, *vectors = ctx.saved_tensors
         of = _Map(*vectors, *ctx.settings)
         dz, sums = ctx.operations.gradient_sums(x, gradient, of)
-        total, pixels = sums, x.numel() // x.shape[1]
-        if dist.is_initialized():
-            total = gather(sums.flatten()).sum(dim=0).view_as(sums)
-            pixels *= dist.get_world_size()
-        return ctx.operations.gradient(x, dz, of, total / pixels), sums[1], sums[0], None, None
+        means = means_over_processes(sums, x.numel() // x.shape[1])
+        return ctx.operations.gradient(x, dz, of, means), sums[1], sums[0], None, None
 
 
-def _joined(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def means_over_processes(sums: Tensor, pixels: int) -> Tensor:
+    """Means over all processes, of sums over so many pixels in each, in one collective."""
+    if dist.is_initialized():
+        return gather(sums.flatten()).mean(dim=0).view_as(sums) / pixels
+    return sums / pixels
+
+
+def joined(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance over all processes, which have equally many pixels, in one collective."""
+    if not dist.is_initialized():
+        return mean, variance
     means, variances = gather(torch.cat([mean, variance])).view(-1, 2, len(mean)).unbind(dim=1)
     return means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
 

@@ -22,14 +22,22 @@ from lsgm.progress import log
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC"]
+WIDEST = 16  # float32 numbers in the widest vector of a processor
 POINTER, SIZE, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+NORM = [*[POINTER] * 4, FLOAT]  # mean, variance, weight, bias, eps
+GRADIENT = [*[POINTER] * 9]  # of an operation: its output ... the weight's gradient
 ARGUMENTS = {
     "batch_norm_statistics": [POINTER, SIZE, SIZE, POINTER, POINTER],
-    "batch_norm_forward": [POINTER, SIZE, SIZE, *[POINTER] * 4, FLOAT, SIZE, POINTER],
-    "batch_norm_backward_sums": [POINTER, POINTER, SIZE, SIZE, *[POINTER] * 4, FLOAT, SIZE, *[POINTER] * 2],
+    "batch_norm_forward": [POINTER, SIZE, SIZE, *NORM, SIZE, POINTER],
+    "batch_norm_backward_sums": [POINTER, POINTER, SIZE, SIZE, *NORM, SIZE, *[POINTER] * 2],
     "batch_norm_backward": [POINTER, POINTER, SIZE, SIZE, *[POINTER] * 3, FLOAT, *[POINTER] * 2],
-    "depthwise_forward": [POINTER, POINTER, *[SIZE] * 4, POINTER],
-    "depthwise_weight_gradient": [POINTER, POINTER, *[SIZE] * 4, POINTER],
+    "track": [POINTER, POINTER, SIZE, FLOAT, FLOAT, POINTER, POINTER],
+    "pointwise_forward": [POINTER, *[SIZE] * 4, *NORM, SIZE, *[POINTER] * 4],
+    "pointwise_backward": [POINTER, *[SIZE] * 4, *NORM, SIZE, POINTER, *GRADIENT],
+    "depthwise_forward": [POINTER, *[SIZE] * 4, *NORM, POINTER, SIZE, *[POINTER] * 3],
+    "depthwise_backward": [POINTER, *[SIZE] * 4, *NORM, POINTER, SIZE, *GRADIENT],
+    "convolution": [POINTER, *[SIZE] * 5, POINTER, POINTER, SIZE, POINTER],
+    "convolution_weight_gradient": [POINTER, POINTER, *[SIZE] * 5, POINTER, POINTER],
     "channel_sums": [POINTER, POINTER, *[SIZE] * 3, POINTER],
     "scale_channels": [*[POINTER] * 4, *[SIZE] * 3, POINTER],
     "power_iteration": [POINTER, *[SIZE] * 4, *[POINTER] * 3],

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsgm.networks import winograd
+
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Within it operations on ``x``'s device keep the precision of their arguments."""
@@ -52,4 +54,6 @@ class Conv2d(nn.Conv2d):
         if plain and x.is_contiguous(memory_format=torch.channels_last):
             # The pixels are the rows of a matrix already: a product of matrices is faster than a convolution.
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if self.stride == self.padding == (1, 1) and self.groups == 1 and winograd.fits(x, weight):
+            return winograd.convolve(x, weight, self.bias)
         return self._conv_forward(x, weight, self.bias)

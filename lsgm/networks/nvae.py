@@ -18,7 +18,8 @@ from lsgm.gaussian import log_prob_of_noise
 from lsgm.networks.batch_norm import BatchNormSwish
 from lsgm.networks.flow import Flow
 from lsgm.networks.layers import Conv2d, soft_clamp
-from lsgm.networks.nvae_cells import BNSwishBranch, Cell, MBConvBranch
+from lsgm.networks.mbconv import MBConvBranch
+from lsgm.networks.nvae_cells import BNSwishBranch, Cell
 from lsgm.networks.posterior import Posterior
 from lsgm.networks.weight_norm import WNConv2d
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lsgm.networks import kernels
-from lsgm.networks.batch_norm import BatchNorm, BatchNormSwish
-from lsgm.networks.depthwise import DepthwiseConv2d
-from lsgm.networks.layers import Conv2d, no_autocast, wide
+from lsgm.networks.batch_norm import BatchNormSwish
+from lsgm.networks.layers import no_autocast, wide
 from lsgm.networks.weight_norm import WNConv2d
 
 
@@ -123,30 +122,6 @@ class BNSwishBranch(nn.Module):
         if self.upsample:
             h = F.interpolate(h, scale_factor=2, mode="nearest")
         return self.conv_2(self.norm_2(self.conv_1(h)))
-
-
-class MBConvBranch(nn.Module):
-    """`mbconv`: batch norm -> expand 1x1 -> depthwise 5x5 -> project 1x1 -> batch norm, no weight norm, no biases."""
-
-    def __init__(self, c_in: int, c_out: int, resample: int, expansion: int) -> None:
-        super().__init__()
-        hidden = c_in * expansion
-        self.upsample = resample > 0
-        self.norm_in = BatchNorm(c_in)
-        self.expand = Conv2d(c_in, hidden, 1, bias=False)
-        self.norm_1 = BatchNormSwish(hidden)
-        self.depthwise = DepthwiseConv2d(hidden, 5)
-        self.norm_2 = BatchNormSwish(hidden)
-        self.project = Conv2d(hidden, c_out, 1, bias=False)
-        self.norm_out = BatchNorm(c_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm_1(self.expand(self.norm_in(x)))
-        if self.upsample:
-            # The definition repeats pixels first. Everything up to here works pixel by pixel, and a batch's mean and
-            # variance do not see repetition: repeating here is the same function at a quarter of the work.
-            h = F.interpolate(h, scale_factor=2, mode="nearest")
-        return self.norm_out(self.project(self.norm_2(self.depthwise(h))))
 
 
 class Cell(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 
 from lsgm.networks import kernels
 from lsgm.networks.batch_norm import BatchNorm, BatchNormSwish
-from lsgm.networks.depthwise import DepthwiseConv2d
+
 from lsgm.networks.nvae_cells import SqueezeExcite
 from lsgm.training.regularization import SpectralRegularizer
 
