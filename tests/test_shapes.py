@@ -93,7 +93,7 @@ def test_the_group_norms_of_the_score_network(size, scales):
         norms = {m.num_channels // 128 for m in network.modules() if isinstance(m, torch.nn.GroupNorm)}
         for channels in range(4, 300):
             try:
-                [ncsnpp.group_norm(multiple * channels) for multiple in norms]
+                [ncsnpp.GroupNorm(multiple * channels) for multiple in norms]
                 fits = True
             except ValueError:
                 fits = False

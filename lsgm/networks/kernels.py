@@ -36,6 +36,8 @@ ARGUMENTS = {
     "pointwise_backward": [POINTER, *[SIZE] * 4, *NORM, SIZE, POINTER, *GRADIENT],
     "depthwise_forward": [POINTER, *[SIZE] * 4, *NORM, POINTER, SIZE, *[POINTER] * 3],
     "depthwise_backward": [POINTER, *[SIZE] * 4, *NORM, POINTER, SIZE, *GRADIENT],
+    "group_norm_forward": [POINTER, POINTER, *[SIZE] * 4, POINTER, POINTER, FLOAT, SIZE, *[POINTER] * 2],
+    "group_norm_backward": [*[POINTER] * 3, *[SIZE] * 4, POINTER, POINTER, SIZE, *[POINTER] * 5],
     "convolution": [POINTER, *[SIZE] * 5, POINTER, POINTER, SIZE, POINTER],
     "convolution_weight_gradient": [POINTER, POINTER, *[SIZE] * 5, POINTER, POINTER],
     "channel_sums": [POINTER, POINTER, *[SIZE] * 3, POINTER],

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsgm.networks.layers import no_autocast, wide
+from lsgm.networks.group_norm import GroupNorm, GroupNormSwish
+from lsgm.networks.layers import Conv2d, no_autocast, wide
 from lsgm.widths import width_multipliers
 
 NEAR_ZERO = 1e-10
@@ -23,8 +24,8 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
     return nn.init.uniform_(weight, -limit, limit)
 
 
-def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
-    layer = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+def conv(c_in: int, c_out: int, kernel: int = 3, scale: float = 1.0) -> Conv2d:
+    layer = Conv2d(c_in, c_out, kernel)
     variance_scaling_(layer.weight, scale)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
@@ -35,10 +36,6 @@ def linear(c_in: int, c_out: int, scale: float = 1.0) -> nn.Linear:
     variance_scaling_(layer.weight, scale)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
 
 
 class TimeEmbedding(nn.Module):
@@ -102,21 +99,21 @@ class ResidualBlock(nn.Module):
         self, c_in: int, c_out: int, embedding: int, dropout: float, resample: int = 0, fir: bool = False
     ) -> None:
         super().__init__()
-        self.norm_1 = group_norm(c_in)
+        self.norm_1 = GroupNormSwish(c_in)
         self.resample = Resample(resample, fir) if resample else None
         self.conv_1 = conv(c_in, c_out)
         self.time = linear(embedding, c_out)
-        self.norm_2 = group_norm(c_out)
+        self.norm_2 = GroupNormSwish(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = conv(c_out, c_out, scale=NEAR_ZERO)
         self.shortcut = conv(c_in, c_out, 1) if c_in != c_out or resample else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = F.silu(self.norm_1(x))
+        h = self.norm_1(x)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = self.conv_1(h) + self.time(embedding)[:, :, None, None]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        h = self.norm_2(self.conv_1(h), shift=self.time(embedding))
+        h = self.conv_2(self.dropout(h))
         if self.shortcut is not None:
             x = self.shortcut(x)
         return (x + h) * RSQRT2
@@ -129,7 +126,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.query = linear(channels, channels)
         self.key = linear(channels, channels)
         self.value = linear(channels, channels)
@@ -219,7 +216,7 @@ class NCSNpp(nn.Module):
                         size *= 2
                 self.up.append(stage)
 
-        self.norm_out = group_norm(width)
+        self.norm_out = GroupNormSwish(width)
         self.conv_out = conv(width, latent_channels, scale=NEAR_ZERO)
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
@@ -233,4 +230,4 @@ class NCSNpp(nn.Module):
         h = self.middle(h, embedding)
         for stage in self.up:
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h))
