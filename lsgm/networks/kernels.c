@@ -1088,39 +1088,169 @@ void group_norm_backward(const float *x, const float *shift, const float *dy, in
 
 /* ---- the gated sum of a residual cell ---------------------------------------------------------------------------- */
 
-/* sums[b, c] = sum over the pixels of x y, or of x where y is NULL. */
-void channel_sums(const float *x, const float *y, int64_t batch, int64_t pixels, int64_t channels, float *sums) {
-#pragma omp parallel for schedule(static) if (batch * pixels * channels > WORTH_A_THREAD)
-    for (int64_t image = 0; image < batch; image++) {
-        float *total = sums + image * channels;
-        for (int64_t c = 0; c < channels; c++) total[c] = 0;
-        for (int64_t i = image * pixels * channels, end = i + pixels * channels; i < end; i += channels) {
-            int64_t c = 0;
-            for (; c + LANES <= channels; c += LANES) {
-                vec value = load(x + i + c);
-                if (y) value *= load(y + i + c);
-                store(total + c, load(total + c) + value);
-            }
-            for (; c < channels; c++) total[c] += y ? x[i + c] * y[i + c] : x[i + c];
+/* sums[c] = sum over the pixels of an image of x y, or of x where y is NULL. */
+static void channel_sums(const float *x, const float *y, int64_t pixels, int64_t channels, float *sums) {
+    for (int64_t c = 0; c < channels; c++) sums[c] = 0;
+    for (int64_t i = 0; i < pixels * channels; i += channels) {
+        int64_t c = 0;
+        for (; c + LANES <= channels; c += LANES) {
+            vec value = load(x + i + c);
+            if (y) value *= load(y + i + c);
+            store(sums + c, load(sums + c) + value);
         }
+        for (; c < channels; c++) sums[c] += y ? x[i + c] * y[i + c] : x[i + c];
     }
 }
 
-/* out[b, p, c] = scale[b, c] x[b, p, c] + shift[b, c], plus base[b, p, c]; `shift` or `base` may be NULL. */
-void scale_channels(const float *x, const float *scale, const float *shift, const float *base, int64_t batch,
-                    int64_t pixels, int64_t channels, float *out) {
-#pragma omp parallel for schedule(static) if (batch * pixels * channels > WORTH_A_THREAD)
-    for (int64_t pixel = 0; pixel < batch * pixels; pixel++) {
-        int64_t row = pixel / pixels * channels, i = pixel * channels, c = 0;
-        for (; c + LANES <= channels; c += LANES) {
-            vec value = load(x + i + c) * load(scale + row + c);
-            if (shift) value += load(shift + row + c);
-            if (base) value += load(base + i + c);
-            store(out + i + c, value);
-        }
-        for (; c < channels; c++)
-            out[i + c] = x[i + c] * scale[row + c] + (shift ? shift[row + c] : 0) + (base ? base[i + c] : 0);
+/* out = scale x + add, or + add[c] where `each` is 0; the scale is 0.1 gate[c]. */
+static void scale_channels(const float *x, const float *gate, const float *add, int each, int64_t pixels,
+                           int64_t channels, float *out) {
+    for (int64_t i = 0; i < pixels * channels; i += channels) {
+        const float *plus = each ? add + i : add;
+        int64_t c = 0;
+        for (; c + LANES <= channels; c += LANES)
+            store(out + i + c, load(x + i + c) * (0.1f * load(gate + c)) + load(plus + c));
+        for (; c < channels; c++) out[i + c] = x[i + c] * (0.1f * gate[c]) + plus[c];
     }
+}
+
+/* out = skip + 0.1 gate x with gate = sigmoid(W2 relu(W1 mean + b1) + b2) of each image's means; W1 [hidden, C],
+ * W2 [C, hidden]. mean and gate [B, C] and hidden activations are kept. */
+void gated_sum_forward(const float *skip, const float *x, int64_t batch, int64_t pixels, int64_t channels,
+                       int64_t hidden, const float *w1, const float *b1, const float *w2, const float *b2, float *mean,
+                       float *activations, float *gate, float *out) {
+#pragma omp parallel for schedule(static) if (batch * pixels * channels > WORTH_A_THREAD)
+    for (int64_t image = 0; image < batch; image++) {
+        float *m = mean + image * channels, *a = activations + image * hidden, *g = gate + image * channels;
+        int64_t first = image * pixels * channels;
+        channel_sums(x + first, NULL, pixels, channels, m);
+        for (int64_t c = 0; c < channels; c++) m[c] /= pixels;
+        for (int64_t j = 0; j < hidden; j++) {
+            float total = b1[j];
+            for (int64_t c = 0; c < channels; c++) total += w1[j * channels + c] * m[c];
+            a[j] = total > 0 ? total : total == total ? 0 : total; /* NaN stays NaN */
+        }
+        for (int64_t c = 0; c < channels; c++) {
+            float total = b2[c];
+            for (int64_t j = 0; j < hidden; j++) total += w2[c * hidden + j] * a[j];
+            g[c] = 1 / (1 + expf(-total));
+        }
+        scale_channels(x + first, g, skip + first, 1, pixels, channels, out + first);
+    }
+}
+
+/* The gradients with respect to x and the gate's parameters; that with respect to skip is dy itself. */
+void gated_sum_backward(const float *x, const float *dy, int64_t batch, int64_t pixels, int64_t channels,
+                        int64_t hidden, const float *w1, const float *w2, const float *mean, const float *activations,
+                        const float *gate, float *dx, float *d_w1, float *d_b1, float *d_w2, float *d_b2) {
+    float *d_excite = factors(batch, channels + hidden), *d_squeeze = d_excite + batch * channels;
+#pragma omp parallel if (batch * pixels * channels > WORTH_A_THREAD)
+    {
+        float *d_mean = scratch(channels);
+#pragma omp for schedule(static)
+        for (int64_t image = 0; image < batch; image++) {
+            float *of_excite = d_excite + image * channels, *of_squeeze = d_squeeze + image * hidden;
+            const float *g = gate + image * channels, *a = activations + image * hidden;
+            int64_t first = image * pixels * channels;
+            channel_sums(dy + first, x + first, pixels, channels, of_excite);
+            for (int64_t c = 0; c < channels; c++) of_excite[c] *= 0.1f * g[c] * (1 - g[c]);
+            for (int64_t j = 0; j < hidden; j++) {
+                of_squeeze[j] = 0;
+                for (int64_t c = 0; c < channels && a[j] > 0; c++) of_squeeze[j] += of_excite[c] * w2[c * hidden + j];
+            }
+            for (int64_t c = 0; c < channels; c++) {
+                d_mean[c] = 0;
+                for (int64_t j = 0; j < hidden; j++) d_mean[c] += of_squeeze[j] * w1[j * channels + c];
+                d_mean[c] /= pixels;
+            }
+            scale_channels(dy + first, g, d_mean, 0, pixels, channels, dx + first);
+        }
+    }
+    memset(d_w1, 0, sizeof(float) * hidden * channels);
+    memset(d_b1, 0, sizeof(float) * hidden);
+    memset(d_w2, 0, sizeof(float) * hidden * channels);
+    memset(d_b2, 0, sizeof(float) * channels);
+    for (int64_t image = 0; image < batch; image++) {
+        const float *m = mean + image * channels, *a = activations + image * hidden;
+        const float *of_excite = d_excite + image * channels, *of_squeeze = d_squeeze + image * hidden;
+        for (int64_t j = 0; j < hidden; j++) {
+            d_b1[j] += of_squeeze[j];
+            for (int64_t c = 0; c < channels; c++) d_w1[j * channels + c] += of_squeeze[j] * m[c];
+        }
+        for (int64_t c = 0; c < channels; c++) {
+            d_b2[c] += of_excite[c];
+            for (int64_t j = 0; j < hidden; j++) d_w2[c * hidden + j] += of_excite[c] * a[j];
+        }
+    }
+    free(d_excite);
+}
+
+/* ---- 3x3 convolution to few channels, zero padding 1 --------------------------------------------------------------- */
+
+/* y [B, H, W, N] = x [B, H, W, K] convolved with weight [N, 3, 3, K], plus bias [N] if there is one. */
+void narrow_convolution(const float *x, int64_t batch, int64_t height, int64_t width, int64_t k, int64_t n,
+                        const float *weight, const float *bias, float *y) {
+#pragma omp parallel for schedule(static)
+    for (int64_t line = 0; line < batch * height; line++)
+        for (int64_t column = 0, row = line % height; column < width; column++)
+            for (int64_t out = 0; out < n; out++) {
+                vec sums[3] = {{0}};
+                for (int i = -1; i < 2; i++)
+                    for (int j = -1; j < 2; j++) {
+                        if (row + i < 0 || row + i >= height || column + j < 0 || column + j >= width) continue;
+                        const float *from = x + ((line + i) * width + column + j) * k;
+                        const float *taps = weight + (out * 9 + (i + 1) * 3 + j + 1) * k;
+                        for (int64_t c = 0; c < k; c += LANES) sums[j + 1] += load(from + c) * load(taps + c);
+                    }
+                vec total = sums[0] + sums[1] + sums[2];
+                float sum = bias ? bias[out] : 0;
+                for (int l = 0; l < LANES; l++) sum += total[l];
+                y[(line * width + column) * n + out] = sum;
+            }
+}
+
+/* The gradients with respect to weight and bias. */
+void narrow_convolution_weight_gradient(const float *x, const float *dy, int64_t batch, int64_t height, int64_t width,
+                                        int64_t k, int64_t n, float *d_weight, float *d_bias) {
+    int threads = omp_get_max_threads();
+    int64_t size = n * (9 * k + 1);
+    double *sums = calloc(threads * size, sizeof(double));
+#pragma omp parallel num_threads(threads)
+    {
+        double *mine = sums + size * omp_get_thread_num();
+#pragma omp for schedule(static)
+        for (int64_t line = 0; line < batch * height; line++) /* whose float32 sums are short */
+            for (int64_t out = 0, row = line % height; out < n; out++) {
+                const float *g = dy + line * width * n + out;
+                for (int64_t column = 0; column < width; column++) mine[n * 9 * k + out] += g[column * n];
+                for (int i = -1; i < 2; i++) {
+                    if (row + i < 0 || row + i >= height) continue;
+                    for (int64_t c = 0; c < k; c += LANES) {
+                        const float *from = x + (line + i) * width * k + c;
+                        double *to = mine + (out * 9 + (i + 1) * 3) * k + c;
+                        vec left = {0}, center = {0}, right = {0};
+                        for (int64_t column = 0; column < width; column++) {
+                            vec value = load(from + column * k);
+                            if (column + 1 < width) left += value * g[(column + 1) * n];
+                            center += value * g[column * n];
+                            if (column > 0) right += value * g[(column - 1) * n];
+                        }
+                        *(dvec_unaligned *)to += __builtin_convertvector(left, dvec);
+                        *(dvec_unaligned *)(to + k) += __builtin_convertvector(center, dvec);
+                        *(dvec_unaligned *)(to + 2 * k) += __builtin_convertvector(right, dvec);
+                    }
+                }
+            }
+    }
+    for (int64_t i = 0; i < size; i++) {
+        double total = 0;
+        for (int t = 0; t < threads; t++) total += sums[t * size + i];
+        if (i < n * 9 * k)
+            d_weight[i] = total;
+        else
+            d_bias[i - n * 9 * k] = total;
+    }
+    free(sums);
 }
 
 /* ---- singular values ---------------------------------------------------------------------------------------------- */

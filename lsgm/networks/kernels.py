@@ -40,8 +40,10 @@ ARGUMENTS = {
     "group_norm_backward": [*[POINTER] * 3, *[SIZE] * 4, POINTER, POINTER, SIZE, *[POINTER] * 5],
     "convolution": [POINTER, *[SIZE] * 5, POINTER, POINTER, SIZE, POINTER],
     "convolution_weight_gradient": [POINTER, POINTER, *[SIZE] * 5, POINTER, POINTER],
-    "channel_sums": [POINTER, POINTER, *[SIZE] * 3, POINTER],
-    "scale_channels": [*[POINTER] * 4, *[SIZE] * 3, POINTER],
+    "narrow_convolution": [POINTER, *[SIZE] * 5, *[POINTER] * 3],
+    "narrow_convolution_weight_gradient": [POINTER, POINTER, *[SIZE] * 5, POINTER, POINTER],
+    "gated_sum_forward": [POINTER, POINTER, *[SIZE] * 4, *[POINTER] * 8],
+    "gated_sum_backward": [POINTER, POINTER, *[SIZE] * 4, *[POINTER] * 10],
     "power_iteration": [POINTER, *[SIZE] * 4, *[POINTER] * 3],
     "gather": [POINTER, POINTER, *[SIZE] * 6, POINTER],
 }

@@ -48,30 +48,25 @@ class _GatedSum(torch.autograd.Function):
         ctx: Any, skip: Tensor, x: Tensor, squeeze: Tensor, squeeze_bias: Tensor, excite: Tensor, excite_bias: Tensor
     ) -> Tensor:
         batch, channels, height, width = x.shape
-        size = (batch, height * width, channels)
-        mean, out = x.new_empty(batch, channels), torch.empty_like(x)
-        kernels.call("channel_sums", x, None, *size, mean)
-        mean /= height * width
-        hidden = torch.addmm(squeeze_bias, mean, squeeze.t()).relu_()
-        gate = torch.addmm(excite_bias, hidden, excite.t()).sigmoid_()
-        kernels.call("scale_channels", x, 0.1 * gate, None, skip, *size, out)
-        ctx.save_for_backward(x, mean, hidden, gate, squeeze, excite)
-        ctx.size = size
+        hidden = len(squeeze)
+        ctx.size = (batch, height * width, channels, hidden)
+        kept = (x.new_empty(batch, channels), x.new_empty(batch, hidden), x.new_empty(batch, channels))
+        out = torch.empty_like(x)
+        weights = (squeeze, squeeze_bias, excite, excite_bias)
+        kernels.call("gated_sum_forward", skip, x, *ctx.size, *weights, *kept, out)
+        ctx.save_for_backward(x, *weights, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        x, mean, hidden, gate, squeeze, excite = ctx.saved_tensors
+        x, *weights, mean, hidden, gate = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        d_gate, d_x = torch.empty_like(gate), torch.empty_like(x)
-        kernels.call("channel_sums", gradient, x, *ctx.size, d_gate)
-        d_excited = torch.ops.aten.sigmoid_backward(d_gate, gate).mul_(0.1)
-        d_hidden = torch.ops.aten.threshold_backward(d_excited @ excite, hidden, 0)
-        d_mean = (d_hidden @ squeeze).div_(ctx.size[1])
-        kernels.call("scale_channels", gradient, 0.1 * gate, d_mean, None, *ctx.size, d_x)
-        of_squeeze, of_excite = d_hidden.t() @ mean, d_excited.t() @ hidden
-        return gradient, d_x, of_squeeze, d_hidden.sum(dim=0), of_excite, d_excited.sum(dim=0)
+        of = [torch.empty_like(x), *map(torch.empty_like, weights)]
+        kernels.call(
+            "gated_sum_backward", x, gradient, *ctx.size, weights[0], weights[2], mean, hidden, gate, *of
+        )
+        return gradient, *of
 
 
 class DownSkip(nn.Module):

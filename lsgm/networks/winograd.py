@@ -11,11 +11,14 @@ from torch.autograd.function import once_differentiable
 from lsgm.networks import kernels
 
 
+NARROW = 4  # channels of a result that are computed one by one, from all of the input
+
+
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`convolve` accepts ``x`` [B, K, H, W] and ``weight`` [N, K, 3, 3]: even sides, enough channels."""
     return (
         weight.shape[2:] == (3, 3)
-        and weight.shape[0] % kernels.WIDEST == 0
+        and (weight.shape[0] % kernels.WIDEST == 0 or weight.shape[0] <= NARROW)
         and x.shape[2] % 2 == x.shape[3] % 2 == 0
         and kernels.fits(x, multiple_of=kernels.WIDEST)
         and not torch.is_autocast_enabled("cpu")
@@ -34,7 +37,10 @@ class _Convolution(torch.autograd.Function):
         taps = weight.permute(0, 2, 3, 1).contiguous()
         ctx.save_for_backward(x, taps)
         y = x.new_empty(len(x), *x.shape[2:], len(weight)).permute(0, 3, 1, 2)
-        kernels.call("convolution", x, *_size(x, taps), taps, bias, 0, y)
+        if len(weight) <= NARROW:
+            kernels.call("narrow_convolution", x, *_size(x, taps), taps, bias, y)
+        else:
+            kernels.call("convolution", x, *_size(x, taps), taps, bias, 0, y)
         return y
 
     @staticmethod
@@ -45,11 +51,15 @@ class _Convolution(torch.autograd.Function):
         batch, height, width, k, n = _size(x, taps)
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = torch.empty_like(x)
-            kernels.call("convolution", gradient, batch, height, width, n, k, taps, None, 1, of_x)
+            if n <= NARROW:
+                of_x = torch.nn.grad.conv2d_input(x.shape, taps.permute(0, 3, 1, 2), gradient, padding=1)
+            else:
+                of_x = torch.empty_like(x)
+                kernels.call("convolution", gradient, batch, height, width, n, k, taps, None, 1, of_x)
         if ctx.needs_input_grad[1]:
             of_taps, of_bias = torch.empty_like(taps), x.new_empty(n)
-            kernels.call("convolution_weight_gradient", x, gradient, *_size(x, taps), of_taps, of_bias)
+            name = "narrow_convolution_weight_gradient" if n <= NARROW else "convolution_weight_gradient"
+            kernels.call(name, x, gradient, *_size(x, taps), of_taps, of_bias)
             of_weight = of_taps.permute(0, 3, 1, 2)
         return of_x, of_weight, of_bias if ctx.needs_input_grad[2] else None
 
