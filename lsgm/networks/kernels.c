@@ -29,6 +29,11 @@ typedef dvec dvec_unaligned __attribute__((aligned(8)));
 static inline vec load(const float *p) { return *(const vec_unaligned *)p; }
 static inline void store(float *p, vec v) { *(vec_unaligned *)p = v; }
 static inline vec all(float value) { return value - (vec){0}; }
+static inline float total_of(vec v) {
+    float sums[4] = {0};
+    for (int l = 0; l < LANES; l++) sums[l % 4] += v[l];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
 /* The smaller (larger) one; `b` if it is NaN. */
 #if LANES == 16
 static inline vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
@@ -341,7 +346,7 @@ void track(const float *mean, const float *variance, int64_t channels, float n, 
 
 /* ---- products of matrices ----------------------------------------------------------------------------------------- */
 
-enum { ROWS = 4, VECTORS = LANES == 16 ? 4 : 3, PANEL = VECTORS * LANES }; /* of a tile that stays in registers */
+enum { ROWS = 4, VECTORS = LANES == 16 ? 2 : 3, PANEL = VECTORS * LANES }; /* of a tile that stays in registers */
 
 /* c[m, n] (+)= sum over k of a(m, k) b[k, n] for some rows and vectors; a's strides are a_m and a_k. */
 static inline __attribute__((always_inline)) void tile(const int rows, const int vectors, const float *a, int64_t a_m,
@@ -376,19 +381,16 @@ static void panel(int64_t columns, int64_t rows, const float *a, int64_t a_m, in
     if (vectors == 1)
         for (; m + 2 * ROWS <= rows; m += 2 * ROWS)
             tile(2 * ROWS, 1, a + m * a_m, a_m, a_k, b, b_k, depth, c + m * l.row, l, add);
-    else if (vectors == 2 && LANES == 16)
+    else if (LANES == 16)
         for (; m + 2 * ROWS <= rows; m += 2 * ROWS)
             tile(2 * ROWS, 2, a + m * a_m, a_m, a_k, b, b_k, depth, c + m * l.row, l, add);
-    for (; m < rows; m += ROWS) {
-        const float *rows_of_a = a + m * a_m;
-        float *to = c + m * l.row;
-        switch (vectors) {
-        case 1: tile(ROWS, 1, rows_of_a, a_m, a_k, b, b_k, depth, to, l, add); break;
-        case 2: tile(ROWS, 2, rows_of_a, a_m, a_k, b, b_k, depth, to, l, add); break;
-        case 3: tile(ROWS, 3, rows_of_a, a_m, a_k, b, b_k, depth, to, l, add); break;
-        default: tile(ROWS, VECTORS, rows_of_a, a_m, a_k, b, b_k, depth, to, l, add);
-        }
-    }
+    for (; m < rows; m += ROWS)
+        if (vectors == 1)
+            tile(ROWS, 1, a + m * a_m, a_m, a_k, b, b_k, depth, c + m * l.row, l, add);
+        else if (vectors == 2)
+            tile(ROWS, 2, a + m * a_m, a_m, a_k, b, b_k, depth, c + m * l.row, l, add);
+        else
+            tile(ROWS, VECTORS, a + m * a_m, a_m, a_k, b, b_k, depth, c + m * l.row, l, add);
 }
 
 static inline int64_t columns_from(int64_t n, int64_t width) { return width - n < PANEL ? width - n : PANEL; }
@@ -1202,10 +1204,7 @@ void narrow_convolution(const float *x, int64_t batch, int64_t height, int64_t w
                         const float *taps = weight + (out * 9 + (i + 1) * 3 + j + 1) * k;
                         for (int64_t c = 0; c < k; c += LANES) sums[j + 1] += load(from + c) * load(taps + c);
                     }
-                vec total = sums[0] + sums[1] + sums[2];
-                float sum = bias ? bias[out] : 0;
-                for (int l = 0; l < LANES; l++) sum += total[l];
-                y[(line * width + column) * n + out] = sum;
+                y[(line * width + column) * n + out] = total_of(sums[0] + sums[1] + sums[2]) + (bias ? bias[out] : 0);
             }
 }
 
@@ -1259,8 +1258,7 @@ static float dot(const float *a, const float *b, int64_t n) {
     vec sums = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) sums += load(a + i) * load(b + i);
-    float total = 0;
-    for (int l = 0; l < LANES; l++) total += sums[l];
+    float total = total_of(sums);
     for (; i < n; i++) total += a[i] * b[i];
     return total;
 }
