@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -44,7 +45,10 @@ ARGUMENTS = {
     "narrow_convolution_weight_gradient": [POINTER, POINTER, *[SIZE] * 5, POINTER, POINTER],
     "gated_sum_forward": [POINTER, POINTER, *[SIZE] * 4, *[POINTER] * 8],
     "gated_sum_backward": [POINTER, POINTER, *[SIZE] * 4, *[POINTER] * 10],
-    "power_iteration": [POINTER, *[SIZE] * 4, *[POINTER] * 3],
+    "power_iteration": [POINTER, POINTER, SIZE, SIZE, *[POINTER] * 3],
+    "outer_products": [*[POINTER] * 3, SIZE, POINTER, POINTER],
+    "normalize_weights": [*[POINTER] * 3, SIZE, FLOAT, POINTER],
+    "normalize_weights_backward": [*[POINTER] * 4, SIZE, FLOAT, POINTER, POINTER],
     "gather": [POINTER, POINTER, *[SIZE] * 6, POINTER],
 }
 RESULTS = {"gather": SIZE}
@@ -77,6 +81,11 @@ def call(name: str, *arguments: Tensor | float | None) -> int | None:
     assert loaded is not None
     result: int | None = getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
     return result
+
+
+def addresses(tensors: Iterable[Tensor]) -> Tensor:
+    """Where ``tensors`` are, for kernels that work on many."""
+    return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
 
 
 @functools.cache

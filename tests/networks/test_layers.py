@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from lsgm.networks.batch_norm import BATCH_NORM_MOMENTUM, BatchNormSwish
 from lsgm.networks.flow import Shift
 from lsgm.networks.layers import soft_clamp
-from lsgm.networks.nvae_cells import BNSwishBranch, Cell, DownSkip, MBConvBranch, SqueezeExcite, UpSkip
+from lsgm.networks.mbconv import MBConvBranch
+from lsgm.networks.nvae_cells import BNSwishBranch, Cell, DownSkip, SqueezeExcite, UpSkip
 from lsgm.networks.weight_norm import NormalizedWeights, WNConv2d
 
 
