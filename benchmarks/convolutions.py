@@ -1,9 +1,9 @@
-"""Single convolutions in PyTorch's default layout and channels-last: which shapes want which, and what is slow.
+"""Single convolutions in PyTorch's default layout, channels-last, and by our Winograd kernels: what is slow.
 
     python benchmarks/convolutions.py
 
-Forward (no graph), and forward with backward. The depthwise ones are those of the VAE's decoder, by PyTorch and by our
-:class:`DepthwiseConv2d`; those of width 3 are for comparison.
+Forward (no graph), and forward with backward. The depthwise ones are those of the VAE's decoder, whose cells fuse them
+with what stands beside them (lsgm/networks/mbconv.py); those of width 3 are for comparison.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from machine import machine, median_seconds, table
 
-from lsgm.networks.depthwise import DepthwiseConv2d
+from lsgm.networks import winograd
 from lsgm.runtime import keep_freed_memory
 
 SHAPES = [  # batch, channels in, channels out, size, kernel's width (depthwise ones are 5 high), groups
@@ -31,7 +31,7 @@ SHAPES = [  # batch, channels in, channels out, size, kernel's width (depthwise 
     (32, 96, 96, 16, 3, 96),
 ]
 
-
+HOW = ["default layout", "channels-last", "ours"]
 CPU = torch.device("cpu")
 
 
@@ -58,11 +58,9 @@ def main() -> None:
             forward = partial(F.conv2d, x, w, padding=padding, groups=groups)
 
             row += measured(forward, gradient)
+        row += measured(partial(winograd.convolve, x, w, None), gradient) if groups == 1 else ["", ""]
         rows.append(row)
-        if groups > 1 and k == 5:
-            ours = DepthwiseConv2d(c_in, k).to(memory_format=torch.channels_last)
-            rows.append([f"{row[0]}, ours", "", "", *measured(partial(ours, x), gradient)])
-    print(table(["ms", "forward, default", "both, default", "forward, channels-last", "both, channels-last"], rows))
+    print(table(["ms", *(f"{what}, {how}" for how in HOW for what in ("forward", "both"))], rows))
 
 
 if __name__ == "__main__":

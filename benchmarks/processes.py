@@ -57,7 +57,12 @@ def group(folder: Path, *arguments: str, processes: int) -> list[Stepper]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return [Stepper(folder, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(processes)]
 
 

@@ -23,9 +23,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """``shift`` [B, C] is added to ``x`` [B, C, H, W] first."""
         if kernels.fits(x, multiple_of=kernels.WIDEST) and not torch.is_autocast_enabled("cpu"):
-            result: Tensor = _GroupNorm.apply(
-                x, shift, self.weight, self.bias, self.num_groups, self.eps, self.swish
-            )
+            result: Tensor = _GroupNorm.apply(x, shift, self.weight, self.bias, self.num_groups, self.eps, self.swish)
             return result
         y = super().forward(x if shift is None else x + shift[:, :, None, None])
         return F.silu(y) if self.swish else y
@@ -38,7 +36,7 @@ class GroupNormSwish(GroupNorm):
 
 
 class _GroupNorm(torch.autograd.Function):
-    """(x [B, C, H, W], shift [B, C] or None, weight [C], bias [C], groups, eps, swish) -> result. Only ``x`` is kept."""
+    """(x [B, C, H, W], shift [B, C] or None, weight [C], bias [C], groups, eps, swish) -> result; keeps only ``x``."""
 
     @staticmethod
     def forward(
@@ -59,7 +57,5 @@ class _GroupNorm(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of = [torch.empty_like(x), None if shift is None else torch.empty_like(shift)]
         of += [torch.empty_like(weight), torch.empty_like(bias)]
-        kernels.call(
-            "group_norm_backward", x, shift, gradient, *ctx.size, weight, bias, ctx.swish, statistics, *of
-        )
+        kernels.call("group_norm_backward", x, shift, gradient, *ctx.size, weight, bias, ctx.swish, statistics, *of)
         return *of, None, None, None

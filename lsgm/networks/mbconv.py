@@ -171,4 +171,3 @@ def _norm(norm: BatchNorm, mean: Tensor, variance: Tensor, pixels: int) -> _Norm
 def _vectors(x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """Room for a mean and a variance."""
     return x.new_empty(channels), x.new_empty(channels)
-

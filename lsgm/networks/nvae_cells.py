@@ -63,9 +63,7 @@ class _GatedSum(torch.autograd.Function):
         x, *weights, mean, hidden, gate = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of = [torch.empty_like(x), *map(torch.empty_like, weights)]
-        kernels.call(
-            "gated_sum_backward", x, gradient, *ctx.size, weights[0], weights[2], mean, hidden, gate, *of
-        )
+        kernels.call("gated_sum_backward", x, gradient, *ctx.size, weights[0], weights[2], mean, hidden, gate, *of)
         return gradient, *of
 
 

@@ -86,7 +86,10 @@ class _NormalizedWeights(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         tensors = ctx.saved_tensors
         directions, log_norms = tensors[: len(gradients)], tensors[len(gradients) :]
-        gradients = tuple(torch.empty_like(v).copy_(g) if g.stride() != v.stride() else g for g, v in zip(gradients, directions, strict=True))
+        gradients = tuple(
+            torch.empty_like(v).copy_(g) if g.stride() != v.stride() else g
+            for g, v in zip(gradients, directions, strict=True)
+        )
         of = tuple(map(torch.empty_like, tensors))
         addresses = [kernels.addresses(some) for some in (directions, log_norms, gradients)]
         results = [kernels.addresses(some) for some in (of[: len(gradients)], of[len(gradients) :])]

@@ -10,16 +10,20 @@ from torch.autograd.function import once_differentiable
 
 from lsgm.networks import kernels
 
-
 NARROW = 4  # channels of a result that are computed one by one, from all of the input
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`convolve` accepts ``x`` [B, K, H, W] and ``weight`` [N, K, 3, 3]: even sides, enough channels."""
+    """Whether :func:`convolve` accepts ``x`` [B, K, H, W] and ``weight`` [N, K, 3, 3], and is fast.
+
+    That needs even sides, channels in sixteens, and more tiles of 2x2 pixels than channels: the filters are transformed
+    in every call.
+    """
     return (
         weight.shape[2:] == (3, 3)
         and (weight.shape[0] % kernels.WIDEST == 0 or weight.shape[0] <= NARROW)
         and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        and x.numel() // x.shape[1] // 4 >= max(weight.shape[:2])
         and kernels.fits(x, multiple_of=kernels.WIDEST)
         and not torch.is_autocast_enabled("cpu")
     )

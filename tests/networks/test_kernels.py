@@ -1,5 +1,6 @@
 """The kernels in C against PyTorch's operations in float64."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from torch import nn
 
 from lsgm.networks import kernels
 from lsgm.networks.batch_norm import BatchNorm, BatchNormSwish
-
+from lsgm.networks.group_norm import GroupNorm, GroupNormSwish
+from lsgm.networks.layers import Conv2d
+from lsgm.networks.mbconv import MBConvBranch
 from lsgm.networks.nvae_cells import SqueezeExcite
+from lsgm.networks.weight_norm import NormalizedWeights, WNConv2d
 from lsgm.training.regularization import SpectralRegularizer
 
 pytestmark = pytest.mark.skipif(
@@ -64,18 +68,92 @@ def test_swish_far_from_zero_and_of_nan():
     assert found[:, 2].isnan().all() and found[:, [0, 1, 3]].isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 8, 12), (2, 32, 9, 8), (16, 48, 1, 1), (4, 16, 2, 2), (2, 96, 32, 32)])
-def test_depthwise_convolution(shape):
-    conv = DepthwiseConv2d(shape[1], 5)
-    x, gradient = feature_map(*shape).requires_grad_(), feature_map(*shape)
-    found = conv(x)
-    assert "_Depthwise5x5" in type(found.grad_fn).__name__
-    wide, weight = x.detach().double().requires_grad_(), conv.weight.detach().double().requires_grad_()
-    expected = F.conv2d(wide, weight, padding=2, groups=shape[1])
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    wanted = torch.autograd.grad(expected, (wide, weight), gradient.double())
-    for one, other in zip(torch.autograd.grad(found, (x, conv.weight), gradient), wanted, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+def same_as_in_float64(module, inputs, function):
+    """Result, gradients and buffers of a module in float32, of which the last operation is ``function``."""
+    wide = copy.deepcopy(module).double()
+    wide_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    found, expected = module(*inputs), wide(*wide_inputs)
+    assert function in type(found.grad_fn).__name__
+    gradient = torch.randn_like(expected)
+    got = torch.autograd.grad(found, [*inputs, *module.parameters()], gradient.float())
+    wanted = torch.autograd.grad(expected, [*wide_inputs, *wide.parameters()], gradient)
+    largest = max(other.abs().max().item() for other in wanted)  # that of a bias before a batch norm is nothing
+    for one, other in zip((found, *got), (expected, *wanted), strict=True):
+        scale = max(0.1 * largest, other.abs().max().item())
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5 * scale)
+    for (name, one), other in zip(module.named_buffers(), wide.buffers(), strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "batch, c_in, c_out, resample, size",
+    [
+        (4, 16, 16, 0, 8),
+        (4, 32, 16, 1, 8),
+        (2, 16, 32, 1, 16),
+        (3, 64, 48, 0, 16),
+        (4, 16, 16, 1, 6),
+        (16, 48, 16, 0, 2),
+    ],
+)
+def test_mbconv(batch, c_in, c_out, resample, size, training):
+    """With the statistics of the batch, or the running ones."""
+    branch = MBConvBranch(c_in, c_out, resample, 3).train(training)
+    for norm in (branch.norm_in, branch.norm_1, branch.norm_2, branch.norm_out):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+        nn.init.normal_(norm.running_mean)
+    x = feature_map(batch, c_in, size, size, mean=1.0).requires_grad_()
+    same_as_in_float64(branch, [x], "_Fused")
+
+
+def test_mbconv_of_maps_that_do_not_fit_is_the_same():
+    """12 channels are not a multiple of 16: PyTorch's operations do it."""
+    same_as_in_float64(MBConvBranch(12, 8, 1, 2), [feature_map(2, 12, 4, 4).requires_grad_()], "_Normalize")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "batch, c_in, c_out, height, width",
+    [
+        (3, 16, 32, 8, 8),
+        (6, 48, 16, 4, 8),
+        (64, 64, 64, 2, 2),
+        (6, 128, 80, 16, 6),
+        (2, 16, 1, 8, 8),
+        (2, 32, 3, 6, 12),
+    ],
+)
+def test_convolution(batch, c_in, c_out, height, width, bias):
+    conv = Conv2d(c_in, c_out, 3, bias=bias).to(memory_format=torch.channels_last)
+    same_as_in_float64(conv, [feature_map(batch, c_in, height, width, mean=2.0).requires_grad_()], "_Convolution")
+
+
+@pytest.mark.parametrize("norm", [GroupNorm, GroupNormSwish])
+@pytest.mark.parametrize("shape, shifted", [((4, 16, 4, 4), True), ((3, 64, 8, 8), False), ((2, 256, 4, 6), True)])
+def test_group_norm(norm, shape, shifted):
+    layer = norm(shape[1])
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    inputs = [feature_map(*shape, mean=10.0), *([torch.randn(shape[:2])] if shifted else [])]
+    same_as_in_float64(layer, [x.requires_grad_() for x in inputs], "_GroupNorm")
+
+
+def test_weight_norm():
+    network = nn.Sequential(WNConv2d(5, 7, 3), WNConv2d(7, 20, 1), WNConv2d(20, 4, 3)).to(
+        memory_format=torch.channels_last
+    )
+    with NormalizedWeights(network):
+        found = [conv.effective_weight() for conv in network]
+    assert all("_NormalizedWeights" in type(weight.grad_fn).__name__ for weight in found)
+    expected = [conv.effective_weight() for conv in network]
+    gradients = [torch.randn_like(weight) for weight in found]
+    parameters = [p for conv in network for p in (conv.weight, conv.log_weight_norm)]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    got, wanted = (torch.autograd.grad(weights, parameters, gradients) for weights in (found, expected))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 20, 4, 4), (4, 64, 8, 8), (3, 16, 32, 32)])

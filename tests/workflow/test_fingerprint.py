@@ -143,6 +143,9 @@ CHANGES: dict[str, set[str]] = {
     "networks.layers": {*MODELS, "evaluate"},
     "networks.batch_norm": {*MODELS, "evaluate"},
     "networks.kernels": {*MODELS, "evaluate"},
+    "networks.gather": {*MODELS, "evaluate"},
+    "networks.winograd": {*MODELS, "evaluate"},
+    "networks.group_norm": PRIORS,
     "networks.convvae": set(),  # the tiny model has the other backbone
     "networks.ncsnpp": PRIORS,
     "noise_schedule": PRIORS,

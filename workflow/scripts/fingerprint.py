@@ -95,7 +95,8 @@ def sources(stage: str, root: Path, parts: Sequence[Any] = ()) -> dict[str, Path
         for path in (module.parent / "weights").glob("*")
         if path.name in module.read_text(encoding="utf-8")
     }
-    in_c = {f"{name}.c": path.with_suffix(".c") for name, path in found.items() if path.with_suffix(".c").is_file()}
+    packages = {name: path.parent for name, path in found.items() if path.name == "__init__.py"}
+    in_c = {f"{name}/{path.name}": path for name, folder in packages.items() for path in folder.glob("*.[ch]")}
     return dict(sorted({**found, **in_c, **weights}.items()))
 
 

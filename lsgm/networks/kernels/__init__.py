@@ -1,4 +1,4 @@
-"""Kernels for training on CPUs in C (kernels.c), compiled for this processor the first time that they are used.
+"""Kernels for training on CPUs in C, compiled for this processor the first time that they are used.
 
 Without a C compiler, or with `LSGM_KERNELS=0` in the environment, PyTorch's own operations do the same, more slowly.
 """
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from lsgm.progress import log
 
-SOURCE = Path(__file__).with_name("kernels.c")
+FOLDER = Path(__file__).parent
 FLAGS = ["-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC"]
 WIDEST = 16  # float32 numbers in the widest vector of a processor
 POINTER, SIZE, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -101,7 +102,7 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(compiled(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
-        log.info(f"{SOURCE.name} was not compiled ({reason[-1] if reason else error}): training is slower without it")
+        log.info(f"the kernels were not compiled ({reason[-1] if reason else error}): training is slower without them")
         return None
     for name, arguments in ARGUMENTS.items():
         function = getattr(loaded, name)
@@ -116,7 +117,8 @@ def compiled(compiler: str) -> Path:
     """
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = [line for line in lines if line.startswith(("model name", "flags"))][:2]
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), compiler, *FLAGS, *processor]).encode()).hexdigest()[:16]
+    texts = [path.read_text() for path in sorted(FOLDER.glob("*.[ch]"))]
+    key = hashlib.sha256("\n".join([*texts, compiler, *FLAGS, *processor]).encode()).hexdigest()[:16]
     for root in (os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", tempfile.gettempdir()):
         folder = Path(root) / f"lsgm-{os.getuid()}"
         path = folder / f"kernels-{key}.so"
@@ -128,11 +130,20 @@ def compiled(compiler: str) -> Path:
         except OSError:  # no home, or one that is read-only
             continue
         try:
-            run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
-            run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(part / "kernels.o")])
-            run([compiler, "-shared", str(part / "kernels.o"), "-o", str(part / "kernels.so"), "-lm"])
+            _compile(compiler, part)
             os.replace(part / "kernels.so", path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return path
     raise OSError("no folder to write to")
+
+
+def _compile(compiler: str, folder: Path) -> None:
+    """Write kernels.so into ``folder``; several files at a time."""
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    sources = sorted(FOLDER.glob("*.c"))
+    objects = [folder / source.with_suffix(".o").name for source in sources]
+    commands = [[compiler, *FLAGS, "-c", a, "-o", b] for a, b in zip(sources, objects, strict=True)]
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(run, commands))
+    run([compiler, "-shared", *objects, "-o", folder / "kernels.so", "-lm"])
