@@ -112,8 +112,8 @@ class _Fused(torch.autograd.Function):
         batch, _, height, width = x.shape
         small, large = height * width, projected.shape[2] * projected.shape[3]  # pixels
         norm_in, norm_1, norm_2, norm_out = (
-            _Norm(*statistics[2 * i : 2 * i + 2], norm.weight, norm.bias, norm.eps)
-            for i, norm in enumerate(_norms(branch))
+            _Norm(mean, variance, norm.weight, norm.bias, norm.eps)
+            for mean, variance, norm in zip(statistics[::2], statistics[1::2], _norms(branch), strict=True)
         )
 
         def means(sums: Tensor, i: int, pixels: int) -> Tensor:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from lsgm.networks.mbconv import MBConvBranch
 from lsgm.networks.ncsnpp import NCSNpp, ResidualBlock
 from lsgm.networks.nvae import NVAE
-from lsgm.networks.nvae_cells import BNSwishBranch, Cell, DownSkip, MBConvBranch, UpSkip
+from lsgm.networks.nvae_cells import BNSwishBranch, Cell, DownSkip, UpSkip
 
 Pairs = Iterator[tuple[str, str]]  # (prefix of our names, prefix of theirs)
 

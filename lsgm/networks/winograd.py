@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
 from lsgm.networks import kernels
 
@@ -56,7 +57,7 @@ class _Convolution(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             if n <= NARROW:
-                of_x = torch.nn.grad.conv2d_input(x.shape, taps.permute(0, 3, 1, 2), gradient, padding=1)
+                of_x = conv2d_input(x.shape, taps.permute(0, 3, 1, 2), gradient, padding=1)
             else:
                 of_x = torch.empty_like(x)
                 kernels.call("convolution", gradient, batch, height, width, n, k, taps, None, 1, of_x)
