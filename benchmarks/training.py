@@ -182,10 +182,10 @@ for line in sys.stdin:
 class Stepper:
     """A process that takes training steps with the code in a folder, in an environment with these variables."""
 
-    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, code: str = STEPPER, **variables: str) -> None:
         path = os.pathsep.join([str(folder), str(folder / "benchmarks")])
         self.process = subprocess.Popen(
-            [sys.executable, "-c", STEPPER, *arguments],
+            [sys.executable, "-c", code, *arguments],
             cwd=folder, env={**os.environ, **variables, "PYTHONPATH": path},
             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip

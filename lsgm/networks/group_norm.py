@@ -21,8 +21,10 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(min(channels // 4, 32), channels, eps=1e-6)
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """``shift`` [B, C] is added to ``x`` [B, C, H, W] first."""
+        """``shift`` [B, C], or [1, C], is added to ``x`` [B, C, H, W] first."""
         if kernels.fits(x, multiple_of=kernels.WIDEST) and not torch.is_autocast_enabled("cpu"):
+            if shift is not None:
+                shift = shift.expand(len(x), -1)
             result: Tensor = _GroupNorm.apply(x, shift, self.weight, self.bias, self.num_groups, self.eps, self.swish)
             return result
         y = super().forward(x if shift is None else x + shift[:, :, None, None])

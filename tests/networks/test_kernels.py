@@ -132,12 +132,14 @@ def test_convolution(batch, c_in, c_out, height, width, bias):
 
 
 @pytest.mark.parametrize("norm", [GroupNorm, GroupNormSwish])
-@pytest.mark.parametrize("shape, shifted", [((4, 16, 4, 4), True), ((3, 64, 8, 8), False), ((2, 256, 4, 6), True)])
-def test_group_norm(norm, shape, shifted):
+@pytest.mark.parametrize(
+    "shape, shifts", [((4, 16, 4, 4), 4), ((3, 64, 8, 8), 0), ((2, 256, 4, 6), 2), ((4, 16, 4, 4), 1)]
+)
+def test_group_norm(norm, shape, shifts):
     layer = norm(shape[1])
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
-    inputs = [feature_map(*shape, mean=10.0), *([torch.randn(shape[:2])] if shifted else [])]
+    inputs = [feature_map(*shape, mean=10.0), *([torch.randn(shifts, shape[1])] if shifts else [])]
     same_as_in_float64(layer, [x.requires_grad_() for x in inputs], "_GroupNorm")
 
 
