@@ -3,10 +3,10 @@
     python benchmarks/time_to_quality.py [--against e349bbb] [--target 100.6] [--seeds 3]
 
 The demo of another revision (its settings, its code) and that of this one are trained in turns, each in a process of
-its own, with OpenMP's threads as `lsgm` sets them in both. From the middle of the second stage on the model is saved
-ten times; this revision then measures its NELBO, always by the same estimator on the same 500 test images, and stops the
-training once the target is reached. Counted are the steps of both stages. A training that never gets there counts in
-full, and is marked. Run it where nothing else runs.
+its own, with OpenMP's threads as `lsgm` sets them in both. Ten times in the second stage the model is saved, and this
+revision measures its NELBO, always by the same estimator on the same 500 test images. The training ends once the target
+is reached; one that never gets there counts in full, and is marked. Counted are the steps of both stages. Run it where
+nothing else runs.
 """
 
 from __future__ import annotations

@@ -10,15 +10,17 @@ and the ratio of the two variances: how many uniform draws one importance-sample
 - a trained model: encodings of test images and its score prior. Its network serves every diffusion: z_t / sqrt(m^2 +
   sigma^2) has the distribution of the model's own z at the time of the same signal-to-noise ratio.
 
-2. The estimators of the cross entropy in the VAE's loss, for the trained model: 64 images with fixed z0, of which only
-(t, noise) are drawn anew. The standard deviation of the batch's cross entropy in nats, and the rms deviation of one
-image's gradient d / d z0 (Euclidean norm) from its mean; importance-sampled t, weighting ll.
+2. The estimators of the cross entropy in the VAE's loss (`train.cross_entropy`), for the trained model: 64 images, of
+which the last latent group, (t, noise) are drawn anew. The standard deviation of the batch's cross entropy in nats, and
+the rms deviation of one image's gradient with respect to the mean of its last latent group (Euclidean norm) from its
+mean; importance-sampled t, weighting ll.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 import lsgm
 from lsgm.data.batches import preprocess
 from lsgm.data.store import ImageStore
+from lsgm.networks.posterior import Posterior
 from lsgm.prior import ScorePrior
 from lsgm.sde import SDE, VESDE, VPSDE, GeometricVPSDE, SubVPSDE
 from lsgm.training.batch_noise import BatchNoise
@@ -82,25 +85,37 @@ def row(sde: SDE, weighting: Weighting, eps: float, latents: Callable[[int], Ten
     return [name, *means, *deviations, f"{uniform.var() / importance.var():.2f}"]
 
 
-def estimators(sde: SDE, eps: float, z0: Tensor, predict: Predict, draws: int) -> list[str]:
-    """Standard deviations of the cross entropy, rms deviations of its gradient: by t, each sampled and with control."""
+KINDS = {"sampled": (False, False), "control variate": (False, True), "marginal": (True, True)}  # marginal, control
+
+
+def estimators(sde: SDE, eps: float, posterior: Posterior, predict: Predict, draws: int) -> list[str]:
+    """Standard deviations of the cross entropy, rms deviations of its gradient: of each kind, with t as it comes and
+    stratified."""
     sampler = TimeSampler(sde, "ll", "importance", eps)
     control = ControlVariate(sampler)
     values, gradients = [], []
+    mean, std = posterior.mean, posterior.std
+    assert mean is not None and std is not None
+    drawn = posterior.z[:, : posterior.z.shape[1] - mean.shape[1]]  # the groups before the last one, which stay fixed
     for stratified in (False, True):
-        random = BatchNoise(0, len(z0), len(z0), z0.device, torch.Generator().manual_seed(1))
-        found = []
-        for _ in range(draws):
-            draw = sampler(random.stratified() if stratified else random.uniform())
-            noise, leaf = random.normal(tuple(z0.shape[1:])), z0.clone().requires_grad_()
-            error = (noise - predict(sde, sde.diffuse(leaf, noise, draw.t[:, None, None, None]), draw.t)).square()
-            parts = (draw.weight[:, None, None, None] * error).sum(), control(sde, Start(leaf), noise, draw).sum()
-            sampled, variate = (torch.stack([*torch.autograd.grad(part, leaf)]).flatten(1) for part in parts)
-            found.append((torch.stack(parts).detach() / len(z0), torch.stack([sampled, variate]).view(2, len(z0), -1)))
-        for kind in (lambda x: x[:, 0], lambda x: x.sum(dim=1)):  # sampled, with the control variate
-            values.append(kind(torch.stack([value for value, _ in found])).std())
-            deviations = kind(torch.stack([gradient for _, gradient in found])).var(dim=0)
-            gradients.append(deviations.sum(dim=1).mean().sqrt())
+        for marginal, controlled in KINDS.values():
+            random = BatchNoise(0, len(mean), len(mean), mean.device, torch.Generator().manual_seed(1))
+            terms, slopes = [], []
+            for _ in range(draws):
+                leaf = mean.clone().requires_grad_()
+                z = torch.cat([drawn, torch.addcmul(leaf, std, random.normal(tuple(mean.shape[1:])))], dim=1)
+                start = Start.of(replace(posterior, z=z, mean=leaf), 1, marginal)
+                draw = sampler(random.stratified() if stratified else random.uniform())
+                noise = random.normal(tuple(z.shape[1:]))
+                z_t, target = start.diffuse(sde, noise, draw.t)
+                error = (target - predict(sde, z_t, draw.t)).square()
+                loss = (draw.weight[:, None, None, None] * error).sum()
+                if controlled:
+                    loss = loss + control(sde, start, noise, draw).sum()
+                slopes.append(torch.autograd.grad(loss, leaf)[0].flatten(1))
+                terms.append(loss.detach() / len(mean))
+            values.append(torch.stack(terms).std())
+            gradients.append(torch.stack(slopes).var(dim=0).sum(dim=1).mean().sqrt())
     return [type(sde).__name__, *(f"{x:.2f}" for x in (*values, *gradients))]
 
 
@@ -132,6 +147,8 @@ def main() -> None:
     images = torch.from_numpy(store.images("test")[:2000].copy())
     x = preprocess(images, torch.Generator().manual_seed(0), model.image.padded_size, model.image.binary)
     encoded = torch.cat([model.encode(chunk).z for chunk in x.split(250)])
+    with torch.no_grad():
+        posterior, _ = model.vae.encode(2 * x[:64] - 1)
     farthest = 4 * encoded.flatten(1).square().sum(dim=1).max().item()  # at least the largest squared distance
 
     diffusions = [VPSDE(0.1, 20.0), GeometricVPSDE(3e-5, 0.999, 3e-5), SubVPSDE(0.1, 20.0), VESDE(3e-5, farthest)]
@@ -156,14 +173,14 @@ def main() -> None:
         pick = lambda n: encoded[torch.randint(len(encoded), (n,))]  # noqa: E731
         if not args.only_estimators:
             rows += [row(sde, w, start, pick, of_model(prior), args.model_draws) for w in WEIGHTINGS]
-        of_estimators.append(estimators(sde, start, encoded[:64], of_model(prior), args.batch_draws))
+        of_estimators.append(estimators(sde, start, posterior, of_model(prior), args.batch_draws))
     if rows:
         print(
             f"\n{args.model}: encodings of 2000 test images, from noise share {share:.2g}, {args.model_draws} draws\n"
         )
         print(table(header, rows))
     print(f"\n{args.model}: estimators of the cross entropy of 64 test images, {args.batch_draws} draws\n")
-    kinds = ["sampled", "control variate", "sampled, stratified", "control variate, stratified"]
+    kinds = [*KINDS, *(f"{kind}, stratified" for kind in KINDS)]
     print(table(["diffusion", *(f"std, {k}" for k in kinds), *(f"gradient, {k}" for k in kinds)], of_estimators))
 
 
