@@ -57,16 +57,15 @@ def take(engine, steps):
 engine, model = pretrain.build(first, data, where)
 take(engine, round(first.pretrain.epochs * len(engine.batches)))
 checkpoint.save(model, out / "vae", stages=[first], summary={})
-engine, model, ema = train.build(second, data, out / "vae", where)
+engine, model, averages = train.build(second, data, out / "vae", where)
 steps = round(second.train.epochs * len(engine.batches))
 points = [round(steps * (i + 1) / saves) for i in range(saves)]
 for before, point in zip([0, *points], points):
     take(engine, point - before)
-    raw = [weight.detach().clone() for weight in model.prior.parameters()]
-    ema.copy_to_module()
+    raw = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    averages.copy_to_module()
     checkpoint.save(model, out / "lsgm", stages=[first, second], summary={})
-    with torch.no_grad():
-        torch._foreach_copy_(list(model.prior.parameters()), raw)
+    model.load_state_dict(raw)
     print("saved", seconds, images, flush=True)
     sys.stdin.readline()
 """

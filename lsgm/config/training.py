@@ -191,6 +191,11 @@ class TrainConfig(ScheduleConfig):
     adam_eps_prior: Positive = Field(1e-4, description="epsilon of the prior's AdamW optimizer")
     weight_decay: NonNegative = Field(3e-4, description="weight decay of VAE and prior")
     ema: BelowOne = Field(0.9999, description="decay of the exponential moving average of the prior's weights")
+    ema_vae: BelowOne | None = Field(
+        None,
+        description="decay of the moving average of the VAE's weights, which the trained model then has; null: it has "
+        "those of the last step, as in the paper",
+    )
     kl_anneal: KLAnnealConfig | None = Field(
         None, description="annealing of the KL coefficient; null: the coefficient is 1 throughout"
     )
@@ -221,6 +226,8 @@ class TrainConfig(ScheduleConfig):
             raise ValueError("kl_balance: implemented for algorithm: 1 only")
         if self.precision == "fp16" and self.algorithm == 2:
             raise ValueError("precision: fp16 scales a single loss, but algorithm: 2 has two; use bf16")
+        if self.ema_vae is not None and not self.train_vae:
+            raise ValueError("ema_vae: has an effect only while the VAE is trained; leave it out with train_vae: false")
         if self.kl_balance and self.kl_anneal is None:
             raise ValueError("kl_balance: has an effect only while the KL coefficient is below 1; set kl_anneal too")
         return self

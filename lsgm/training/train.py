@@ -23,7 +23,7 @@ from lsgm.training import distributed
 from lsgm.training.activation_checkpointing import checkpoint_activations
 from lsgm.training.batch_noise import BatchNoise
 from lsgm.training.distributed import Ranks
-from lsgm.training.ema import EMA
+from lsgm.training.ema import EMA, Averages
 from lsgm.training.engine import Engine, Summary, compile_networks
 from lsgm.training.flat import flatten
 from lsgm.training.history import History
@@ -57,10 +57,10 @@ def train(
     states = States(state or out / "resume", {**stage.model_dump(mode="json"), **inputs})
     start = checkpoint.read_config(vae)
     before = sum(_seconds(start, key, vae) for key in ("seconds", "seconds_before")) if start.prior is not None else 0.0
-    engine, model, ema = build(stage, data, vae, device, ranks, states, tensorboard if ranks.first else None)
+    engine, model, averages = build(stage, data, vae, device, ranks, states, tensorboard if ranks.first else None)
     summary = engine.fit()
     if ranks.first:
-        ema.copy_to_module()
+        averages.copy_to_module()
         facts = {**asdict(summary), "seconds_before": before}  # of earlier end-to-end trainings
         engine.history.write(out / "history.csv")
         checkpoint.save(model, out, stages=[*start.stages, stage], summary=facts)
@@ -86,8 +86,8 @@ def build(
     ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
     states: States | None = None,
     tensorboard: Path | None = None,
-) -> tuple[Engine, LSGM, EMA[ScorePrior]]:
-    """The engine that trains VAE and prior, the model, and the average of the prior's weights.
+) -> tuple[Engine, LSGM, Averages]:
+    """The engine that trains VAE and prior, the model, and the averages of its weights.
 
     Raises:
         LSGMError: the data or the VAE are damaged, or do not fit together.
@@ -110,23 +110,27 @@ def build(
     optimized, regularizers = _optimizers(model, config)
     if config.activation_checkpointing:
         checkpoint_activations(model)
-    ema = EMA(prior, config.ema)
+    averages = Averages(EMA(prior, config.ema), None if config.ema_vae is None else EMA(model.vae, config.ema_vae))
     if config.compile:
         compile_networks(model)
-    parts: dict[str, Stateful] = {"model": model, "ema": ema}
+    parts: dict[str, Stateful] = {"model": model, "ema": averages.prior}
+    if averages.vae is not None:
+        parts["ema_vae"] = averages.vae
     parts |= {f"regularizer {i}": regularizer for i, (_, regularizer) in enumerate(regularizers)}
     task = Task(
         optimized=optimized,
-        objective=_objective(model, config, ema),
+        objective=_objective(model, config, averages.prior),
         regularizers=regularizers,
-        after_step=ema.update,
+        after_step=averages.update,
         parts=parts,
         networks={"vae": model.vae, "prior": prior} if config.train_vae else {"prior": prior},
         summarize=summarize_kl(model.vae.latent_groups),
-        validate=Validation(model, store, config.eval_images, ema.module),
+        validate=Validation(
+            model, store, config.eval_images, averages.prior.module, averages.vae.module if averages.vae else None
+        ),
     )
     history = History(rows_every(config, len(batches)), tensorboard)
-    return Engine("LSGM", task, batches, config, history, states, ranks, device), model, ema
+    return Engine("LSGM", task, batches, config, history, states, ranks, device), model, averages
 
 
 def _start_from(pretrained: LSGM, stage: TrainStage, batches: Batches) -> LSGM:

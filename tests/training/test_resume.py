@@ -32,7 +32,7 @@ STAGES = {
         {
             "prior": {"channels": 8, "scales": 1, "cells_per_scale": 1, "embedding_dim": 16, "mixing_logit_init": -1},
             "sde": {},
-            "train": {**LENGTH, "p_weighting": "un", "algorithm": 3, "spectral_reg_prior": 1e-3},
+            "train": {**LENGTH, "p_weighting": "un", "algorithm": 3, "spectral_reg_prior": 1e-3, "ema_vae": 0.9},
         },
     ),
 }

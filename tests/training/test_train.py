@@ -132,9 +132,22 @@ def test_inactive_latents_are_dropped_and_stored(trained):
     assert (model.prior.active == 1).all()
 
 
+def test_the_vae_is_averaged_with_the_statistics_of_its_batch_norms(trained):
+    """With decay 0 the average is the last step's; with 1/2 it is not, and lies near it."""
+    last, now, half = (trained(ema_vae=decay)[0].state_dict() for decay in (None, 0.0, 0.5))
+    for name, value in last.items():
+        torch.testing.assert_close(now[name], value, rtol=0, atol=0)
+    for name in ("vae.stem.weight", "vae.preprocess.0.branch.norm_1.running_mean"):
+        apart = (half[name] - last[name]).norm() / last[name].norm()
+        assert 0 < apart < 0.2, (name, apart)
+    prior = next(name for name in last if name.startswith("prior.network") and name.endswith("weight"))
+    torch.testing.assert_close(half[prior], last[prior], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
+        ({"ema_vae": 0.9, "train_vae": False}, "ema_vae: .* leave it out with train_vae: false"),
         ({"p_weighting": "un"}, r"algorithm: 1 .* must then be 'll', not 'un'.* use algorithm: 3"),
         ({"q_uses_ema": True}, "use algorithm: 2 with q_pass: in_turn"),
         ({"q_uses_ema": True, "algorithm": 2, "q_pass": "joint"}, "q_pass: in_turn"),

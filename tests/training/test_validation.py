@@ -30,11 +30,11 @@ def engine(mnist_store, folder, eval_every_epochs):
 def test_looks_change_no_bit_of_the_training(mnist_store, tmp_path):
     found = {}
     for eval_every_epochs in (0, 0.0005):
-        trained, model, ema = engine(mnist_store, tmp_path, eval_every_epochs)
+        trained, model, averages = engine(mnist_store, tmp_path, eval_every_epochs)
         trained.fit()
-        assert all(module.training for module in (*model.modules(), *ema.module.modules()))
+        assert all(module.training for module in (*model.modules(), *averages.prior.module.modules()))
         found[eval_every_epochs] = (
-            [*model.state_dict().values(), *ema.module.state_dict().values()],
+            [*model.state_dict().values(), *averages.prior.module.state_dict().values()],
             trained.history.rows,
         )
     looks = [row.pop("test_nelbo", None) for row in found[0.0005][1]]
@@ -44,8 +44,8 @@ def test_looks_change_no_bit_of_the_training(mnist_store, tmp_path):
 
 
 def test_a_model_that_falls_apart_is_not_looked_at(mnist_store, tmp_path):
-    _, model, ema = engine(mnist_store, tmp_path, 0)
-    for p in ema.module.parameters():
+    _, model, averages = engine(mnist_store, tmp_path, 0)
+    for p in averages.prior.module.parameters():
         p.fill_(torch.nan)
-    assert Validation(model, mnist_store, 2, ema.module)() == ({}, {})
-    assert model.prior is not ema.module and model.training
+    assert Validation(model, mnist_store, 2, averages.prior.module)() == ({}, {})
+    assert model.prior is not averages.prior.module and model.training
