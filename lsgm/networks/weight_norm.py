@@ -33,7 +33,7 @@ class WNConv2d(Conv2d):
 
 
 def normalize_weight(v: Tensor, log_norm: Tensor) -> Tensor:
-    """exp(log_norm) * v / (||v|| + 1e-5), the norm over the last three dimensions."""
+    """exp(log_norm) * v / (||v|| + 1e-5), the norm over the last three dimensions (leading ones are batched)."""
     norm = torch.linalg.vector_norm(v, dim=(-3, -2, -1), keepdim=True)
     return v * (torch.exp(log_norm) / (norm + EPS))
 
@@ -46,17 +46,22 @@ class NormalizedWeights:
 
     def __init__(self, *networks: nn.Module) -> None:
         self._convs = [module for network in networks for module in network.modules() if isinstance(module, WNConv2d)]
+        self._by_shape: dict[torch.Size, list[WNConv2d]] = {}
+        for conv in self._convs:
+            self._by_shape.setdefault(conv.weight.shape, []).append(conv)
 
     def __enter__(self) -> None:
-        if not self._convs:
+        directions = [conv.direction() for conv in self._convs]
+        if directions and all(kernels.available(v) and dense(v) for v in directions):
+            weights = _NormalizedWeights.apply(*directions, *(conv.log_weight_norm for conv in self._convs))
+            for conv, weight in zip(self._convs, weights, strict=True):
+                conv.normalized = weight
             return
-        directions, log_norms = zip(*((conv.direction(), conv.log_weight_norm) for conv in self._convs), strict=True)
-        if all(kernels.available(v) and dense(v) for v in directions):
-            weights = _NormalizedWeights.apply(*directions, *log_norms)
-        else:
-            weights = tuple(map(normalize_weight, directions, log_norms))
-        for conv, weight in zip(self._convs, weights, strict=True):
-            conv.normalized = weight
+        for convs in self._by_shape.values():  # channels-last, as they lie in memory
+            v = torch.stack([conv.direction().permute(0, 2, 3, 1) for conv in convs])
+            batch = normalize_weight(v, torch.stack([conv.log_weight_norm for conv in convs]))
+            for conv, weight in zip(convs, batch.permute(0, 1, 4, 2, 3), strict=True):
+                conv.normalized = weight
 
     def __exit__(self, *_: object) -> None:
         for conv in self._convs:
