@@ -23,7 +23,7 @@ def test_the_projects_own_file_is_what_pyyaml_reads_in_the_same_order():
     expected = yaml.safe_load(PARAMS.read_text())
     assert repr(found.value) == repr(expected)
     lines = PARAMS.read_text().splitlines()
-    assert lines[found.lines["models.mnist_demo.train.lr_vae"] - 1] == "      lr_vae: 5.0e-4"
+    assert lines[found.lines["models.mnist_demo.train.lr_vae"] - 1] == "      lr_vae: 1.0e-3"
     assert lines[found.lines["ablations.backbones"] - 1] == "  backbones: &backbones"
 
 

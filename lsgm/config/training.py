@@ -226,8 +226,6 @@ class TrainConfig(ScheduleConfig):
             raise ValueError("kl_balance: implemented for algorithm: 1 only")
         if self.precision == "fp16" and self.algorithm == 2:
             raise ValueError("precision: fp16 scales a single loss, but algorithm: 2 has two; use bf16")
-        if self.ema_vae is not None and not self.train_vae:
-            raise ValueError("ema_vae: has an effect only while the VAE is trained; leave it out with train_vae: false")
         if self.kl_balance and self.kl_anneal is None:
             raise ValueError("kl_balance: has an effect only while the KL coefficient is below 1; set kl_anneal too")
         return self

@@ -110,7 +110,8 @@ def build(
     optimized, regularizers = _optimizers(model, config)
     if config.activation_checkpointing:
         checkpoint_activations(model)
-    averages = Averages(EMA(prior, config.ema), None if config.ema_vae is None else EMA(model.vae, config.ema_vae))
+    of_vae = None if config.ema_vae is None or not config.train_vae else EMA(model.vae, config.ema_vae)
+    averages = Averages(EMA(prior, config.ema), of_vae)
     if config.compile:
         compile_networks(model)
     parts: dict[str, Stateful] = {"model": model, "ema": averages.prior}

@@ -147,7 +147,6 @@ def test_the_vae_is_averaged_with_the_statistics_of_its_batch_norms(trained):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"ema_vae": 0.9, "train_vae": False}, "ema_vae: .* leave it out with train_vae: false"),
         ({"p_weighting": "un"}, r"algorithm: 1 .* must then be 'll', not 'un'.* use algorithm: 3"),
         ({"q_uses_ema": True}, "use algorithm: 2 with q_pass: in_turn"),
         ({"q_uses_ema": True, "algorithm": 2, "q_pass": "joint"}, "q_pass: in_turn"),
