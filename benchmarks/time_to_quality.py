@@ -112,7 +112,7 @@ def main() -> None:
 
 def train(folder: Path, args: argparse.Namespace, seed: int) -> Found:
     """Train with the code in ``folder`` until the target is reached."""
-    x = test_images(args.data)
+    x, end = test_images(args.data), None
     with tempfile.TemporaryDirectory() as out:
         trainer = Stepper(folder, str(args.data.resolve()), out, str(seed), str(args.saves), code=TRAINER)
         assert trainer.process.stdin is not None and trainer.process.stdout is not None
@@ -127,7 +127,9 @@ def train(folder: Path, args: argparse.Namespace, seed: int) -> Found:
             print(file=trainer.process.stdin, flush=True)
         trainer.process.kill()
         trainer.process.wait()
-        return end
+    if end is None:
+        raise SystemExit("a training ended early; its message is above")
+    return end
 
 
 def test_images(data: Path) -> Tensor:
